@@ -1,0 +1,6 @@
+"""A plan made true: slices, and the integers that go with them."""
+
+from bough.cutting.cut import cut, cut_, mask
+from bough.cutting.verify import Verification, verify
+
+__all__ = ["Verification", "cut", "cut_", "mask", "verify"]

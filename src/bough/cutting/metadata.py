@@ -1,0 +1,35 @@
+"""What torch's own layers say about their widths, read off their new weights."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def refresh(module: nn.Module) -> None:
+    """Sets the integers that a standard layer keeps about its weights to what they are now."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape  # type: ignore[union-attr]
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        outer, inner = weight.shape[:2]  # type: ignore[union-attr]
+        if module.transposed:
+            module.in_channels, module.out_channels = outer, inner * module.groups
+        else:
+            module.in_channels, module.out_channels = inner * module.groups, outer
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        held = weight if weight is not None else module.running_mean
+        if held is not None:
+            module.num_features = held.shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        if weight is not None:
+            module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        if weight is not None:
+            module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape  # type: ignore[union-attr]
+    elif isinstance(module, nn.MultiheadAttention):
+        module.embed_dim = module.out_proj.weight.shape[0]
+        module.head_dim = module.out_proj.weight.shape[1] // module.num_heads
+        if module._qkv_same_embed_dim:
+            module.kdim = module.vdim = module.embed_dim

@@ -1,0 +1,188 @@
+"""`verify`: is the cut model the masked original?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bough.cutting.cut import mask
+from bough.errors import PlanError
+from bough.graph import Graph
+from bough.planning.plan import Plan
+from bough.spaces import Atom, Space, indices, normal
+from bough.tracing.execution import Execution
+from bough.tracing.stream import Call, swap, tensors_in
+from bough.tracing.trace import flatten, run, split_inputs, trace
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How far the cut model is from its masked original.
+
+    `max_error`: largest absolute difference over all outputs; `scale`: largest absolute output of the masked original.
+    `exact_groups` were compared with plain zeros; over `renormalizing_groups` a statistic runs, and the masked original
+    took it over the kept units only.
+    """
+
+    max_error: float
+    scale: float
+    dtype: str
+    exact_groups: tuple[str, ...]
+    renormalizing_groups: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Within rounding of the compared dtype."""
+        return self.max_error <= (1e-9 if self.dtype == "float64" else 1e-3) * max(self.scale, 1.0)
+
+    def __str__(self) -> str:
+        verdict = "equal" if self.equal else "NOT equal"
+        how = f"{len(self.exact_groups)} exact groups"
+        if self.renormalizing_groups:
+            how += f", {len(self.renormalizing_groups)} renormalizing ones against statistics over kept units"
+        return f"masked original and cut model are {verdict}: largest error {self.max_error:.2e} ({self.dtype}; {how})"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "max_error": self.max_error, "scale": self.scale, "dtype": self.dtype, "equal": self.equal,
+            "exact_groups": list(self.exact_groups), "renormalizing_groups": list(self.renormalizing_groups),
+        }  # fmt: skip
+
+
+def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, *, dtype: torch.dtype | None = torch.float64) -> Verification:
+    """Runs the masked original and the cut model in eval mode and compares all outputs.
+
+    Args:
+        model: the original, which stays as it is. small: the cut model. plan: the plan between them.
+        example_inputs: as for `trace`.
+        dtype: floats are converted to this for the comparison (on copies); None compares as they are.
+    """
+    reference = mask(model, plan).eval()
+    compared = copy.deepcopy(small).eval()
+    if dtype is not None:
+        reference, compared = reference.to(dtype), compared.to(dtype)
+    args, kwargs = split_inputs(_cast(example_inputs, dtype))
+    with torch.no_grad():
+        expected = list(flatten(_kept_only(reference, plan, args, kwargs)))
+        actual = list(flatten(compared(*_copies(args), **_copies(kwargs))))
+    if len(expected) != len(actual):
+        raise PlanError(f"the cut model returns {len(actual)} tensors, the original {len(expected)}")
+    error = scale = 0.0
+    for a, b in zip(expected, actual, strict=True):
+        if a.shape != b.shape:
+            raise PlanError(f"an output has shape {list(b.shape)} after the cut, and {list(a.shape)} before")
+        if a.numel() and (a.is_floating_point() or a.is_complex()):
+            error = max(error, float((a - b).abs().nan_to_num(0.0, float("inf")).max()))
+            scale = max(scale, float(a.abs().nan_to_num(0.0).max()))
+    cut = tuple(n for n, (k, t) in plan.groups.items() if k < t)
+    name = str(dtype).removeprefix("torch.") if dtype else "as given"
+    renormalizing = tuple(n for n in cut if n in plan.renormalizing)
+    return Verification(error, scale, name, tuple(n for n in cut if n not in plan.renormalizing), renormalizing)
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {k: _cast(v, dtype) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_cast(v, dtype) for v in value)
+    return value
+
+
+def _copies(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _copies(v) for k, v in value.items()}
+    return swap(value, lambda t: t.clone())
+
+
+def _kept_only(reference: nn.Module, plan: Plan, args: Any, kwargs: Any) -> Any:
+    """The masked model's outputs, with each statistic over cut units taken over the kept ones."""
+    if not plan.renormalizing and not plan.scales:
+        return reference(*_copies(args), **_copies(kwargs))
+    graph = trace(reference, kwargs or args, real=True)
+    names = {g.name: g for g in graph.groups}
+    kept: dict[Atom, Any] = {}
+    for group in names.values():
+        member = next((m for m in group.members if m.dim in plan.kept.get(m.name, {})), None)
+        if member is not None:
+            kept[group.atom] = _units(graph, group.atom, member.name, member.dim, plan)
+    execution = Execution(reference, True)
+    handler = _KeptOnly(graph, kept, execution)
+    return run(handler, execution, reference, args, kwargs, lambda path, n: n)
+
+
+def _units(graph: Graph, atom: Atom, name: str, dim: int, plan: Plan) -> Any:
+    import numpy as np
+
+    from bough.spaces import coordinates
+
+    (units, *_) = coordinates(graph.states[name].axes[dim], atom)
+    found = np.unique(units[plan.kept[name][dim]])
+    return found[found >= 0]
+
+
+class _KeptOnly:
+    """Runs for real; an op with a statistic over cut units is run on the kept ones, its result spread out with zeros."""
+
+    def __init__(self, graph: Graph, kept: Mapping[Atom, Any], execution: Execution) -> None:
+        self.graph, self.kept, self.execution = graph, kept, execution
+
+    def owned(self, tensor: Tensor) -> Tensor:
+        return self.execution.stand_ins.get(id(tensor), tensor)
+
+    def shape(self, tensor: Tensor) -> torch.Size:
+        return tensor.shape
+
+    def device(self, tensor: Tensor) -> torch.device:
+        return tensor.device
+
+    def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        pass
+
+    def op(self, call: Call) -> Any:
+        record = self.graph.ops[call.index] if call.index < len(self.graph.ops) else None
+        if record is None or record.name != call.name:
+            raise PlanError("the masked model took another path than the traced one: its control flow depends on data")
+        if not any(a in self.kept for s in record.renormalized for a in normal(s).atoms):
+            return call.func(*call.args, **call.kwargs)
+        axes = iter(record.arguments)
+        args = swap(call.args, lambda t: self._slice(t, next(axes)))
+        kwargs = {k: swap(v, lambda t: self._slice(t, next(axes))) for k, v in call.kwargs.items()}
+        args = _adapted(call.name, args, record.renormalized, self.kept)
+        result = call.func(*args, **kwargs)
+        results = [self._spread(t, a) for t, a in zip(tensors_in(result), record.results, strict=True)]
+        return results[0] if isinstance(result, Tensor) else type(result)(results) if type(result) in (list, tuple) else tuple(results)
+
+    def _slice(self, tensor: Tensor, axes: tuple[Space, ...]) -> Tensor:
+        for dim, axis in enumerate(axes):
+            index = indices(axis, self.kept)
+            if len(index) < axis.size:
+                tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
+        return tensor
+
+    def _spread(self, tensor: Tensor, axes: tuple[Space, ...]) -> Tensor:
+        for dim, axis in enumerate(axes):
+            index = indices(axis, self.kept)
+            if len(index) < axis.size:
+                shape = list(tensor.shape)
+                shape[dim] = axis.size
+                full = tensor.new_zeros(shape)
+                tensor = full.index_copy_(dim, torch.from_numpy(index).to(tensor.device), tensor)
+        return tensor
+
+
+def _adapted(name: str, args: tuple[Any, ...], renormalized: tuple[Space, ...], kept: Mapping[Atom, Any]) -> tuple[Any, ...]:
+    """The integer arguments of a normalization on fewer units."""
+    if name in ("layer_norm", "rms_norm"):
+        n = len(args[1])
+        return (args[0], list(args[0].shape[-n:]), *args[2:])
+    if name == "group_norm":
+        each = len(indices(renormalized[0], kept))
+        return (args[0], args[0].shape[1] // each, *args[2:])
+    return args

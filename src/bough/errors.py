@@ -1,0 +1,38 @@
+"""Everything bough raises for its users.
+
+    BoughError
+    ├── TraceError            the model could not be run, or the example inputs do not fit it
+    ├── BudgetError           a budget that cannot be read, or cannot be reached
+    ├── PlanError             a plan that does not fit: another model, no prunable group, an unknown name
+    │   └── ConflictError     the model's own Python contradicts the plan
+    ├── CheckpointError       a checkpoint that is missing, damaged or of another version
+    └── ModelReferenceError   a model name on the command line that leads nowhere
+"""
+
+
+class BoughError(Exception):
+    """Base of every error that bough raises on purpose; its message says what, where and what to do."""
+
+
+class TraceError(BoughError):
+    """The model could not be run on the example inputs."""
+
+
+class BudgetError(BoughError, ValueError):
+    """A budget that cannot be read or cannot be reached."""
+
+
+class PlanError(BoughError, ValueError):
+    """A plan, or a request for one, that does not fit the model."""
+
+
+class ConflictError(PlanError):
+    """The model's own Python contradicts the plan: stale integers, scalars or control flow."""
+
+
+class CheckpointError(BoughError):
+    """A checkpoint that is missing, damaged, or made by another version."""
+
+
+class ModelReferenceError(BoughError):
+    """A model reference of the command line that leads nowhere."""

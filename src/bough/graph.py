@@ -1,0 +1,187 @@
+"""The values that the stages hand on: a recorded run, and the groups of units that its types allow to cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from bough.spaces import Atom, Space, count, normal
+
+if TYPE_CHECKING:
+    from bough.cost import Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A place where a group occurs: dim `dim` of the parameter or buffer `name`."""
+
+    name: str
+    dim: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Group:
+    """Units that can be removed together with all that belongs to them.
+
+    `exact`: removing units equals zeroing them. Otherwise a statistic (a mean, a norm, a softmax) runs over the units,
+    and removal equals a model that takes it over the kept units only.
+    """
+
+    name: str
+    kind: str
+    size: int
+    exact: bool
+    members: tuple[Member, ...]
+    atom: Atom
+
+    def to_dict(self) -> dict[str, Any]:
+        members = [[m.name, m.dim] for m in self.members]
+        return {"name": self.name, "kind": self.kind, "units": self.size, "exact": self.exact, "members": members}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Frozen:
+    """Units of parameters that stay, and why."""
+
+    name: str
+    size: int
+    reason: str
+    members: tuple[Member, ...]
+    atom: Atom
+
+    def to_dict(self) -> dict[str, Any]:
+        members = [[m.name, m.dim] for m in self.members]
+        return {"name": self.name, "units": self.size, "reason": self.reason, "members": members}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class State:
+    """A tensor that the model holds, with the space of each of its axes."""
+
+    name: str
+    axes: tuple[Space, ...]
+    itemsize: int
+    parameter: bool
+    saved: bool
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Storage:
+    """Memory that an op fills: its axes, bytes an element, the ops that make it and last read it."""
+
+    axes: tuple[Space, ...]
+    itemsize: int
+    born: int
+    dies: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class OpRecord:
+    """One op of the run."""
+
+    index: int
+    name: str
+    module: str
+    where: str
+    inputs: tuple[int, ...]  # for each tensor argument, the (op, output) number of its value; -1 for held tensors
+    arguments: tuple[tuple[Space, ...], ...]  # the axes of each tensor argument
+    states: tuple[str, ...]  # for each tensor argument, the name of the held tensor it is, or ""
+    values: tuple[int, ...]  # the numbers of its results
+    results: tuple[tuple[Space, ...], ...]
+    macs: tuple[tuple[Space, ...], ...]
+    renormalized: tuple[Space, ...]
+    scalars: tuple[float, ...]
+    scale_of: Space | None
+    detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class UnknownOp:
+    """An op without a rule: what it touches is frozen."""
+
+    name: str
+    module: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.module or 'the model'} ({self.where})"
+
+
+@dataclass(eq=False, repr=False)
+class Graph:
+    """A model's run with a type for every axis: what can be cut, what can not and why, what it costs."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    ops: tuple[OpRecord, ...]
+    storages: tuple[Storage, ...]
+    states: dict[str, State]
+    equations: tuple[Any, ...]
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    unknown_ops: tuple[UnknownOp, ...]
+    real: bool  # traced with real values, because the control flow depends on data
+    fingerprint: str
+    notes: list[str] = field(default_factory=list)
+
+    def group(self, name: str) -> Group:
+        """The group called `name`; KeyError where there is none."""
+        return {g.name: g for g in self.groups}[name]
+
+    def cost(self, counts: Mapping[str, int] | None = None) -> Cost:
+        """The cost of the model with `counts` units kept per group name; of the model as it is without."""
+        from bough.cost import cost_of
+
+        return cost_of(self, counts)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The parameter, buffer or tensor attribute called `name`."""
+        return held_tensor(self.model, name)
+
+    def __str__(self) -> str:
+        head = f"{'group':48} {'kind':9} {'units':>6} {'places':>6}  exact"
+        lines = [head, "-" * len(head)]
+        for g in self.groups:
+            lines.append(f"{g.name:48} {g.kind:9} {g.size:6} {len(g.members):6}  {'yes' if g.exact else 'renormalizes'}")
+        if self.frozen:
+            lines += ["", "frozen:"]
+            lines += [f"  {f.name} ({f.size} units): {f.reason}" for f in self.frozen]
+        if self.unknown_ops:
+            lines += ["", "unknown ops (all they touch is frozen):", *(f"  {u}" for u in self.unknown_ops)]
+        if self.notes:
+            lines += ["", *self.notes]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "groups": [g.to_dict() for g in self.groups],
+            "frozen": [f.to_dict() for f in self.frozen],
+            "unknown_ops": [str(u) for u in self.unknown_ops],
+            "cost": self.cost().to_dict(),
+            "notes": list(self.notes),
+        }
+
+
+def held_tensor(model: nn.Module, name: str) -> torch.Tensor:
+    """The parameter, buffer or tensor attribute of `model` called `name`."""
+    owner, _, leaf = name.rpartition(".")
+    value = getattr(model.get_submodule(owner), leaf)
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def sizes(axes: tuple[Space, ...], kept: Mapping[Atom, int]) -> tuple[int, ...]:
+    """The sizes of axes when each atom keeps so many units."""
+    return tuple(int(count(a, kept)) for a in axes)
+
+
+def atoms_of(spaces: tuple[Space, ...]) -> set[Atom]:
+    """All atoms that occur in some spaces."""
+    return {a for s in spaces for a in normal(s).atoms}

@@ -1,0 +1,63 @@
+"""The verbs that run several stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bough.cutting import Verification, cut, verify
+from bough.importance import Criterion, Magnitude, score
+from bough.planning import Budget, Plan, plan
+from bough.tracing import trace
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `prune` gives: the cut model, the plan it was cut by, and the proof of its equality."""
+
+    model: nn.Module
+    plan: Plan
+    report: Verification
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"plan": self.plan.to_dict(), "verification": self.report.to_dict()}
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n{self.report}"
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    budget: Budget,
+    *,
+    importance: Criterion | None = None,
+    ignore: Iterable[str] = (),
+    allocation: str = "global",
+    round_to: int = 1,
+    minimum: float = 1,
+    exact_only: bool = False,
+    on_conflict: str = "freeze",
+) -> Result:
+    """Traces, scores, plans, cuts and verifies; `model` stays as it was.
+
+    Args and errors as for `trace`, `score`, `plan` and `cut`; `importance` is `Magnitude(p=2)` unless given.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> result = bough.prune(net, torch.randn(1, 4), bough.Budget(params="50%"))
+        >>> result.model[0].out_features, result.report.equal
+        (3, True)
+    """
+    graph = trace(model, example_inputs, ignore=ignore)
+    scores = score(graph, importance or Magnitude(p=2))
+    decided = plan(
+        graph, scores, budget, allocation=allocation, round_to=round_to, minimum=minimum, exact_only=exact_only,
+        on_conflict=on_conflict,
+    )  # fmt: skip
+    small = cut(model, decided)
+    return Result(small, decided, verify(model, small, decided, example_inputs))

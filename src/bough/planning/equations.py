@@ -1,0 +1,260 @@
+"""Integer equations: what held integers become, and what the model's Python asks of the counts.
+
+`E // num_heads` used as the size of an axis D, for instance, says E = H x D. Where one side can follow by setting an
+attribute, it does; what remains binds groups' counts together: they are cut in proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from bough.graph import Graph, Group
+from bough.spaces import Atom, Space, Sum, normal
+from bough.spaces import count as count_of
+from bough.tracing.provenance import (
+    Attribute,
+    AxisSize,
+    Equation,
+    Expression,
+    Operation,
+    Path,
+    attributes_in,
+    evaluate,
+    invert,
+)
+
+Monomials = dict[tuple[int, ...], int]  # ids of atoms, sorted -> coefficient
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """Groups that must be cut in proportion (lists of names), and groups that must stay (name -> why)."""
+
+    classes: tuple[tuple[str, ...], ...]
+    held: dict[str, str]
+
+
+def solve(equations: Sequence[Equation], kept: Mapping[Atom, int]) -> tuple[dict[Path, int], list[Equation]]:
+    """(new values of attributes, equations that can not be met) at the given counts."""
+    values: dict[Path, int] = {}
+    for e in equations:
+        if isinstance(e.expression, Attribute):
+            values.setdefault(e.expression.path, int(count_of(e.space, kept)))
+    changed = True
+    while changed:
+        changed = False
+        for e in equations:
+            target = int(count_of(e.space, kept))
+            unknown = [a.path for a in attributes_in(e.expression) if a.path not in values]
+            if len(unknown) == 1 and evaluate(e.expression, values, kept) != target:
+                new = invert(e.expression, target, unknown[0], values, kept)
+                if new is not None and new > 0:
+                    values[unknown[0]] = new
+                    changed = True
+    failed = [e for e in equations if evaluate(e.expression, values, kept) != int(count_of(e.space, kept))]
+    return values, failed
+
+
+def ties(graph: Graph, held: Mapping[str, str]) -> Ties:
+    """What the equations demand of the groups' counts, with the groups in `held` fixed already."""
+    return _Tying(graph, held).result()
+
+
+class _Tying:
+    def __init__(self, graph: Graph, held: Mapping[str, str]) -> None:
+        self.graph = graph
+        self.held = dict(held)
+        self.by_id = {id(g.atom): g for g in graph.groups}
+        self.parent = {g.name: g.name for g in graph.groups}
+
+    def result(self) -> Ties:
+        sides = self._sides()
+        for _ in range(len(self.held) + 4):
+            before = (dict(self.held), dict(self.parent))
+            for left, right, where in sides:
+                self._demand(left, right, where)
+            self._spread()
+            if before == (self.held, self.parent):
+                break
+        classes: dict[str, list[str]] = {}
+        for g in self.graph.groups:
+            if g.name not in self.held:
+                classes.setdefault(self._find(g.name), []).append(g.name)
+        return Ties(tuple(tuple(c) for c in classes.values()), self.held)
+
+    def _sides(self) -> list[tuple[Monomials, Monomials, str]]:
+        """Each equation as two polynomials over atoms, attributes replaced by the spaces they stand for."""
+        meaning: dict[Path, Monomials] = {}
+        sides: list[tuple[Monomials, Monomials, str]] = []
+        rest: list[Equation] = []
+        for e in self.graph.equations:
+            if isinstance(e.expression, Attribute):
+                own = self._of(e.space)
+                known = meaning.setdefault(e.expression.path, own)
+                if known is not own:
+                    sides.append((known, own, e.where))
+            else:
+                rest.append(e)
+        waiting = rest
+        while waiting:
+            later = []
+            for e in waiting:
+                unknown = {a.path for a in attributes_in(e.expression)} - meaning.keys()
+                if not unknown:
+                    pair = self._pair(e.expression, self._of(e.space), meaning)
+                    if pair is not None:
+                        sides.append((*pair, e.where))
+                elif len(unknown) == 1 and self._learn(e, next(iter(unknown)), meaning):
+                    continue
+                else:
+                    later.append(e)
+            if len(later) == len(waiting):
+                break
+            waiting = later
+        return [s for s in sides if s[0] != s[1]]
+
+    def _learn(self, e: Equation, path: Path, meaning: dict[Path, Monomials]) -> bool:
+        """Takes c * attribute = space as the meaning of an attribute that is never used bare."""
+        x = e.expression
+        if isinstance(x, Operation) and x.op == "*":
+            for one, other in ((x.left, x.right), (x.right, x.left)):
+                if isinstance(one, Attribute) and one.path == path:
+                    factor = self._polynomial(other, meaning)
+                    whole = self._of(e.space)
+                    quotient = _divide(whole, factor) if factor else None
+                    if quotient is not None:
+                        meaning[path] = quotient
+                        return True
+        return False
+
+    def _pair(
+        self, expression: Expression, space: Monomials, meaning: Mapping[Path, Monomials]
+    ) -> tuple[Monomials, Monomials] | None:
+        if isinstance(expression, Operation) and expression.op == "//":
+            left, right = self._polynomial(expression.left, meaning), self._polynomial(expression.right, meaning)
+            return None if left is None or right is None else (left, _times(right, space))
+        polynomial = self._polynomial(expression, meaning)
+        return None if polynomial is None else (polynomial, space)
+
+    def _polynomial(self, expression: Expression, meaning: Mapping[Path, Monomials]) -> Monomials | None:
+        if isinstance(expression, int):
+            return {(): int.__index__(expression)}
+        if isinstance(expression, AxisSize):
+            return self._of(expression.space)
+        if isinstance(expression, Attribute):
+            return meaning.get(expression.path, {(): expression.value})
+        left, right = self._polynomial(expression.left, meaning), self._polynomial(expression.right, meaning)
+        if left is None or right is None:
+            return None
+        if expression.op == "*":
+            return _times(left, right)
+        if expression.op == "//":
+            return _divide(left, right)
+        sign = 1 if expression.op == "+" else -1
+        return _plus(left, {m: sign * c for m, c in right.items()})
+
+    def _of(self, space: Space) -> Monomials:
+        space = normal(space)
+        if isinstance(space, Atom):
+            return {(id(space),): 1} if id(space) in self.by_id else {(): space.size}
+        result: Monomials = {}
+        if isinstance(space, Sum):
+            for term in space.terms:
+                result = _plus(result, self._of(term))
+            return result
+        result = {(): 1}
+        for factor in space.factors:
+            result = _times(result, self._of(factor))
+        return result
+
+    def _demand(self, left: Monomials, right: Monomials, where: str) -> None:
+        left, right = self._fixed(left), self._fixed(right)
+        if left == right:
+            return
+        why = f"the model's Python computes its size from another ({where})"
+        if len(left) != 1 or len(right) != 1:
+            for m in {*left, *right}:
+                if left.get(m) != right.get(m):
+                    self._hold([self.by_id[a] for a in m], why)
+            return
+        (a, _), (b, _) = next(iter(left.items())), next(iter(right.items()))
+        ones, others = [self.by_id[x] for x in a], [self.by_id[x] for x in b]
+        for g in list(ones):
+            if g in others:
+                ones.remove(g)
+                others.remove(g)
+        if len({self._find(g.name) for g in (*ones, *others)}) == 1 and len(ones) == len(others):
+            return
+        if not ones or not others:
+            self._hold([*ones, *others], why)
+            return
+        keep = [min(side, key=_reluctance) for side in (ones, others)]
+        self._hold([g for g in (*ones, *others) if g not in keep], why)
+        self.parent[self._find(keep[0].name)] = self._find(keep[1].name)
+
+    def _fixed(self, polynomial: Monomials) -> Monomials:
+        """Held groups as numbers."""
+        result: Monomials = {}
+        for monomial, c in polynomial.items():
+            fixed = prod(self.by_id[a].size for a in monomial if self.by_id[a].name in self.held)
+            free = tuple(a for a in monomial if self.by_id[a].name not in self.held)
+            result[free] = result.get(free, 0) + c * fixed
+        return {m: c for m, c in result.items() if c}
+
+    def _hold(self, groups: list[Group], why: str) -> None:
+        for g in groups:
+            self.held.setdefault(g.name, why)
+
+    def _spread(self) -> None:
+        """A class with a held group is held whole."""
+        roots = {self._find(n): why for n, why in self.held.items()}
+        for g in self.graph.groups:
+            root = self._find(g.name)
+            if root in roots and any(self._find(n) == root and n != g.name for n in self.held):
+                self.held.setdefault(g.name, roots[root])
+
+    def _find(self, name: str) -> str:
+        while self.parent[name] != name:
+            name = self.parent[name]
+        return name
+
+
+def _reluctance(group: Group) -> tuple[bool, int]:
+    """Which of several factors is left free: not a head dimension where there is a choice, then the largest."""
+    return group.kind == "head_dim", -group.size
+
+
+def _times(a: Monomials, b: Monomials) -> Monomials:
+    result: Monomials = {}
+    for m, p in a.items():
+        for n, q in b.items():
+            key = tuple(sorted(m + n))
+            result[key] = result.get(key, 0) + p * q
+    return result
+
+
+def _plus(a: Monomials, b: Monomials) -> Monomials:
+    result = dict(a)
+    for m, c in b.items():
+        result[m] = result.get(m, 0) + c
+    return {m: c for m, c in result.items() if c}
+
+
+def _divide(a: Monomials, b: Monomials) -> Monomials | None:
+    """a / b where b is one monomial that divides each of a's."""
+    if len(b) != 1:
+        return None
+    (divisor, q) = next(iter(b.items()))
+    result: Monomials = {}
+    for monomial, c in a.items():
+        left = list(monomial)
+        for x in divisor:
+            if x not in left:
+                return None
+            left.remove(x)
+        if c % q:
+            return None
+        result[tuple(left)] = c // q
+    return result

@@ -1,0 +1,236 @@
+"""Keeps what a model derives from a width, such as attention's default 1/sqrt(head_dim), as it was.
+
+The ratio is folded into weights upstream: the wish "multiply this tensor by c" is pulled back, op by op, through
+rearrangements and linear arithmetic, until every branch of it ends in a parameter. A branch that ends elsewhere, or an
+index that is read by someone who wants it unchanged, makes the wish fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bough.graph import Graph, OpRecord
+from bough.planning.plan import Scale
+from bough.tracing.replay import Conflict, Rescale
+
+Wish = NDArray[np.float64]  # a factor for each index of a tensor; NaN: any
+
+_PASS = frozenset("clone _to_copy detach alias contiguous neg relu native_dropout dropout".split())
+_RESHAPE = frozenset("view _unsafe_view reshape unsqueeze squeeze flatten unflatten".split())
+_LINEAR = frozenset("linear mm addmm bmm baddbmm convolution".split())
+_NORM = {"layer_norm": (1, 2), "rms_norm": (1,), "batch_norm": (1, 2)}
+
+
+class _Unfoldable(Exception):
+    pass
+
+
+def fold(graph: Graph, rescales: Sequence[Rescale]) -> tuple[tuple[Scale, ...], list[Conflict]]:
+    """(factors for parameters, the wishes that no parameter can take)."""
+    flow = _Flow(graph)
+    scales: list[Scale] = []
+    failed: list[Conflict] = []
+    for wish in rescales:
+        try:
+            scales += flow.pull_back(wish)
+        except _Unfoldable as error:
+            spaces = [wish.op.scale_of] if wish.op.scale_of is not None else [s for axes in wish.op.arguments for s in axes]
+            atoms = frozenset(a for s in spaces for a in s.atoms)
+            failed.append(Conflict(f"a number that the model derives from a cut width can not be kept: {error}", wish.op, atoms))
+    return tuple(scales), failed
+
+
+class _Flow:
+    """Who makes and who reads each value of the recorded run."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    @cached_property
+    def maker(self) -> dict[int, tuple[OpRecord, int]]:
+        return {v: (op, i) for op in self.graph.ops for i, v in enumerate(op.values)}
+
+    @cached_property
+    def readers(self) -> dict[int | str, list[tuple[OpRecord, int]]]:
+        table: dict[int | str, list[tuple[OpRecord, int]]] = {}
+        for op in self.graph.ops:
+            for i, (value, state) in enumerate(zip(op.inputs, op.states, strict=True)):
+                table.setdefault(state or value, []).append((op, i))
+        return table
+
+    def pull_back(self, wish: Rescale) -> list[Scale]:
+        op, position = wish.op, wish.argument
+        wishes: dict[int | str, Wish] = {}
+        told: dict[int | str, set[tuple[int, int]]] = {}
+        scales: list[Scale] = []
+
+        def tell(reader: OpRecord, i: int, factors: Wish) -> None:
+            key = reader.states[i] or reader.inputs[i]
+            told.setdefault(key, set()).add((reader.index, i))
+            wishes[key] = _merge(wishes.get(key), factors)
+
+        tell(op, position, np.full(_shape(op, position), wish.factor))
+        while wishes:
+            key = max(wishes, key=lambda k: self.maker[k][0].index if isinstance(k, int) and k in self.maker else -1)
+            factors = wishes.pop(key)
+            for reader, i in self.readers[key]:
+                if (reader.index, i) not in told[key]:
+                    factors = _merge(factors, _read(reader, i))
+            if isinstance(key, str):
+                scales += self._scale(key, factors)
+                continue
+            if key not in self.maker:
+                raise _Unfoldable("it reaches an input of the model")
+            maker, output = self.maker[key]
+            for i, part in _through(maker, output, factors):
+                tell(maker, i, part)
+        return scales
+
+    def _scale(self, name: str, factors: Wish) -> list[Scale]:
+        if not self.graph.states[name].parameter:
+            raise _Unfoldable(f"it reaches the buffer {name}")
+        factors = np.where(np.isnan(factors), 1.0, factors)
+        for dim in range(factors.ndim):
+            line = np.moveaxis(factors, dim, 0).reshape(factors.shape[dim], -1)
+            if (line == line[:, :1]).all():
+                vector = line[:, 0]
+                return [
+                    Scale(name, dim, tuple(np.flatnonzero(vector == f).tolist()), float(f)) for f in np.unique(vector) if f != 1
+                ]
+        raise _Unfoldable(f"{name} would need a factor that varies over several dims")
+
+
+def _shape(op: OpRecord, i: int) -> tuple[int, ...]:
+    return tuple(a.size for a in op.arguments[i])
+
+
+def _merge(a: Wish | None, b: Wish) -> Wish:
+    if a is None:
+        return b
+    both = ~np.isnan(a) & ~np.isnan(b)
+    if not np.allclose(a[both], b[both], rtol=1e-9, atol=0):
+        raise _Unfoldable("a tensor is also read where it must stay as it is")
+    return np.where(np.isnan(a), b, a)
+
+
+def _read(op: OpRecord, i: int) -> Wish:
+    """What a reader that wants its results unchanged wants of its argument i: ones, where it reads."""
+    shape = _shape(op, i)
+    try:
+        places = _places(op, i)
+    except _Unfoldable:
+        return np.ones(shape)
+    wish = np.full(prod(shape), np.nan)
+    for place in places:
+        wish[place[place >= 0]] = 1.0
+    return wish.reshape(shape)
+
+
+def _places(op: OpRecord, i: int) -> list[NDArray[np.int64]]:
+    """For each result: the flat index in argument i that each of its elements comes from (-1: from elsewhere)."""
+    shape = _shape(op, i)
+    ids = np.arange(prod(shape)).reshape(shape)
+    results = [tuple(a.size for a in axes) for axes in op.results]
+    name, detail = op.name.rstrip("_") if not op.name.startswith("_") else op.name, op.detail
+    if name in _PASS or name in ("mul", "add", "sub", "div"):
+        return [np.broadcast_to(ids, r) for r in results[:1]]
+    if name in _RESHAPE:
+        return [ids.reshape(results[0])]
+    if name == "permute":
+        return [ids.transpose(detail[1])]
+    if name in ("transpose", "t"):
+        return [np.swapaxes(ids, *(detail[1:3] if len(detail) > 2 else (0, -1)))]
+    if name == "expand":
+        return [np.broadcast_to(ids, results[0])]
+    if name == "select":
+        return [np.take(ids, detail[2], axis=detail[1])]
+    if name == "unbind":
+        return list(np.moveaxis(ids, detail[1] if len(detail) > 1 else 0, 0))
+    if name == "slice":
+        dim, start, step = (*detail[1:3], detail[4] if len(detail) > 4 else 1) if len(detail) > 2 else (0, 0, 1)
+        size = results[0][dim]
+        begin = start or 0
+        begin = begin + shape[dim] if begin < 0 else begin
+        return [np.take(ids, begin + step * np.arange(size), axis=dim)]
+    if name.startswith(("split", "chunk", "unsafe_split")):
+        dim = detail[2] if len(detail) > 2 else 0
+        return np.split(ids, np.cumsum([r[dim] for r in results])[:-1], axis=dim)
+    if name == "cat":
+        dim = detail[1] if len(detail) > 1 else 0
+        parts = [ids if j == i else np.full(_shape(op, j), -1) for j in range(len(op.arguments))]
+        return [np.concatenate(parts, axis=dim)]
+    raise _Unfoldable(f"it meets {op.name} in {op.module} ({op.where})")
+
+
+def _through(op: OpRecord, output: int, factors: Wish) -> list[tuple[int, Wish]]:
+    """The wishes on an op's arguments that grant a wish on its result."""
+    name = op.name.rstrip("_") if not op.name.startswith("_") else op.name
+    if name in _LINEAR:
+        return _through_linear(op, name, factors)
+    if name in _NORM:
+        vector = _along(factors, 1 if name == "batch_norm" else factors.ndim - 1)
+        if len(op.arguments) <= _NORM[name][0] or not op.states[1]:
+            raise _Unfoldable(f"it meets {op.name} without weights in {op.module}")
+        last = min(len(op.arguments), 1 + len(_NORM[name]))
+        return [(i, vector) for i in range(1, last)]
+    if name in ("mul", "div"):
+        takers = [max(range(len(op.arguments)), key=lambda i: prod(_shape(op, i)))] if name == "mul" else [0]
+    elif name in ("add", "sub", "cat"):
+        takers = list(range(len(op.arguments)))
+    else:
+        takers = [0]
+    result = []
+    for i in range(len(op.arguments)):
+        wish = _read(op, i)
+        if i in takers:
+            wish = _carry(op, i, output, factors)
+        result.append((i, wish))
+    return result
+
+
+def _carry(op: OpRecord, i: int, output: int, factors: Wish) -> Wish:
+    shape = _shape(op, i)
+    places = _places(op, i)[output]
+    wish = np.full(prod(shape), np.nan)
+    mine = (places >= 0) & ~np.isnan(factors)
+    wish[places[mine]] = factors[mine]
+    if not np.allclose(wish[places[mine]], factors[mine], rtol=1e-9, atol=0):
+        raise _Unfoldable(f"{op.name} in {op.module} repeats a value that would need two factors")
+    return wish.reshape(shape)
+
+
+def _along(factors: Wish, dim: int) -> Wish:
+    """The factor per index of `dim`, the same everywhere else."""
+    line = np.moveaxis(factors, dim, 0).reshape(factors.shape[dim], -1)
+    low, high = _nan(np.nanmin, line), _nan(np.nanmax, line)
+    if not np.allclose(low, high, rtol=1e-9, atol=0, equal_nan=True):
+        raise _Unfoldable("a linear layer's output would need different factors at different positions")
+    return np.where(np.isnan(low), 1.0, low)
+
+
+def _nan(reduce: Any, line: Wish) -> Wish:
+    empty = np.isnan(line).all(axis=1)
+    return np.where(empty, np.nan, reduce(np.where(empty[:, None], 0.0, line), axis=1))
+
+
+def _through_linear(op: OpRecord, name: str, factors: Wish) -> list[tuple[int, Wish]]:
+    biased = name in ("addmm", "baddbmm")
+    weight = 2 if biased else 1
+    dim = 1 if name == "convolution" else factors.ndim - 1
+    vector = _along(factors, dim)
+    shape = _shape(op, weight)
+    axis = len(shape) - 1 if name in ("mm", "addmm", "bmm", "baddbmm") else 0
+    if shape[axis] != len(vector):
+        raise _Unfoldable(f"it meets {op.name} in {op.module}")
+    column = vector.reshape([-1 if d == axis else 1 for d in range(len(shape))])
+    result: list[tuple[int, Wish]] = [(weight, np.broadcast_to(column, shape).copy())]
+    bias = 0 if biased else 2
+    if biased or len(op.arguments) > 2:
+        result.append((bias, np.broadcast_to(vector, _shape(op, bias)).copy()))
+    return result

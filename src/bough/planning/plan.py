@@ -1,0 +1,121 @@
+"""A plan is data: which indices of which tensor stay, and what the model's Python must be told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from bough.cost import Cost
+from bough.errors import PlanError
+
+FORMAT, VERSION = "bough-plan", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Multiply indices of dim `dim` of a tensor by `factor`: keeps what the model derives from a width as it was."""
+
+    name: str
+    dim: int
+    indices: tuple[int, ...]
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to keep.
+
+    Attributes:
+        kept: {parameter or buffer: {dim: indices kept, ascending}}, for each that is cut.
+        groups: {group: (units kept, units before)}.
+        attributes: {"module:attribute:key...": the integer it becomes}.
+        scales: factors folded into weights.
+        renormalizing: the cut groups over which a statistic runs (see `verify`).
+        frozen: {group: why it could not be cut although its types allow it}.
+        cost, original: predicted cost after and before.
+        fingerprint: of the model that the plan was made for.
+    """
+
+    fingerprint: str
+    kept: dict[str, dict[int, list[int]]]
+    groups: dict[str, tuple[int, int]]
+    attributes: dict[str, int]
+    scales: tuple[Scale, ...]
+    renormalizing: tuple[str, ...]
+    frozen: dict[str, str]
+    cost: Cost
+    original: Cost
+    original_shapes: dict[str, list[int]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; each index list is written once, however many tensors share it."""
+        lists: dict[tuple[int, ...], int] = {}
+
+        def number(indices: list[int]) -> int:
+            return lists.setdefault(tuple(indices), len(lists))
+
+        kept = {name: {str(d): number(i) for d, i in dims.items()} for name, dims in self.kept.items()}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "groups": {k: list(v) for k, v in self.groups.items()},
+            "attributes": self.attributes,
+            "scales": [[s.name, s.dim, number(list(s.indices)), s.factor] for s in self.scales],
+            "renormalizing": list(self.renormalizing),
+            "frozen": self.frozen,
+            "cost": self.cost.to_dict(),
+            "original": self.original.to_dict(),
+            "original_shapes": self.original_shapes,
+            "kept": kept,
+            "indices": [list(i) for i in lists],
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            PlanError: text that is not a plan, is damaged, or is of another version.
+        """
+        try:
+            data = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"this is not a plan: the JSON is damaged ({error})") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError(f"this JSON is not a plan: its format is {data.get('format') if isinstance(data, dict) else None!r}")
+        if data.get("version") != VERSION:
+            raise PlanError(f"this plan is of version {data.get('version')!r}; this bough reads version {VERSION}")
+        try:
+            lists = [[int(i) for i in indices] for indices in data["indices"]]
+            return Plan(
+                fingerprint=str(data["fingerprint"]),
+                kept={n: {int(d): lists[i] for d, i in dims.items()} for n, dims in data["kept"].items()},
+                groups={k: (int(a), int(b)) for k, (a, b) in data["groups"].items()},
+                attributes={k: int(v) for k, v in data["attributes"].items()},
+                scales=tuple(Scale(n, int(d), tuple(lists[i]), float(f)) for n, d, i, f in data["scales"]),
+                renormalizing=tuple(data["renormalizing"]),
+                frozen=dict(data["frozen"]),
+                cost=Cost(**data["cost"]),
+                original=Cost(**data["original"]),
+                original_shapes={k: [int(n) for n in v] for k, v in data["original_shapes"].items()},
+            )
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from None
+
+    def __str__(self) -> str:
+        lines = [f"{'group':48} {'kept':>12}"]
+        lines += [f"{n:48} {f'{k} of {t}':>12}" for n, (k, t) in self.groups.items() if k < t]
+        for key, after in self.cost.to_dict().items():
+            before = self.original.to_dict()[key]
+            lines.append(f"{key:20} {before:>16,} -> {after:>16,}  ({after / before:.1%} kept)" if before else f"{key:20} 0")
+        lines += [f"not cut: {n}: {why}" for n, why in self.frozen.items()]
+        if self.scales:
+            lines.append(f"scales folded into {len({s.name for s in self.scales})} weights")
+        return "\n".join(lines)
+
+    __repr__ = __str__

@@ -1,0 +1,218 @@
+"""`plan`: counts from a budget, indices from scores, checked against the model's own Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bough.cost import closed_form
+from bough.errors import BudgetError, ConflictError, PlanError
+from bough.graph import Graph, Group
+from bough.planning.allocation import allocate, columns
+from bough.planning.budget import Budget
+from bough.planning.equations import Ties, solve, ties
+from bough.planning.fold import fold
+from bough.planning.plan import Plan, Scale
+from bough.spaces import Atom, indices
+from bough.tracing.provenance import Path
+from bough.tracing.replay import Conflict, replay
+
+
+def plan(
+    graph: Graph,
+    scores: Mapping[str, NDArray[np.float64]],
+    budget: Budget | None = None,
+    *,
+    keep: float | Mapping[str, int] | None = None,
+    allocation: str = "global",
+    round_to: int = 1,
+    minimum: float = 1,
+    ignore: Iterable[str] = (),
+    exact_only: bool = False,
+    on_conflict: str = "freeze",
+) -> Plan:
+    """Decides what stays: the largest plan that meets `budget`, or the counts that `keep` gives.
+
+    Args:
+        graph: of the model to cut.
+        scores: one array [units] per group name, as from `score`; low scores go first.
+        budget: upper bounds on what remains.
+        keep: instead of a budget: a share (0..1] of every group, or {group name: units to keep}.
+        allocation: "global" ranks all units together, each relative to its group's mean; "uniform" cuts all groups by
+            the same share.
+        round_to: widths that are cut become multiples of this (heads, counted one by one, excepted).
+        minimum: least units kept per group: a number of units, or a share below 1.
+        ignore: names of groups, modules or parameters to leave.
+        exact_only: leave groups over which a statistic runs (LayerNorm, mean, softmax).
+        on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises.
+
+    Raises:
+        BudgetError: the budget can not be reached; the message names what is frozen and the best reachable.
+        PlanError: no group can be cut, or a name in `ignore` or `keep` names nothing.
+        ConflictError: the model's Python contradicts the plan, and `on_conflict="raise"`.
+    """
+    if (budget is None) == (keep is None):
+        raise PlanError("plan needs either a budget or keep, and not both")
+    if allocation not in ("global", "uniform"):
+        raise PlanError(f"allocation={allocation!r} is unknown: use 'global' or 'uniform'")
+    if on_conflict not in ("freeze", "raise"):
+        raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze' or 'raise'")
+    if round_to < 1 or minimum <= 0:
+        raise PlanError(f"round_to={round_to} and minimum={minimum} must be positive")
+    held = _held(graph, ignore, exact_only)
+    for _ in range(len(graph.groups) + 1):
+        tied = ties(graph, held)
+        counts = _decide(graph, scores, budget, keep, tied, allocation == "uniform", round_to, minimum)
+        kept = _choose(graph, scores, counts)
+        numbers = {a: len(i) for a, i in kept.items()}
+        attributes, failed = solve(graph.equations, numbers)
+        check = replay(graph, numbers, attributes)
+        scales, unfolded = fold(graph, check.rescales)
+        conflicts = [*check.conflicts, *unfolded]
+        if not conflicts:
+            return _plan(graph, kept, counts, attributes, scales, tied)
+        if on_conflict == "raise":
+            raise ConflictError(
+                "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))
+            )
+        fresh = _blamed(graph, conflicts, held)
+        if not fresh:
+            raise ConflictError(f"the model's Python contradicts the plan, and no group explains it: {conflicts[0]}")
+        held = {**tied.held, **held, **fresh}
+    raise ConflictError("no plan agrees with the model's Python")
+
+
+def _held(graph: Graph, ignore: Iterable[str], exact_only: bool) -> dict[str, str]:
+    if not graph.groups:
+        reasons = "; ".join(dict.fromkeys(f"{f.name}: {f.reason}" for f in graph.frozen[:5]))
+        raise PlanError(f"no group of {type(graph.model).__name__} can be cut. {reasons or 'It has no parameters.'}")
+    held: dict[str, str] = {}
+    for name in (ignore,) if isinstance(ignore, str) else ignore:
+        hit = [g.name for g in graph.groups if g.name == name or any(_within(m.name, name) for m in g.members)]
+        if not hit and not any(_within(s, name) for s in graph.states):
+            raise PlanError(f"ignore={name!r} names no group, module or parameter")
+        held.update(dict.fromkeys(hit, "ignored on request"))
+    if exact_only:
+        held.update({g.name: "a statistic runs over it, and exact_only is set" for g in graph.groups if not g.exact})
+        if len(held) == len(graph.groups):
+            raise PlanError("no exact group can be cut; without exact_only there are renormalizing ones")
+    return held
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _decide(
+    graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget | None, keep: float | Mapping[str, int] | None,
+    tied: Ties, uniform: bool, round_to: int, minimum: float,
+) -> dict[str, int]:  # fmt: skip
+    by_name = {g.name: g for g in graph.groups}
+    classes = [[by_name[n] for n in names] for names in tied.classes]
+    if keep is not None:
+        return _given(by_name, classes, keep, round_to)
+    assert budget is not None
+    form = closed_form(graph)
+    original = form.cost()
+    limits = budget.limits(original)
+    made = columns(classes, scores, round_to=round_to, minimum=minimum, uniform=uniform)
+    found = allocate(form, made, limits)
+    if not found.met:
+        raise BudgetError(_unreachable(graph, tied, limits, found.counts))
+    return found.counts
+
+
+def _given(
+    by_name: Mapping[str, Group], classes: list[list[Group]], keep: float | Mapping[str, int], round_to: int
+) -> dict[str, int]:
+    counts = {n: g.size for n, g in by_name.items()}
+    if isinstance(keep, Mapping):
+        unknown = [n for n in keep if n not in by_name]
+        if unknown:
+            raise PlanError(f"keep names {unknown[0]!r}, which is no group")
+        bad = [n for n, k in keep.items() if not 1 <= k <= by_name[n].size]
+        if bad:
+            raise PlanError(f"keep[{bad[0]!r}]={keep[bad[0]]}: must be from 1 to {by_name[bad[0]].size}")
+    elif not 0 < keep <= 1:
+        raise PlanError(f"keep={keep}: a share of the units must be above 0 and at most 1")
+    for groups in classes:
+        (column,) = columns([groups], {g.name: np.ones(g.size) for g in groups}, round_to=round_to, minimum=1, uniform=True) or [
+            None
+        ]
+        if column is None:
+            continue
+        shares = [keep[g.name] / g.size for g in groups if g.name in keep] if isinstance(keep, Mapping) else [keep]
+        if shares:
+            left = column.counts[:, 0] / column.counts[0, 0]
+            row = int(np.flatnonzero(left >= min(shares) - 1e-9)[-1])
+            counts.update({g.name: int(n) for g, n in zip(groups, column.counts[row], strict=True)})
+    return counts
+
+
+def _unreachable(graph: Graph, tied: Ties, limits: Mapping[str, float], least: Mapping[str, int]) -> str:
+    best, original = graph.cost(least).to_dict(), graph.cost().to_dict()
+    missed = [
+        f"{k}: at most {limit:,.0f} is asked, the best reachable is {best[k]:,} ({best[k] / original[k]:.1%} of {original[k]:,})"
+        for k, limit in limits.items()
+        if best[k] > limit
+    ]
+    stuck = [f"{f.name} ({f.reason})" for f in graph.frozen] + [f"{n} ({why})" for n, why in tied.held.items()]
+    in_frozen = {m.name for f in graph.frozen for m in f.members} - {m.name for g in graph.groups for m in g.members}
+    share = sum(graph.tensor(n).numel() for n in in_frozen if graph.states[n].parameter) / max(original["params"], 1)
+    return (
+        f"the budget can not be reached. {'; '.join(missed)}. {share:.0%} of the parameters are wholly frozen; "
+        f"frozen: {', '.join(stuck[:6]) or 'nothing'}{' ...' if len(stuck) > 6 else ''}. "
+        "Raise the budget, or lower minimum, round_to or ignore."
+    )
+
+
+def _choose(
+    graph: Graph, scores: Mapping[str, NDArray[np.float64]], counts: Mapping[str, int]
+) -> dict[Atom, NDArray[np.int64]]:
+    """The indices of the units with the highest scores, ascending, of each group that is cut."""
+    kept: dict[Atom, NDArray[np.int64]] = {}
+    for g in graph.groups:
+        n = counts[g.name]
+        if n < g.size:
+            given = np.asarray(scores[g.name], dtype=np.float64)
+            if given.shape != (g.size,):
+                raise PlanError(f"scores[{g.name!r}] has shape {given.shape}, and the group has {g.size} units")
+            kept[g.atom] = np.sort(np.argsort(-given, kind="stable")[:n]).astype(np.int64)
+    return kept
+
+
+def _blamed(graph: Graph, conflicts: list[Conflict], held: Mapping[str, str]) -> dict[str, str]:
+    fresh: dict[str, str] = {}
+    for conflict in conflicts:
+        for g in graph.groups:
+            if g.atom in conflict.atoms and g.name not in held:
+                fresh.setdefault(g.name, str(conflict))
+    return fresh
+
+
+def _plan(
+    graph: Graph, kept: Mapping[Atom, NDArray[np.int64]], counts: Mapping[str, int], attributes: Mapping[Path, int],
+    scales: tuple[Scale, ...], tied: Ties,
+) -> Plan:  # fmt: skip
+    cut: dict[str, dict[int, list[int]]] = {}
+    cut_members = {(m.name, m.dim) for g in graph.groups if g.atom in kept for m in g.members}
+    for name, dim in sorted(cut_members):
+        cut.setdefault(name, {})[dim] = indices(graph.states[name].axes[dim], kept).tolist()
+    values = {}
+    originals = {p: v for e in graph.equations for p, v in _held_values(e.expression)}
+    for path, value in attributes.items():
+        if originals.get(path) != value:
+            values[":".join(path)] = value
+    return Plan(
+        graph.fingerprint, cut, {g.name: (counts[g.name], g.size) for g in graph.groups}, values, scales,
+        tuple(g.name for g in graph.groups if g.atom in kept and not g.exact), dict(tied.held),
+        graph.cost(counts), graph.cost(), {n: [a.size for a in graph.states[n].axes] for n in cut},
+    )  # fmt: skip
+
+
+def _held_values(expression: object) -> list[tuple[Path, int]]:
+    from bough.tracing.provenance import attributes_in
+
+    return [(a.path, a.value) for a in attributes_in(expression)]  # type: ignore[arg-type]

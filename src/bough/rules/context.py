@@ -1,0 +1,146 @@
+"""What a rule is given, and what it gives back.
+
+A rule is a function `(c: Context, call: Call, result) -> Typing | list[Typing]`: it unifies the spaces of the
+arguments' axes as the op demands, and types the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from bough.spaces import UNIT, Atom, Space, freeze, is_frozen, unify
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an axis is frozen: what happened, in which op, module and source line."""
+
+    what: str
+    op: str = ""
+    module: str = ""
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = ", ".join(x for x in (self.op, f"in {self.module}" if self.module else "", self.where) if x)
+        return f"{self.what} ({place})" if place else self.what
+
+
+@dataclass(slots=True)
+class Typing:
+    """A tensor's axes. `null[i]`: where a unit of axis i is masked, all its values there are zero."""
+
+    axes: tuple[Space, ...]
+    null: tuple[bool, ...]
+    weight: bool = False  # a parameter, or a view of one
+
+
+class Op(Protocol):
+    """The part of a call that rules read."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+Rule = Callable[["Context", Any, Any], Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for ops by their ATen name (without overload and without the underscore of in-place forms)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            assert name not in RULES, name
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def argument(call: Op, position: int, name: str, default: Any = None) -> Any:
+    """An argument by position or keyword."""
+    return call.args[position] if len(call.args) > position else call.kwargs.get(name, default)
+
+
+@dataclass
+class Notes:
+    """What the rules tell about one op besides types."""
+
+    macs: list[tuple[Space, ...]] = field(default_factory=list)
+    integers: dict[str, Space] = field(default_factory=dict)
+    renormalized: list[Space] = field(default_factory=list)
+    scale_of: Space | None = None
+
+
+class Context:
+    """Types of tensors, and what rules may do with them."""
+
+    def __init__(self, typing_of: Callable[[Tensor], Typing], locate: Callable[[Op], tuple[str, str]]) -> None:
+        self.of = typing_of
+        self._locate = locate
+        self.marks: list[tuple[str, Space]] = []
+        self.notes = Notes()
+        self.call: Op | None = None
+
+    def start(self, call: Op) -> None:
+        self.call = call
+        self.notes = Notes()
+
+    def reason(self, what: str) -> Reason:
+        assert self.call is not None
+        module, where = self._locate(self.call)
+        return Reason(what, self.call.name, module, where)
+
+    def unify(self, a: Space, b: Space) -> None:
+        if a is not b:
+            unify(a, b, _Lazy(self, self.call, "unaligned axes"))
+
+    def freeze(self, space: Space, what: str) -> None:
+        if not is_frozen(space):
+            freeze(space, self.reason(what))
+
+    def fresh(self, size: int) -> Space:
+        return Atom(size) if size != 1 else UNIT
+
+    def data(self, size: int, what: str = "data") -> Space:
+        return Atom(size, what) if size != 1 else UNIT
+
+    def mark(self, kind: str, *spaces: Space) -> None:
+        self.marks.extend((kind, s) for s in spaces)
+
+    def macs(self, *spaces: Space) -> None:
+        self.notes.macs.append(spaces)
+
+    def renormalizes(self, *spaces: Space) -> None:
+        """The op computes a statistic over these axes: removing units changes it."""
+        self.notes.renormalized.extend(s for s in spaces if not is_frozen(s))
+
+    def contract(self, a: Space, b: Space, null: bool) -> None:
+        """Sums products over `a` = `b`; exact where one side is zero for masked units."""
+        self.unify(a, b)
+        self.mark("consumed", a)
+        if not null:
+            self.renormalizes(a)
+
+
+class _Lazy:
+    """A reason that is worded only when someone reads it."""
+
+    def __init__(self, context: Context, call: Op | None, what: str) -> None:
+        self.context, self.call, self.what = context, call, what
+
+    def __str__(self) -> str:
+        assert self.call is not None
+        module, where = self.context._locate(self.call)
+        return str(Reason(self.what, self.call.name, module, where))
+
+
+def same(c: Context, call: Any, result: Any) -> Typing:
+    """The result has the axes of the first argument, whatever the values."""
+    x = c.of(call.args[0])
+    return Typing(x.axes, x.null, x.weight)

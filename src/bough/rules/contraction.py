@@ -1,0 +1,141 @@
+"""Linear layers, matrix products, convolutions, embeddings, attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bough.rules.context import Context, Typing, argument, rule
+from bough.spaces import UNIT, Product, Space, product
+
+
+def _bias(c: Context, bias: Any, axis: Space) -> bool:
+    """Types a bias over `axis`; says whether the bias is zero for masked units."""
+    if bias is None:
+        return True
+    b = c.of(bias)
+    if b.axes and b.axes[-1].size == axis.size:
+        c.unify(b.axes[-1], axis)
+        return b.null[-1]
+    return False
+
+
+@rule("linear")
+def _linear(c: Context, call: Any, result: Any) -> Typing:
+    x, w, bias = c.of(call.args[0]), c.of(call.args[1]), argument(call, 2, "bias")
+    c.contract(x.axes[-1], w.axes[-1], x.null[-1] or w.null[-1])
+    if len(w.axes) == 1:
+        return Typing(x.axes[:-1], x.null[:-1])
+    null = _bias(c, bias, w.axes[0])
+    c.mark("neuron", w.axes[0])
+    c.macs(*x.axes, w.axes[0])
+    others = x.null[:-1] if bias is None else (False,) * (len(x.axes) - 1)
+    return Typing((*x.axes[:-1], w.axes[0]), (*others, w.null[0] and null))
+
+
+@rule("mm", "bmm", "addmm", "baddbmm")
+def _matmul(c: Context, call: Any, result: Any) -> Typing:
+    biased = call.name.startswith(("addmm", "baddbmm"))
+    a, b = (c.of(t) for t in (call.args[1:3] if biased else call.args[:2]))
+    c.contract(a.axes[-1], b.axes[-2], a.null[-1] or b.null[-2])
+    batch, batch_null = a.axes[:-2], tuple(p or q for p, q in zip(a.null[:-2], b.null[:-2], strict=True))
+    for p, q in zip(batch, b.axes[:-2], strict=True):
+        c.unify(p, q)
+    if not (a.weight or b.weight):
+        c.mark("head_dim", a.axes[-1])
+        c.mark("head", *batch)
+    else:
+        c.mark("neuron", b.axes[-1] if b.weight else a.axes[-2])
+    c.macs(*a.axes, b.axes[-1])
+    axes = (*batch, a.axes[-2], b.axes[-1])
+    null = [*batch_null, a.null[-2], b.null[-1]]
+    if biased:
+        bias = c.of(call.args[0])
+        for i in range(1, len(axes) + 1):
+            own = len(bias.axes) >= i and bias.axes[-i].size == axes[-i].size and axes[-i].size > 1
+            if own:
+                c.unify(bias.axes[-i], axes[-i])
+            null[-i] = null[-i] and own and bias.null[-i]
+    return Typing(axes, tuple(null), a.weight and b.weight)
+
+
+@rule("mv", "dot", "vdot")
+def _vector(c: Context, call: Any, result: Any) -> Typing:
+    a, b = c.of(call.args[0]), c.of(call.args[1])
+    c.contract(a.axes[-1], b.axes[0], a.null[-1] or b.null[0])
+    c.macs(*a.axes)
+    return Typing(a.axes[:-1], a.null[:-1])
+
+
+@rule("convolution", "_convolution")
+def _convolution(c: Context, call: Any, result: Any) -> Typing:
+    x, w, bias = c.of(call.args[0]), c.of(call.args[1]), argument(call, 2, "bias")
+    transposed, groups = call.args[6], call.args[8]
+    kernel = w.axes[2:]
+    for k in kernel:
+        c.freeze(k, "kernel position")
+    inner, outer = (w.axes[0], w.axes[1]) if transposed else (w.axes[1], w.axes[0])
+    null_in = x.null[1] or w.null[0 if transposed else 1]
+    if groups == 1:
+        c.contract(x.axes[1], inner, null_in)
+        c.macs(x.axes[0], *_spatial(c, x, result, transposed), inner, outer, *kernel)
+    else:
+        g = c.fresh(groups)
+        c.notes.integers["groups"] = g
+        if transposed:  # weight [G x I, O, ...]
+            each_in, each_out = c.fresh(inner.size // groups), outer
+            c.unify(inner, Product((g, each_in)))
+            outer = product(g, each_out)
+        else:  # weight [G x O, I, ...]
+            each_in, each_out = inner, c.fresh(outer.size // groups)
+            c.unify(outer, Product((g, each_out)))
+        c.unify(x.axes[1], Product((g, each_in)))
+        c.contract(each_in, each_in, null_in)
+        c.mark("consumed", g)
+        c.macs(x.axes[0], *_spatial(c, x, result, transposed), g, each_in, each_out, *kernel)
+    c.mark("channel", outer)
+    null = _bias(c, bias, outer) and w.null[1 if transposed else 0]
+    spatial = tuple(c.data(n, "spatial position") for n in result.shape[2:])
+    return Typing((x.axes[0], outer, *spatial), (x.null[0] and bias is None, null, *(True,) * len(spatial)))
+
+
+def _spatial(c: Context, x: Typing, result: Any, transposed: bool) -> tuple[Space, ...]:
+    return x.axes[2:] if transposed else tuple(c.data(n) for n in result.shape[2:])
+
+
+@rule("embedding")
+def _embedding(c: Context, call: Any, result: Any) -> Typing:
+    w, index = c.of(call.args[0]), c.of(call.args[1])
+    c.freeze(w.axes[0], "indexed by data")
+    c.mark("residual", w.axes[1])
+    return Typing((*index.axes, w.axes[1]), (*(False,) * len(index.axes), w.null[1]))
+
+
+@rule("scaled_dot_product_attention")
+def _attention(c: Context, call: Any, result: Any) -> Typing:
+    q, k, v = (c.of(t) for t in call.args[:3])
+    mask = argument(call, 3, "attn_mask")
+    scale, gqa = argument(call, 6, "scale"), argument(call, 7, "enable_gqa", False)
+    heads = q.axes[-3] if len(q.axes) > 2 else UNIT
+    for i in range(3, len(q.axes) + 1):
+        for other in (k, v):
+            if other.axes[-i].size == q.axes[-i].size:
+                c.unify(q.axes[-i], other.axes[-i])
+            elif gqa and i == 3 and other.axes[-3].size > 1:
+                c.unify(q.axes[-3], Product((other.axes[-3], c.fresh(q.axes[-3].size // other.axes[-3].size))))
+    c.unify(k.axes[-2], v.axes[-2])
+    c.contract(q.axes[-1], k.axes[-1], q.null[-1] or k.null[-1])
+    c.renormalizes(k.axes[-2])
+    c.mark("head_dim", q.axes[-1], v.axes[-1])
+    c.mark("head", heads)
+    if mask is not None:
+        m = c.of(mask)
+        scores = (*q.axes[:-1], k.axes[-2])
+        for i in range(1, len(m.axes) + 1):
+            if m.axes[-i].size == scores[-i].size > 1:
+                c.unify(m.axes[-i], scores[-i])
+    if scale is None:
+        c.notes.scale_of = q.axes[-1]
+    c.macs(*q.axes, k.axes[-2])
+    c.macs(*q.axes[:-1], k.axes[-2], v.axes[-1])
+    batch_null = tuple(v.null[-i] if v.axes[-i].size == q.axes[-i].size else False for i in range(len(q.axes), 2, -1))
+    return Typing((*q.axes[:-1], v.axes[-1]), (*batch_null, False, v.null[-1]))

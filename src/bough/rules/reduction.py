@@ -1,0 +1,102 @@
+"""Ops that take an axis away, or look along it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bough.rules.context import Context, Typing, argument, rule
+from bough.spaces import UNIT
+
+
+def _dims(value: Any, n: int) -> set[int]:
+    if value is None or (isinstance(value, (tuple, list)) and not value):
+        return set(range(n))
+    return {d % n for d in (value if isinstance(value, (tuple, list)) else (value,))} if n else set()
+
+
+def _reduced(c: Context, call: Any, result: Any, dims: set[int], exact_if_null: bool) -> Typing:
+    x = c.of(call.args[0])
+    for d in dims:
+        c.mark("consumed", x.axes[d])
+        if not (exact_if_null and x.null[d]):
+            c.renormalizes(x.axes[d])
+    if result.dim() == len(x.axes):
+        axes = tuple(UNIT if d in dims else a for d, a in enumerate(x.axes))
+        return Typing(axes, tuple(d in dims or n for d, n in enumerate(x.null)))
+    keep = [d for d in range(len(x.axes)) if d not in dims]
+    return Typing(tuple(x.axes[d] for d in keep), tuple(x.null[d] for d in keep), x.weight)
+
+
+def _typed(c: Context, call: Any, result: Any, dims: set[int], exact_if_null: bool) -> Any:
+    if isinstance(result, (tuple, list)):
+        return [_reduced(c, call, r, dims, exact_if_null) for r in result]
+    return _reduced(c, call, result, dims, exact_if_null)
+
+
+@rule("sum", "nansum")
+def _sum(c: Context, call: Any, result: Any) -> Any:
+    n = len(c.of(call.args[0]).axes)
+    return _typed(c, call, result, _dims(argument(call, 1, "dim"), n), True)
+
+
+@rule("linalg_vector_norm", "norm")
+def _norm(c: Context, call: Any, result: Any) -> Any:
+    n = len(c.of(call.args[0]).axes)
+    return _typed(c, call, result, _dims(argument(call, 2, "dim"), n), True)
+
+
+@rule("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "aminmax", "logsumexp", "nanmean", "all", "any")
+def _statistic(c: Context, call: Any, result: Any) -> Any:
+    n = len(c.of(call.args[0]).axes)
+    dim = argument(call, 1, "dim")
+    return _typed(c, call, result, _dims(None if isinstance(dim, bool) else dim, n), False)
+
+
+@rule("max", "min", "prod", "median", "mode")
+def _one(c: Context, call: Any, result: Any) -> Any:
+    n = len(c.of(call.args[0]).axes)
+    if len(call.args) > 1 and hasattr(call.args[1], "dim"):
+        from bough.rules.pointwise import pointwise
+
+        return pointwise(c, call, result)
+    return _typed(c, call, result, _dims(argument(call, 1, "dim"), n), False)
+
+
+@rule("argmax", "argmin")
+def _arg(c: Context, call: Any, result: Any) -> Typing:
+    x = c.of(call.args[0])
+    dims = _dims(argument(call, 1, "dim"), len(x.axes))
+    for d in dims:
+        c.freeze(x.axes[d], "its indices are used as data")
+    return _reduced(c, call, result, dims, False)
+
+
+@rule("cumsum", "cumprod", "cummax", "logcumsumexp", "flip", "roll", "tril", "triu", "sort", "argsort", "topk", "kthvalue")
+def _ordered(c: Context, call: Any, result: Any) -> Any:
+    """The order of the indices matters: the axes looked along are frozen."""
+    x = c.of(call.args[0])
+    name = call.name.rstrip("_")
+    n = len(x.axes)
+    if name in ("tril", "triu"):
+        dims = {n - 2, n - 1}
+    elif name == "roll":
+        dims = _dims(argument(call, 2, "dims"), n)
+    elif name == "topk":
+        dims = _dims(argument(call, 2, "dim", -1), n)
+    elif name in ("sort", "argsort"):
+        dims = {0 if n == 0 else _last_int(call, -1) % n} if n else set()
+    else:
+        dims = _dims(argument(call, 1, "dims" if name == "flip" else "dim"), n)
+    for d in dims:
+        c.freeze(x.axes[d], "the order of its units matters")
+
+    def typed(r: Any) -> Typing:
+        axes = tuple(a if r.shape[d] == a.size else c.data(r.shape[d]) for d, a in enumerate(x.axes))
+        return Typing(axes, (False,) * len(axes))
+
+    return [typed(r) for r in result] if isinstance(result, (tuple, list)) else typed(result)
+
+
+def _last_int(call: Any, default: int) -> int:
+    ints = [a for a in call.args[1:] if isinstance(a, int) and not isinstance(a, bool)]
+    return ints[-1] if ints else call.kwargs.get("dim", default)

@@ -1,0 +1,5 @@
+"""One recorded run of the model, with a type for every axis of every tensor."""
+
+from bough.tracing.trace import trace
+
+__all__ = ["trace"]

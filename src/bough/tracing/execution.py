@@ -1,0 +1,95 @@
+"""Stand-ins for the model's tensors, and how an op is run on them.
+
+*Shapes only* (the default): parameters, buffers of floats and inputs of floats are meta tensors, all else (integers,
+masks, positions) is real and small; an op that touches a meta tensor gives meta tensors. No arithmetic, no memory.
+*Real*: everything is real; the model's own tensors are read, never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bough.tracing.stream import Call, swap, tensors_in
+
+
+def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
+    """(name, tensor, is a parameter, is in the state dict) of each tensor that the model holds, each once."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        transient = module._non_persistent_buffers_set
+        places = (
+            ((k, v, True, True) for k, v in module._parameters.items()),
+            ((k, v, False, k not in transient) for k, v in module._buffers.items()),
+            ((k, v, False, False) for k, v in module.__dict__.items() if isinstance(v, Tensor)),
+        )
+        for place in places:
+            for key, value, parameter, saved in place:
+                if value is not None and id(value) not in seen:
+                    seen.add(id(value))
+                    yield dot + key, value, parameter, saved
+
+
+def _strided(t: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    if shape is None or shape == tuple(t.shape):
+        return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")
+    return torch.empty(shape, dtype=t.dtype, device="meta")
+
+
+class Execution:
+    """Stand-ins by the identity of what they stand for."""
+
+    def __init__(self, model: nn.Module, real: bool, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
+        self.real = real
+        self.stand_ins: dict[int, Tensor] = {}
+        self._originals: list[Tensor] = []
+        self.names: dict[str, Tensor] = {}
+        self.meta = False
+        self.home = torch.device("cpu")
+        for i, (name, tensor, _, _) in enumerate(held_tensors(model)):
+            if i == 0:
+                self.home = tensor.device
+                self.meta = tensor.device.type == "meta"
+            self.names[name] = self.stand_in(tensor, (shapes or {}).get(name))
+
+    def stand_in(self, tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Makes (once) the stand-in of a tensor of the model or of the inputs."""
+        found = self.stand_ins.get(id(tensor))
+        if found is None:
+            with torch.no_grad():
+                if not self.real and (tensor.is_floating_point() or tensor.is_complex()):
+                    found = _strided(tensor, shape)
+                elif isinstance(tensor, nn.Parameter):
+                    found = tensor.detach()
+                else:
+                    found = tensor.detach().clone() if tensor.device.type != "meta" else tensor.detach()
+                    if shape is not None and shape != tuple(found.shape):
+                        found = found[tuple(slice(n) for n in shape)]
+            self.stand_ins[id(tensor)] = found
+            self.stand_ins[id(found)] = found
+            self._originals += [tensor, found]
+        return found
+
+    def device(self, tensor: Tensor) -> torch.device:
+        actual = tensor.device
+        return self.home if actual.type == "meta" and not self.meta else actual
+
+    def run(self, call: Call) -> Any:
+        """Runs the op as it is called, with all tensors on the meta device where one is."""
+        args, kwargs = call.args, call.kwargs
+        if not self.real:
+            tensors = [t for a in args for t in tensors_in(a)] + [t for a in kwargs.values() for t in tensors_in(a)]
+            if any(t.device.type == "meta" for t in tensors):
+                args = swap(args, _to_meta)
+                kwargs = {k: swap(v, _to_meta) for k, v in kwargs.items()}
+                if "device" in kwargs:
+                    kwargs["device"] = torch.device("meta")
+        return call.func(*args, **kwargs)
+
+
+def _to_meta(t: Tensor) -> Tensor:
+    return t if t.device.type == "meta" else _strided(t)

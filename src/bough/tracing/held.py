@@ -1,0 +1,103 @@
+"""The integers a model holds: put `TracedInt`s, or new values, in their place for a while, and put all back.
+
+Only values in instance dictionaries are touched (never a property or a class attribute), and only from 2 upwards: an
+axis of size 1 has no unit to lose.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from bough.tracing.provenance import Path
+
+_MACHINERY = frozenset(nn.Module().__dict__)
+_DEPTH = 3
+_OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.Tensor, nn.Module, str, bytes)
+
+
+@contextmanager
+def substituted(model: nn.Module, change: Callable[[Path, int], int]) -> Iterator[None]:
+    """While inside, every held integer at a path is what `change(path, value)` says; afterwards, all is as before.
+
+    Restores each module's whole instance dictionary, so what the model's forward sets on itself is undone too.
+    """
+    undo: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    seen: set[int] = set()
+
+    def visit(holder: dict[str, Any], path: Path, depth: int, skip: frozenset[str] = frozenset()) -> None:
+        undo.append((holder, dict(holder)))
+        for key, value in list(holder.items()):
+            if key not in skip:
+                new = replace(value, (*path, str(key)), depth)
+                if new is not value:
+                    holder[key] = new
+
+    def replace(value: Any, path: Path, depth: int) -> Any:
+        kind = type(value)
+        if kind is int:
+            return change(path, value) if value > 1 else value
+        if kind in (bool, float, str, type(None)) or isinstance(value, _OPAQUE) or depth == _DEPTH:
+            return value
+        if kind in (tuple, list):
+            items = [replace(v, (*path, str(i)), depth + 1) for i, v in enumerate(value)]
+            return kind(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
+        if id(value) in seen:
+            return value
+        seen.add(id(value))
+        if kind is dict:
+            if all(isinstance(k, str) for k in value):
+                visit(value, path, depth + 1)
+        elif isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch."):
+            visit(value.__dict__, path, depth + 1)
+        return value
+
+    try:
+        for name, module in model.named_modules():
+            for inner in ("_parameters", "_buffers", "_modules"):
+                undo.append((module.__dict__[inner], dict(module.__dict__[inner])))
+            visit(module.__dict__, (name,), 0, _MACHINERY)
+        yield
+    finally:
+        for holder, before in reversed(undo):
+            if list(holder) != list(before) or any(holder[k] is not before[k] for k in before):
+                holder.clear()
+                holder.update(before)
+
+
+def read(model: nn.Module, path: Path) -> Any:
+    """The value held at `path`."""
+    value: Any = model.get_submodule(path[0])
+    for key in path[1:]:
+        value = _step(value, key)
+    return value
+
+
+def write(model: nn.Module, path: Path, new: int) -> None:
+    """Sets the integer held at `path`; tuples on the way are made anew."""
+    holders: list[Any] = [model.get_submodule(path[0])]
+    for key in path[1:-1]:
+        holders.append(_step(holders[-1], key))
+    value: Any = new
+    for holder, key in zip(reversed(holders), reversed(path[1:]), strict=True):
+        if isinstance(holder, tuple):
+            value = tuple(value if i == int(key) else v for i, v in enumerate(holder))
+            continue
+        if isinstance(holder, list):
+            holder[int(key)] = value
+        elif isinstance(holder, dict):
+            holder[key] = value
+        else:
+            holder.__dict__[key] = value
+        return
+
+
+def _step(value: Any, key: str) -> Any:
+    if isinstance(value, (tuple, list)):
+        return value[int(key)]
+    return value[key] if isinstance(value, dict) else value.__dict__[key]

@@ -1,0 +1,190 @@
+"""The handler that types a run: each op by its rule, each integer argument by its meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bough.graph import OpRecord, State, UnknownOp
+from bough.rules import POINTWISE, RULES, Context, Notes, Typing
+from bough.spaces import Space, normal
+from bough.tracing.arguments import meanings, normalized_shape
+from bough.tracing.execution import Execution, held_tensors
+from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
+from bough.tracing.stream import Call, tensors_in
+
+
+class Value:
+    """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
+
+    __slots__ = ("number", "shape", "state", "storage", "typing")
+
+    def __init__(self, typing: Typing, number: int, storage: int, state: str = "") -> None:
+        self.typing, self.number, self.storage, self.state = typing, number, storage, state
+        self.shape: torch.Size | None = None
+
+
+class Recorder:
+    """Records ops, storages, equations and unknown ops of one run."""
+
+    def __init__(self, model: nn.Module, execution: Execution) -> None:
+        self.execution = execution
+        self.module_names = {id(m): name for name, m in model.named_modules()}
+        self.context = Context(self.typing, self._locate)
+        self.ops: list[OpRecord] = []
+        self.unknown: list[UnknownOp] = []
+        self.equations: list[Equation] = []
+        self.states: dict[str, State] = {}
+        self.storages: list[list[Any]] = []  # [axes, itemsize, born, dies]
+        self._count = 0
+        self._alive: list[Tensor] = []
+        for name, tensor, parameter, saved in held_tensors(model):
+            axes = tuple(self.context.fresh(n) for n in tensor.shape)
+            self.states[name] = State(name, axes, tensor.element_size(), parameter, saved)
+            value = Value(Typing(axes, (True,) * len(axes) if parameter else (False,) * len(axes), parameter), -1, -1, name)
+            self._attach(execution.names[name], value)
+
+    def add_input(self, tensor: Tensor, what: str) -> None:
+        stand_in = self.execution.stand_in(tensor)
+        if getattr(stand_in, "_bough", None) is None:
+            axes = tuple(self.context.data(n, what) for n in tensor.shape)
+            self._attach(stand_in, self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1))
+
+    def _value(self, typing: Typing, itemsize: int, born: int, storage: int | None = None) -> Value:
+        if storage is None:
+            self.storages.append([typing.axes, itemsize, born, born])
+            storage = len(self.storages) - 1
+        self._count += 1
+        return Value(typing, self._count - 1, storage)
+
+    def _attach(self, tensor: Tensor, value: Value) -> None:
+        tensor._bough = value  # type: ignore[attr-defined]
+
+    def value(self, tensor: Tensor) -> Value:
+        value = getattr(tensor, "_bough", None)
+        if value is None:
+            axes = tuple(self.context.data(n, "a tensor that the model does not hold") for n in tensor.shape)
+            value = self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1)
+            self._attach(tensor, value)
+        return value  # type: ignore[no-any-return]
+
+    def typing(self, tensor: Tensor) -> Typing:
+        return self.value(tensor).typing
+
+    # The handler's side of the stream
+
+    def owned(self, tensor: Tensor) -> Tensor:
+        if getattr(tensor, "_bough", None) is not None:
+            return tensor
+        found = self.execution.stand_ins.get(id(tensor))
+        if found is None:
+            found = self.execution.stand_in(tensor)
+            self.value(found)
+        return found
+
+    def shape(self, tensor: Tensor) -> torch.Size:
+        value = self.value(tensor)
+        if value.shape is None:
+            value.shape = torch.Size(
+                TracedInt(n, AxisSize(axis)) if n > 1 else n for n, axis in zip(tensor.shape, value.typing.axes, strict=True)
+            )
+        return value.shape
+
+    def device(self, tensor: Tensor) -> torch.device:
+        return self.execution.device(tensor)
+
+    def op(self, call: Call) -> Any:
+        tensors = [t for a in call.args for t in tensors_in(a)]
+        tensors += [t for a in call.kwargs.values() for t in tensors_in(a)] if call.kwargs else []
+        values = [self.value(t) for t in tensors]
+        result = self.execution.run(call)
+        results = tensors_in(result)
+        rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_")) or (POINTWISE if call.pointwise else None)
+        context = self.context
+        context.start(call)
+        if rule is None:
+            typed = self._unknown(call, values, results)
+        elif results or call.name not in ("_local_scalar_dense", "equal", "is_nonzero"):
+            given = rule(context, call, result) if results else []
+            typed = given if isinstance(given, list) else [given]
+            if [tuple(a.size for a in t.axes) for t in typed] != [tuple(r.shape) for r in results]:
+                typed = self._unknown(call, values, results)  # a form of the op that its rule does not know
+        else:
+            typed = []
+        self._record(call, values, typed, tensors, results)
+        return result
+
+    def _unknown(self, call: Call, values: list[Value], results: list[Tensor]) -> list[Typing]:
+        if not results:
+            return []
+        module, where = self._locate(call)
+        free = [a for v in values for a in v.typing.axes if any(x.reason is None for x in normal(a).atoms)]
+        if free:
+            self.unknown.append(UnknownOp(call.name, module, where))
+        for axis in free:
+            self.context.freeze(axis, "unknown op")
+        return [Typing(tuple(self.context.data(n, "unknown op") for n in r.shape), (False,) * r.dim()) for r in results]
+
+    def _record(
+        self, call: Call, values: list[Value], typed: list[Typing], tensors: list[Tensor], results: list[Tensor]
+    ) -> None:
+        numbers = []
+        for tensor, typing in zip(results, typed, strict=True):
+            old = getattr(tensor, "_bough", None)
+            if old is not None:  # in place, or handed through
+                for a, b in zip(old.typing.axes, typing.axes, strict=True):
+                    self.context.unify(a, b)
+                old.typing = Typing(typing.axes, typing.null, old.typing.weight)
+                new = self._value(old.typing, tensor.element_size(), call.index, old.storage)
+            else:
+                shared = values[0].storage if call.aliases and values else None
+                new = self._value(typing, tensor.element_size(), call.index, shared)
+            self._attach(tensor, new)
+            numbers.append(new.number)
+        notes = self.context.notes
+        module, where = self._locate(call)
+        for value in values:
+            if value.storage >= 0:
+                self.storages[value.storage][3] = call.index
+        if call.name in ("layer_norm", "rms_norm"):
+            self._equate(normalized_shape(call.args, notes), where)
+        if call.name == "group_norm":
+            self._equate([(call.args[1], notes.integers["num_groups"])], where)
+        detail = tuple(_plain(a) for a in call.args)
+        self.ops.append(
+            OpRecord(
+                call.index, call.name, module, where,
+                tuple(v.number for v in values), tuple(v.typing.axes for v in values), tuple(v.state for v in values),
+                tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs), tuple(notes.renormalized),
+                tuple(a for a in call.args if type(a) is float), notes.scale_of, detail,
+            )
+        )  # fmt: skip
+        self._last: Notes = notes
+
+    def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        def axes_of(tensor: Tensor) -> tuple[Space, ...]:
+            return self.value(self.owned(tensor)).typing.axes
+
+        notes = getattr(self, "_last", None) or Notes()
+        self._equate(meanings(func, axes_of, args, kwargs, result, notes), self.ops[-1].where if self.ops else "")
+
+    def _equate(self, pairs: list[tuple[Any, Space]], where: str) -> None:
+        for integer, space in pairs:
+            expression = expression_of(integer)
+            if expression is not None and not (isinstance(expression, AxisSize) and expression.space is space):
+                self.equations.append(Equation(expression, space, where))
+
+    def _locate(self, call: Any) -> tuple[str, str]:
+        return self.module_names.get(id(call.module), ""), f"{call.file}:{call.line}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, (tuple, list)):
+        return tuple(_plain(v) for v in value)
+    return value
+
+

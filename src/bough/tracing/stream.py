@@ -1,0 +1,233 @@
+"""A model's run as a stream of ops.
+
+Two modes stand on top of each other. A `TorchFunctionMode` sees every call of torch's Python API: it reads and hands
+out traced integers, keeps a few functions whole (`WHOLE`) that would dissolve into many ATen ops, and steps into
+those written in Python. A `TorchDispatchMode` sees every ATen op. Each op, of either kind, is one `Call`, handed to a
+`Handler`, which decides how it is run.
+
+Order and number of the calls depend on the model and its inputs alone, not on how the handler runs them.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bough.tracing.location import here
+from bough.tracing.provenance import TracedInt
+
+WHOLE: dict[Any, str] = {
+    torch._C._nn.linear: "linear",
+    torch._C._nn.scaled_dot_product_attention: "scaled_dot_product_attention",
+    F.scaled_dot_product_attention: "scaled_dot_product_attention",
+    torch.batch_norm: "batch_norm",
+    torch.layer_norm: "layer_norm",
+    torch.group_norm: "group_norm",
+    torch.rms_norm: "rms_norm",
+    torch.instance_norm: "instance_norm",
+}
+_STEP_INTO = {F.__name__, torch.functional.__name__}
+
+
+@dataclass(slots=True)
+class Call:
+    """One op as it is called: `name` of the rule, the function, its arguments, and where it stands."""
+
+    index: int
+    name: str
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    module: object
+    file: str
+    line: int
+    pointwise: bool
+    aliases: bool
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class Handler(Protocol):
+    """What is done with the stream."""
+
+    def op(self, call: Call) -> Any:
+        """Runs the op and returns its result."""
+
+    def owned(self, tensor: Tensor) -> Tensor:
+        """The stand-in of a tensor that belongs to the model or the inputs; any other tensor as it is."""
+
+    def shape(self, tensor: Tensor) -> torch.Size:
+        """The shape that the model's Python is to see."""
+
+    def device(self, tensor: Tensor) -> torch.device:
+        """The device that the model's Python is to see."""
+
+    def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Called after a leaf function that was given traced integers."""
+
+
+def _getter(name: str) -> Any:
+    return getattr(Tensor, name).__get__
+
+
+_SHAPE, _DEVICE, _DATA = _getter("shape"), _getter("device"), _getter("data")
+_FLAGS = {_getter("is_meta"): "meta", _getter("is_cuda"): "cuda", _getter("is_cpu"): "cpu"}
+
+
+class Stream:
+    """`with Stream(handler): model(...)` hands each op of the run to the handler."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.count = 0
+        self.quiet = False  # set while a handler works: what it calls itself is no part of the run
+        self._functions = _FunctionMode(self)
+        self._dispatch = _DispatchMode(self)
+
+    def __enter__(self) -> Stream:
+        self._dispatch.__enter__()
+        self._functions.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._functions.__exit__(*error)
+        self._dispatch.__exit__(*error)
+
+    def submit(self, name: str, func: Any, args: Any, kwargs: Any, pointwise: bool, aliases: bool) -> Any:
+        module, file, line = here()
+        call = Call(self.count, name, func, args, kwargs, module, file, line, pointwise, aliases)
+        self.count += 1
+        return self.quietly(self.handler.op, call)
+
+    def quietly(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Calls `work` unseen by the stream."""
+        before, self.quiet = self.quiet, True
+        try:
+            return work(*args)
+        finally:
+            self.quiet = before
+
+
+_FACTS: dict[Any, tuple[str, bool, bool]] = {}
+
+
+def _facts(func: Any) -> tuple[str, bool, bool]:
+    """(rule name, pointwise, returns an alias of an argument) of an ATen overload."""
+    facts = _FACTS.get(func)
+    if facts is None:
+        schema = func._schema
+        name = schema.name.removeprefix("aten::")
+        aliases = any(r.alias_info is not None for r in schema.returns) or name == "_unsafe_view"
+        facts = _FACTS[func] = (name, torch.Tag.pointwise in func.tags, aliases)
+    return facts
+
+
+class _DispatchMode(TorchDispatchMode):
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.stream.quiet:
+            return func(*args, **(kwargs or {}))
+        name, pointwise, aliases = _facts(func)
+        owned = self.stream.handler.owned
+        args = swap(args, owned)
+        kwargs = {k: swap(v, owned) for k, v in kwargs.items()} if kwargs else {}
+        return self.stream.submit(name, func, args, kwargs, pointwise, aliases)
+
+
+def swap(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `change` applied to each tensor in it (tuples and lists opened)."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (tuple, list):
+        return type(value)(swap(v, change) for v in value)
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of an argument list, tuples and lists opened."""
+    if isinstance(value, Tensor):
+        return [value]
+    if type(value) in (tuple, list):
+        return [t for v in value for t in tensors_in(v)]
+    return []
+
+
+class _FunctionMode(TorchFunctionMode):
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        stream, handler = self.stream, self.stream.handler
+        if stream.quiet:
+            return func(*args, **kwargs)
+        if func == _SHAPE:
+            return stream.quietly(self._shape, args[0])
+        if func is Tensor.size:
+            shape = stream.quietly(self._shape, args[0])
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            return shape if dim is None else shape[dim]
+        if func == _DEVICE:
+            return handler.device(args[0])
+        if func in _FLAGS:
+            return handler.device(args[0]).type == _FLAGS[func]
+        if func == _DATA:
+            return args[0].detach()
+        if func in WHOLE:
+            args = stream.quietly(swap, args, handler.owned)
+            kwargs = {k: stream.quietly(swap, v, handler.owned) for k, v in kwargs.items()}
+            return stream.submit(WHOLE[func], func, args, kwargs, False, False)
+        body = _python_body(func)
+        if body is not None:
+            with self:
+                return body(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if _has_traced(args) or (kwargs and _has_traced(tuple(kwargs.values()))):
+            stream.quietly(handler.integers, func, args, kwargs, result)
+        return result
+
+    def _shape(self, tensor: Tensor) -> torch.Size:
+        return self.stream.handler.shape(self.stream.handler.owned(tensor))
+
+
+def _has_traced(value: Any) -> bool:
+    kind = type(value)
+    if kind is TracedInt:
+        return True
+    if kind is slice:
+        return _has_traced((value.start, value.stop, value.step))
+    return isinstance(value, (tuple, list)) and any(_has_traced(v) for v in value)
+
+
+_bodies: dict[Any, Any] = {}
+
+
+def _python_body(func: Any) -> Any:
+    """A function of torch.nn.functional as one that does not look for overrides, so that its calls are seen."""
+    if type(func) is not types.FunctionType or func.__module__ not in _STEP_INTO:
+        return None
+    body = _bodies.get(func)
+    if body is None:
+        deaf = dict.fromkeys(
+            ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
+        )
+        body = types.FunctionType(
+            func.__code__, {**func.__globals__, **deaf}, func.__name__, func.__defaults__, func.__closure__
+        )
+        body.__kwdefaults__ = func.__kwdefaults__
+        _bodies[func] = body
+    return body

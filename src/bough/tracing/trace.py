@@ -1,0 +1,226 @@
+"""`trace`: run a model once and type every axis of every tensor in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bough.errors import PlanError, TraceError
+from bough.graph import Frozen, Graph, Group, Member, State, Storage
+from bough.spaces import Atom, freeze, normal
+from bough.tracing.execution import Execution
+from bough.tracing.held import substituted
+from bough.tracing.provenance import Attribute, AxisSize, Equation, TracedInt, comparisons
+from bough.tracing.recorder import Recorder
+from bough.tracing.stream import Handler, Stream
+
+
+def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), real: bool = False) -> Graph:
+    """Runs `model` once, in the mode it is in, and gives its typed graph; the model stays exactly as it was.
+
+    Args:
+        model: any module. Weights may be on any device, the meta device included.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; shapes matter,
+            values only where the model's control flow reads them.
+        ignore: names of modules or parameters that are not to be cut.
+        real: run on real values from the start (otherwise only where shapes do not carry the run).
+
+    Raises:
+        TraceError: the model can not be run on these inputs.
+        PlanError: an entry of `ignore` names nothing.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> [(g.name, g.kind, g.size) for g in bough.trace(net, torch.randn(1, 4)).groups]
+        [('0', 'neuron', 8)]
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"trace needs an nn.Module, and was given {type(model).__name__}")
+    args, kwargs = split_inputs(example_inputs)
+    try:
+        recorder, outputs = _record(model, args, kwargs, real=real)
+    except Exception:  # shapes alone do not carry the run: control flow reads values, or the model can not run at all
+        try:
+            recorder, outputs = _record(model, args, kwargs, real=True)
+            real = True
+        except Exception as error:
+            shapes = ", ".join(_describe(v) for v in (*args, *kwargs.values()))
+            raise TraceError(
+                f"{type(model).__name__} can not be run on the example inputs ({shapes}): "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
+                "Check that model(*example_inputs) works."
+            ) from error
+    for tensor in outputs:
+        for axis in recorder.typing(recorder.owned(tensor)).axes:
+            if axis.size > 1:
+                freeze(axis, "output of the model")
+    _ignore(recorder, model, tuple([ignore] if isinstance(ignore, str) else ignore))
+    groups, frozen = _groups(recorder)
+    notes = ["traced with real values: the model's control flow depends on data"] if real else []
+    storages = tuple(Storage(*s) for s in recorder.storages)
+    graph = Graph(
+        model, args, kwargs, tuple(recorder.ops), _output_life(storages, recorder, outputs), recorder.states,
+        tuple(recorder.equations), groups, frozen, tuple(recorder.unknown), real, fingerprint(model), notes,
+    )  # fmt: skip
+    missing = [n for n in _names(ignore) if not _matches_anything(n, model, graph)]
+    if missing:
+        raise PlanError(f"ignore={missing[0]!r} names no module, parameter or group of {type(model).__name__}")
+    return graph
+
+
+def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as (args, kwargs)."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def flatten(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from flatten(v)
+    elif isinstance(value, (tuple, list)):
+        for v in value:
+            yield from flatten(v)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for f in dataclasses.fields(value):
+            yield from flatten(getattr(value, f.name))
+
+
+@contextmanager
+def unchanged_rng() -> Iterator[None]:
+    """Leaves the random number generators as they were."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def run(handler: Handler, execution: Execution, model: nn.Module, args: Any, kwargs: Any, change: Any) -> Any:
+    """Runs the model under `handler`, with held integers as `change` says; returns what the model returns."""
+    stand_ins = {id(t): execution.stand_in(t) for t in flatten((args, kwargs))}
+    with unchanged_rng(), torch.no_grad(), substituted(model, change), Stream(handler):
+        return model(*_swap(args, stand_ins), **_swap(kwargs, stand_ins))
+
+
+def _swap(value: Any, stand_ins: Mapping[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return stand_ins[id(value)]
+    if type(value) in (tuple, list):
+        return type(value)(_swap(v, stand_ins) for v in value)
+    if type(value) is dict:
+        return {k: _swap(v, stand_ins) for k, v in value.items()}
+    return value
+
+
+def _record(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, list[Tensor]]:
+    execution = Execution(model, real)
+    recorder = Recorder(model, execution)
+    for tensor in flatten((args, kwargs)):
+        recorder.add_input(tensor, "input of the model")
+    with comparisons() as compared:
+        result = run(recorder, execution, model, args, kwargs, lambda path, n: TracedInt(n, Attribute(path, n)))
+    for a, b in compared:
+        for one, other in ((a, b), (b, a)):
+            if isinstance(one, Attribute) and isinstance(other, AxisSize):
+                recorder.equations.append(Equation(one, other.space, "a comparison in the model's Python"))
+    return recorder, list(flatten(result))
+
+
+def _describe(value: Any) -> str:
+    return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _names(ignore: Any) -> tuple[str, ...]:
+    return (ignore,) if isinstance(ignore, str) else tuple(ignore)
+
+
+def _ignore(recorder: Recorder, model: nn.Module, names: tuple[str, ...]) -> None:
+    """Freezes what a name covers: the dim-0 (or only) axis of a parameter, of each parameter of a module."""
+    for name in names:
+        for state in recorder.states.values():
+            if state.name == name or state.name.startswith(f"{name}."):
+                for axis in state.axes[:1]:
+                    freeze(axis, "ignored on request")
+
+
+def _matches_anything(name: str, model: nn.Module, graph: Graph) -> bool:
+    modules = {n for n, _ in model.named_modules()}
+    return name in modules or name in graph.states
+
+
+def _output_life(storages: tuple[Storage, ...], recorder: Recorder, outputs: list[Tensor]) -> tuple[Storage, ...]:
+    last = len(recorder.ops)
+    lasting = {recorder.value(recorder.owned(t)).storage for t in outputs}
+    return tuple(dataclasses.replace(s, dies=last) if i in lasting else s for i, s in enumerate(storages))
+
+
+_KINDS = ("head_dim", "head", "channel", "hidden", "neuron")
+
+
+def _groups(recorder: Recorder) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
+    members: dict[Atom, list[Member]] = {}
+    in_parameter: set[Atom] = set()
+    for state in recorder.states.values():
+        for dim, axis in enumerate(state.axes):
+            for atom in normal(axis).atoms:
+                members.setdefault(atom, []).append(Member(state.name, dim))
+                if state.parameter:
+                    in_parameter.add(atom)
+    marks: dict[Atom, set[str]] = {}
+    for kind, space in recorder.context.marks:
+        for atom in normal(space).atoms:
+            marks.setdefault(atom, set()).add(kind)
+    renormalized = {a for op in recorder.ops for s in op.renormalized for a in normal(s).atoms}
+    groups: list[Group] = []
+    frozen: list[Frozen] = []
+    used: dict[str, int] = {}
+    for atom, places in members.items():
+        if atom not in in_parameter or atom.size < 2:
+            continue
+        kind = _kind(marks.get(atom, set()), places, recorder.states)
+        if atom.reason is None and "consumed" not in marks.get(atom, ()):
+            atom.reason = "never summed over: nothing tells what removing its units would mean"
+        name = _name(atom, kind, places, recorder.states, used)
+        if atom.reason is None:
+            groups.append(Group(name, kind, atom.size, atom not in renormalized, tuple(places), atom))
+        else:
+            frozen.append(Frozen(name, atom.size, str(atom.reason), tuple(places), atom))
+    return tuple(groups), tuple(frozen)
+
+
+def _kind(marks: set[str], places: list[Member], states: dict[str, State]) -> str:
+    if "head_dim" in marks:
+        return "head_dim"
+    if "head" in marks:
+        return "head"
+    if "channel" in marks:
+        return "channel"
+    return "hidden" if "residual" in marks else "neuron"
+
+
+def _name(atom: Atom, kind: str, places: list[Member], states: dict[str, State], used: dict[str, int]) -> str:
+    first = next((m for m in places if states[m.name].parameter and m.dim == 0), places[0])
+    base = first.name.rpartition(".")[0] or first.name
+    if kind in ("head", "head_dim"):
+        base += f"/{kind}"
+    used[base] = used.get(base, 0) + 1
+    return base if used[base] == 1 else f"{base}#{used[base]}"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of the model's class and of the names, shapes and types of its state."""
+    lines = [type(model).__qualname__]
+    lines += [f"{n} {tuple(t.shape)} {t.dtype}" for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
