@@ -1,6 +1,6 @@
 """bough makes PyTorch models smaller and faster by removing whole structures.
 
-    trace -> score -> plan -> cut -> verify -> save
+trace -> score -> plan -> cut -> verify -> save
 """
 
 from bough import errors, importance

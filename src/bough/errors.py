@@ -1,12 +1,12 @@
 """Everything bough raises for its users.
 
-    BoughError
-    ├── TraceError            the model could not be run, or the example inputs do not fit it
-    ├── BudgetError           a budget that cannot be read, or cannot be reached
-    ├── PlanError             a plan that does not fit: another model, no prunable group, an unknown name
-    │   └── ConflictError     the model's own Python contradicts the plan
-    ├── CheckpointError       a checkpoint that is missing, damaged or of another version
-    └── ModelReferenceError   a model name on the command line that leads nowhere
+BoughError
+├── TraceError            the model could not be run, or the example inputs do not fit it
+├── BudgetError           a budget that cannot be read, or cannot be reached
+├── PlanError             a plan that does not fit: another model, no prunable group, an unknown name
+│   └── ConflictError     the model's own Python contradicts the plan
+├── CheckpointError       a checkpoint that is missing, damaged or of another version
+└── ModelReferenceError   a model name on the command line that leads nowhere
 """
 
 

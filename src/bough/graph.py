@@ -94,6 +94,7 @@ class OpRecord:
     results: tuple[tuple[Space, ...], ...]
     macs: tuple[tuple[Space, ...], ...]
     renormalized: tuple[Space, ...]
+    undefined: tuple[Space, ...]  # axes along which masked units make the op undefined (weight norm: 0 / 0)
     scalars: tuple[float, ...]
     scale_of: Space | None
     detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales

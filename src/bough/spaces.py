@@ -42,9 +42,10 @@ class Atom:
 class Product:
     """Row-major product: the last factor varies fastest."""
 
-    __slots__ = ("atoms", "factors", "size")
+    __slots__ = ("atoms", "factors", "formed", "size")
 
-    def __init__(self, factors: Iterable[Space]) -> None:
+    def __init__(self, factors: Iterable[Space], formed: bool = False) -> None:
+        self.formed = formed  # made in normal form; still so while no atom in it is linked
         self.factors = tuple(factors)
         self.size: int = reduce(mul, (f.size for f in self.factors), 1)
         self.atoms: tuple[Atom, ...] = tuple(dict.fromkeys(a for f in self.factors for a in f.atoms))
@@ -61,9 +62,10 @@ class Product:
 class Sum:
     """Segments one after the other."""
 
-    __slots__ = ("atoms", "size", "terms")
+    __slots__ = ("atoms", "formed", "size", "terms")
 
-    def __init__(self, terms: Iterable[Space]) -> None:
+    def __init__(self, terms: Iterable[Space], formed: bool = False) -> None:
+        self.formed = formed
         self.terms = tuple(terms)
         self.size: int = sum(t.size for t in self.terms)
         self.atoms: tuple[Atom, ...] = tuple(dict.fromkeys(a for t in self.terms for a in t.atoms))
@@ -78,7 +80,7 @@ class Sum:
 
 
 Space = Atom | Product | Sum
-UNIT = Product(())
+UNIT = Product((), formed=True)
 
 
 def _root(atom: Atom) -> Atom:
@@ -99,22 +101,9 @@ def normal(space: Space) -> Space:
             return UNIT if root.size == 1 else root
         root.link = normal(root.link)
         return root.link
-    if all(a.link is None and a.size > 1 for a in space.atoms) and _is_normal(space):
+    if space.formed and all(a.link is None for a in space.atoms):
         return space
     return product(*space.factors) if isinstance(space, Product) else concat(*space.terms)
-
-
-def _is_normal(space: Product | Sum) -> bool:
-    if isinstance(space, Sum):
-        return len(space.terms) > 1 and not any(isinstance(t, Sum) for t in space.terms)
-    if not space.factors:
-        return True
-    return (
-        len(space.factors) > 1
-        and not isinstance(space.factors[0], Sum)
-        and not any(isinstance(f, Product) for f in space.factors)
-        and not any(isinstance(f, Sum) and not _is_normal(f) for f in space.factors)
-    )
 
 
 def product(*spaces: Space) -> Space:
@@ -127,7 +116,7 @@ def product(*spaces: Space) -> Space:
         return factors[0]
     if factors and isinstance(factors[0], Sum):
         return concat(*(product(term, *factors[1:]) for term in factors[0].terms))
-    return Product(factors) if factors else UNIT
+    return Product(factors, formed=True) if factors else UNIT
 
 
 def concat(*spaces: Space) -> Space:
@@ -139,7 +128,7 @@ def concat(*spaces: Space) -> Space:
             terms.extend(space.terms if isinstance(space, Sum) else (space,))
     if len(terms) == 1:
         return terms[0]
-    return Sum(terms) if terms else Atom(0, "empty")
+    return Sum(terms, formed=True) if terms else Atom(0, "empty")
 
 
 def freeze(space: Space, reason: object) -> None:

@@ -142,7 +142,7 @@ def _liveness(graph: Graph) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
             live[i] = None
         dead = ends.get(step, [])
         last_added = last_added or bool(new)
-        if last_added and dead or step == len(graph.ops):
+        if (last_added and dead) or step == len(graph.ops):
             steps.append(dict(live))
             last_added = False
         for i in dead:
@@ -174,5 +174,3 @@ def cost_of(graph: Graph, counts: Mapping[str, int] | None = None) -> Cost:
     known: Mapping[str, Any] = counts or {}
     vector = np.array([known.get(n, s) for n, s in zip(form.names, form.sizes, strict=True)], dtype=np.float64)
     return form.cost(vector)
-
-

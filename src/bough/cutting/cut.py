@@ -77,7 +77,8 @@ def check(model: nn.Module, plan: Plan) -> None:
             )
     if found != plan.fingerprint:
         raise PlanError(
-            f"this plan was made for another model: {type(model).__name__} has fingerprint {found}, the plan's is {plan.fingerprint}"
+            f"this plan was made for another model: {type(model).__name__} has fingerprint {found}, "
+            f"the plan's is {plan.fingerprint}"
         )
     for key in plan.attributes:
         try:
@@ -98,7 +99,12 @@ def _sliced(name: str, value: Tensor, plan: Plan, *, fresh: bool) -> Tensor:
         for s in scales:
             index = torch.tensor(s.indices, device=value.device)
             shape = [-1 if d == s.dim else 1 for d in range(value.dim())]
-            value.index_copy_(s.dim, index, value.index_select(s.dim, index) * torch.full((len(index),), s.factor).view(shape).to(value))
+            value.index_copy_(
+                s.dim,
+                index,
+                value.index_select(s.dim, index)
+                * torch.full((len(index),), s.factor, dtype=torch.float64).view(shape).to(value),
+            )
     dims = plan.kept.get(name, {})
     for dim, indices in sorted(dims.items(), key=lambda item: len(item[1]) / value.shape[item[0]]):
         value = value.index_select(dim, torch.tensor(indices, device=value.device))

@@ -46,10 +46,7 @@ def _sums(tensor: Tensor, saliency: Callable[[Tensor], Tensor], dims: set[int]) 
         matrix = values.reshape(values.shape[0], -1) if values.dim() > 1 else values
         for dim in dims:
             others = [d for d in range(values.dim()) if d != dim]
-            if dim == 0 and values.dim() > 1:
-                piece = matrix.sum(1)
-            else:
-                piece = values.sum(others) if others else values
+            piece = matrix.sum(1) if dim == 0 and values.dim() > 1 else values.sum(others) if others else values
             array = piece.double().cpu().numpy()
             if dim == 0:
                 result[0] = np.concatenate([result[0], array]) if 0 in result else array

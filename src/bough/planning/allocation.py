@@ -49,7 +49,7 @@ def _counts(groups: Sequence[Group], round_to: int, minimum: float) -> NDArray[n
     for g, unit in zip(groups, sizes, strict=True):
         least = minimum if minimum >= 1 else ceil(minimum * g.size)
         allowed &= kept * unit >= min(max(least, 1), g.size)
-        if round_to > 1 and g.kind != "head" and len(groups) == 1 or (round_to > 1 and g.kind not in ("head",)):
+        if (round_to > 1 and g.kind != "head" and len(groups) == 1) or (round_to > 1 and g.kind not in ("head",)):
             allowed &= (kept * unit) % round_to == 0
     allowed[0] = True
     return kept[allowed][:, None] * sizes[None, :]

@@ -62,7 +62,7 @@ def parse(field: str, value: float | str, original: float) -> float:
             raise BudgetError(f"{field}={value!r}: a budget says what remains, and can not be above 100%")
         result = original * number / 100
     else:
-        result = number * _factor(field, unit, value)
+        result = number * _factor(field, unit, str(value))
     if number <= 0:
         raise BudgetError(f"{field}={value!r} leaves nothing: a budget says what remains and must be above 0")
     return result

@@ -174,6 +174,11 @@ class _Tying:
         if left == right:
             return
         why = f"the model's Python computes its size from another ({where})"
+        if all(len(m) == 1 for m in (*left, *right)):  # homogeneous: cut in proportion, it goes on to hold
+            first, *more = dict.fromkeys(self.by_id[m[0]].name for m in (*left, *right))
+            for other in more:
+                self.parent[self._find(other)] = self._find(first)
+            return
         if len(left) != 1 or len(right) != 1:
             for m in {*left, *right}:
                 if left.get(m) != right.get(m):

@@ -21,9 +21,9 @@ from bough.tracing.replay import Conflict, Rescale
 
 Wish = NDArray[np.float64]  # a factor for each index of a tensor; NaN: any
 
-_PASS = frozenset("clone _to_copy detach alias contiguous neg relu native_dropout dropout".split())
-_RESHAPE = frozenset("view _unsafe_view reshape unsqueeze squeeze flatten unflatten".split())
-_LINEAR = frozenset("linear mm addmm bmm baddbmm convolution".split())
+_PASS = frozenset(["clone", "_to_copy", "detach", "alias", "contiguous", "neg", "relu", "native_dropout", "dropout"])
+_RESHAPE = frozenset(["reshape", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten"])
+_LINEAR = frozenset(["linear", "mm", "addmm", "bmm", "baddbmm", "convolution"])
 _NORM = {"layer_norm": (1, 2), "rms_norm": (1,), "batch_norm": (1, 2)}
 
 
@@ -42,7 +42,9 @@ def fold(graph: Graph, rescales: Sequence[Rescale]) -> tuple[tuple[Scale, ...], 
         except _Unfoldable as error:
             spaces = [wish.op.scale_of] if wish.op.scale_of is not None else [s for axes in wish.op.arguments for s in axes]
             atoms = frozenset(a for s in spaces for a in s.atoms)
-            failed.append(Conflict(f"a number that the model derives from a cut width can not be kept: {error}", wish.op, atoms))
+            failed.append(
+                Conflict(f"a number that the model derives from a cut width can not be kept: {error}", wish.op, atoms)
+            )
     return tuple(scales), failed
 
 
@@ -89,7 +91,8 @@ class _Flow:
                 raise _Unfoldable("it reaches an input of the model")
             maker, output = self.maker[key]
             for i, part in _through(maker, output, factors):
-                tell(maker, i, part)
+                if not (np.isnan(part) | (part == 1)).all():  # who wants no change speaks up when someone else does
+                    tell(maker, i, part)
         return scales
 
     def _scale(self, name: str, factors: Wish) -> list[Scale]:
@@ -215,7 +218,7 @@ def _along(factors: Wish, dim: int) -> Wish:
 
 
 def _nan(reduce: Any, line: Wish) -> Wish:
-    empty = np.isnan(line).all(axis=1)
+    empty = np.asarray(np.isnan(line).all(axis=1))
     return np.where(empty, np.nan, reduce(np.where(empty[:, None], 0.0, line), axis=1))
 
 

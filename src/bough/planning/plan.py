@@ -87,7 +87,9 @@ class Plan:
         except (TypeError, ValueError) as error:
             raise PlanError(f"this is not a plan: the JSON is damaged ({error})") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(f"this JSON is not a plan: its format is {data.get('format') if isinstance(data, dict) else None!r}")
+            raise PlanError(
+                f"this JSON is not a plan: its format is {data.get('format') if isinstance(data, dict) else None!r}"
+            )
         if data.get("version") != VERSION:
             raise PlanError(f"this plan is of version {data.get('version')!r}; this bough reads version {VERSION}")
         try:

@@ -67,7 +67,7 @@ def plan(
         counts = _decide(graph, scores, budget, keep, tied, allocation == "uniform", round_to, minimum)
         kept = _choose(graph, scores, counts)
         numbers = {a: len(i) for a, i in kept.items()}
-        attributes, failed = solve(graph.equations, numbers)
+        attributes, _failed = solve(graph.equations, numbers)
         check = replay(graph, numbers, attributes)
         scales, unfolded = fold(graph, check.rescales)
         conflicts = [*check.conflicts, *unfolded]
@@ -138,11 +138,11 @@ def _given(
     elif not 0 < keep <= 1:
         raise PlanError(f"keep={keep}: a share of the units must be above 0 and at most 1")
     for groups in classes:
-        (column,) = columns([groups], {g.name: np.ones(g.size) for g in groups}, round_to=round_to, minimum=1, uniform=True) or [
-            None
-        ]
-        if column is None:
+        ones = {g.name: np.ones(g.size) for g in groups}
+        made = columns([groups], ones, round_to=round_to, minimum=1, uniform=True)
+        if not made:
             continue
+        (column,) = made
         shares = [keep[g.name] / g.size for g in groups if g.name in keep] if isinstance(keep, Mapping) else [keep]
         if shares:
             left = column.counts[:, 0] / column.counts[0, 0]
@@ -154,7 +154,8 @@ def _given(
 def _unreachable(graph: Graph, tied: Ties, limits: Mapping[str, float], least: Mapping[str, int]) -> str:
     best, original = graph.cost(least).to_dict(), graph.cost().to_dict()
     missed = [
-        f"{k}: at most {limit:,.0f} is asked, the best reachable is {best[k]:,} ({best[k] / original[k]:.1%} of {original[k]:,})"
+        f"{k}: at most {limit:,.0f} is asked, "
+        f"the best reachable is {best[k]:,} ({best[k] / original[k]:.1%} of {original[k]:,})"
         for k, limit in limits.items()
         if best[k] > limit
     ]

@@ -29,6 +29,9 @@ class Reason:
         return f"{self.what} ({place})" if place else self.what
 
 
+KERNEL = Reason("kernel position")  # an axis of parameters that is data, not worth a line to the user
+
+
 @dataclass(slots=True)
 class Typing:
     """A tensor's axes. `null[i]`: where a unit of axis i is masked, all its values there are zero."""
@@ -74,6 +77,7 @@ class Notes:
     macs: list[tuple[Space, ...]] = field(default_factory=list)
     integers: dict[str, Space] = field(default_factory=dict)
     renormalized: list[Space] = field(default_factory=list)
+    undefined: list[Space] = field(default_factory=list)  # axes along which a masked unit makes the op divide by zero
     scale_of: Space | None = None
 
 

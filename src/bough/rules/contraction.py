@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, argument, rule
-from bough.spaces import UNIT, Product, Space, product
+from bough.rules.context import KERNEL, Context, Typing, argument, rule
+from bough.spaces import UNIT, Product, Space, freeze, product
 
 
 def _bias(c: Context, bias: Any, axis: Space) -> bool:
@@ -58,6 +58,77 @@ def _matmul(c: Context, call: Any, result: Any) -> Typing:
     return Typing(axes, tuple(null), a.weight and b.weight)
 
 
+@rule("matmul")
+def _general_matmul(c: Context, call: Any, result: Any) -> Typing:
+    a, b = c.of(call.args[0]), c.of(argument(call, 1, "other"))
+    inner = -1 if len(b.axes) == 1 else -2
+    c.contract(a.axes[-1], b.axes[inner], a.null[-1] or b.null[inner])
+    rows = [(a.axes[-2], a.null[-2])] if len(a.axes) > 1 else []
+    columns = [(b.axes[-1], b.null[-1])] if len(b.axes) > 1 else []
+    batch: list[tuple[Space, bool]] = []
+    for i in range(3, max(len(a.axes), len(b.axes)) + 1):
+        present = [(t.axes[-i], t.null[-i]) for t in (a, b) if len(t.axes) >= i and t.axes[-i].size > 1]
+        for other, _ in present[1:]:
+            c.unify(present[0][0], other)
+        batch.insert(0, (present[0][0], any(n for _, n in present)) if present else (UNIT, True))
+    if not (a.weight or b.weight):
+        c.mark("head_dim", a.axes[-1])
+        c.mark("head", *(s for s, _ in batch))
+    else:
+        c.mark("neuron", *(s for s, _ in (columns if b.weight else rows)))
+    both = [*batch, *rows, *columns]
+    c.macs(*(s for s, _ in both), a.axes[-1])
+    return Typing(tuple(s for s, _ in both), tuple(n for _, n in both), a.weight and b.weight)
+
+
+@rule("einsum")
+def _einsum(c: Context, call: Any, result: Any) -> Typing:
+    operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
+    typed = [c.of(t) for t in operands]
+    inputs, output = _letters(call.args[0], [len(t.axes) for t in typed])
+    space: dict[str, Space] = {}
+    null: dict[str, bool] = {}
+    where: dict[str, int] = {}
+    for letters, t in zip(inputs, typed, strict=True):
+        for letter, axis, zero in zip(letters, t.axes, t.null, strict=True):
+            if axis.size == 1 and letter in space:
+                continue
+            if letter in space and space[letter].size > 1:
+                c.unify(space[letter], axis)
+            else:
+                space[letter] = axis
+            null[letter] = null.get(letter, False) or zero
+            where[letter] = where.get(letter, 0) + 1
+    weights = [t.weight for t in typed]
+    for letter in space.keys() - set(output):
+        if where[letter] > 1 or any(weights):
+            c.contract(space[letter], space[letter], null[letter])
+            if not any(weights):
+                c.mark("head_dim", space[letter])
+        elif not null[letter]:
+            c.renormalizes(space[letter])
+            c.mark("consumed", space[letter])
+    if not any(weights):
+        c.mark("head", *(space[x] for x in output if where[x] > 1))
+    if len(typed) > 1:
+        c.macs(*space.values())
+    return Typing(tuple(space[x] for x in output), tuple(null[x] for x in output), all(weights))
+
+
+def _letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
+    """The letters of each operand and of the result; dims under an ellipsis get letters of their own."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    named = [len(t.replace("...", "")) for t in terms]
+    widest = max([n - k for t, n, k in zip(terms, dims, named, strict=True) if "..." in t], default=0)
+    extra = "".join(chr(0x100 + i) for i in range(widest))
+    inputs = [t.replace("...", extra[widest - (n - k) :]) for t, n, k in zip(terms, dims, named, strict=True)]
+    if not arrow:
+        joined = "".join(t.replace("...", "") for t in terms)
+        right = ("..." if "..." in left else "") + "".join(sorted(x for x in set(joined) if joined.count(x) == 1))
+    return inputs, right.replace("...", extra)
+
+
 @rule("mv", "dot", "vdot")
 def _vector(c: Context, call: Any, result: Any) -> Typing:
     a, b = c.of(call.args[0]), c.of(call.args[1])
@@ -72,7 +143,8 @@ def _convolution(c: Context, call: Any, result: Any) -> Typing:
     transposed, groups = call.args[6], call.args[8]
     kernel = w.axes[2:]
     for k in kernel:
-        c.freeze(k, "kernel position")
+        if k.size > 1:
+            freeze(k, KERNEL)
     inner, outer = (w.axes[0], w.axes[1]) if transposed else (w.axes[1], w.axes[0])
     null_in = x.null[1] or w.null[0 if transposed else 1]
     if groups == 1:

@@ -8,8 +8,8 @@ from bough.rules.context import Context, Typing, rule
 from bough.spaces import UNIT, Space
 
 
-def _indexed(c: Context, x: Typing, index: list[Any]) -> tuple[list[int], list[Space | None], int]:
-    """(dims indexed, the axes of the picked values or None per broadcast dim, where they go)."""
+def _indexed(c: Context, x: Typing, index: list[Any]) -> tuple[list[int], list[Space], int]:
+    """(dims indexed, the axes of the picked values, where they go)."""
     dims: list[int] = []
     broadcast: list[Space] = []
     d = 0
@@ -135,5 +135,3 @@ def _data_dependent(c: Context, call: Any, result: Any) -> Any:
         return Typing(tuple(c.data(n) for n in r.shape), (False,) * r.dim())
 
     return [typed(r) for r in result] if isinstance(result, (tuple, list)) else typed(result)
-
-

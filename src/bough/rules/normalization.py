@@ -101,4 +101,5 @@ def _weight_norm(c: Context, call: Any, result: Any) -> list[Typing]:
     d = argument(call, 2, "dim", 0) % len(v.axes)
     c.unify(v.axes[d], g.axes[d])
     c.renormalizes(*(a for i, a in enumerate(v.axes) if i != d and not all(v.null)))
+    c.notes.undefined.append(v.axes[d])
     return [Typing(v.axes, v.null, True), Typing(g.axes, g.null, True)]

@@ -9,8 +9,11 @@ from bough.spaces import UNIT, Space
 
 # f(0) = 0
 _ZERO_TO_ZERO = frozenset(
-    "relu gelu silu tanh neg abs sqrt hardswish hardtanh leaky_relu elu celu selu mish sin sinh asinh atan sign erf "
-    "expm1 log1p floor ceil round trunc relu6 softshrink hardshrink nan_to_num square rrelu prelu _prelu_kernel".split()
+    (
+        *("relu", "gelu", "silu", "tanh", "neg", "abs", "sqrt", "hardswish", "hardtanh", "leaky_relu", "elu", "celu", "selu"),
+        *("mish", "sin", "sinh", "asinh", "atan", "sign", "erf", "expm1", "log1p", "floor", "ceil", "round", "trunc", "square"),
+        *("relu6", "softshrink", "hardshrink", "nan_to_num", "rrelu", "prelu", "_prelu_kernel"),
+    )
 )
 _ANY_NULL = frozenset(("mul",))
 _FIRST_NULL = frozenset(("div", "true_divide", "copy", "fmod", "remainder"))
@@ -87,8 +90,8 @@ def _dropout(c: Context, call: Any, result: Any) -> list[Typing]:
     return [Typing(x.axes, x.null), Typing(x.axes, (False,) * len(x.axes))]
 
 
-@rule("copy")
-def _copy(c: Context, call: Any, result: Any) -> Any:
+@rule("copy", "hardswish", "hardsigmoid", "hardshrink", "log_sigmoid", "prelu", "_prelu_kernel", "rrelu", "celu")
+def _untagged(c: Context, call: Any, result: Any) -> Any:
     return pointwise(c, call, result)
 
 

@@ -14,7 +14,7 @@ rule("channels_last", "_conj_physical")(same)
 def _view(c: Context, call: Any, result: Any) -> Typing:
     """Runs of axes with equal numbers of elements are the same Product."""
     x = c.of(call.args[0])
-    if call.args and isinstance(call.args[1], type(result.dtype)):
+    if len(call.args) > 1 and isinstance(call.args[1], type(result.dtype)):
         return same(c, call, result)
     shape = tuple(result.shape)
     axes: list[Space] = []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bough.rules import Notes
 from bough.spaces import Space
+from bough.tracing.provenance import AxisSize, TracedInt
 
 TypeOf = Callable[[Tensor], tuple[Space, ...]]
 Pairs = Iterator[tuple[Any, Space]]
@@ -28,6 +29,8 @@ def _sizes(skip: int) -> Callable[..., Pairs]:
 
     def pairs(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
         given = _flat(args[skip:] or tuple(kwargs[k] for k in ("size", "shape") if k in kwargs))
+        if any(not isinstance(n, int) for n in given):
+            return  # a view as another dtype
         axes = of(result)
         yield from zip(given[: len(axes)], axes, strict=False)
 
@@ -66,7 +69,7 @@ def _getitem(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: 
         elif i is None:
             out += 1
         elif isinstance(i, slice):
-            if i.step in (None, 1) and i.start in (None, 0) and isinstance(i.stop, int) and 0 < i.stop:
+            if i.step in (None, 1) and i.start in (None, 0) and isinstance(i.stop, int) and i.stop > 0:
                 yield i.stop, target[out]
             elif i.step in (None, 1) and i.stop is None and isinstance(i.start, int) and i.start < 0:
                 yield -i.start, target[out]
@@ -90,8 +93,18 @@ def _arange(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
         yield args[0], of(result)[0]
 
 
+def _chunk(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
+    """Chunks are of equal size, whatever the size."""
+    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    first = of(result[0])[dim]
+    for piece in result[1:]:
+        if of(piece)[dim].size == first.size:
+            yield TracedInt(first.size, AxisSize(first)), of(piece)[dim]
+
+
 MEANINGS: dict[Any, Callable[..., Pairs]] = {
-    **dict.fromkeys((Tensor.view, Tensor.reshape, Tensor.expand, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty), _sizes(1)),
+    **dict.fromkeys((Tensor.view, Tensor.reshape, Tensor.expand), _sizes(1)),
+    **dict.fromkeys((Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty), _sizes(1)),
     torch.reshape: _sizes(1),
     **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn), _sizes(0)),
     torch.full: lambda of, args, kwargs, result, notes: _sizes(0)(of, args[:1], kwargs, result, notes),
@@ -104,6 +117,7 @@ MEANINGS: dict[Any, Callable[..., Pairs]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _noted(6, "groups")),
     **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _noted(6, "groups")),
     torch.group_norm: _noted(1, "num_groups"),
+    **dict.fromkeys((Tensor.chunk, torch.chunk), _chunk),
     torch.arange: _arange,
 }  # fmt: skip
 

@@ -43,7 +43,7 @@ class Recorder:
         for name, tensor, parameter, saved in held_tensors(model):
             axes = tuple(self.context.fresh(n) for n in tensor.shape)
             self.states[name] = State(name, axes, tensor.element_size(), parameter, saved)
-            value = Value(Typing(axes, (True,) * len(axes) if parameter else (False,) * len(axes), parameter), -1, -1, name)
+            value = Value(Typing(axes, (True,) * len(axes) if parameter else (False,) * len(axes), weight=True), -1, -1, name)
             self._attach(execution.names[name], value)
 
     def add_input(self, tensor: Tensor, what: str) -> None:
@@ -139,11 +139,13 @@ class Recorder:
                 old.typing = Typing(typing.axes, typing.null, old.typing.weight)
                 new = self._value(old.typing, tensor.element_size(), call.index, old.storage)
             else:
-                shared = values[0].storage if call.aliases and values else None
+                shared = _storage_shared(tensor, tensors, values)
                 new = self._value(typing, tensor.element_size(), call.index, shared)
             self._attach(tensor, new)
             numbers.append(new.number)
         notes = self.context.notes
+        if call.name == "reshape":
+            self.integers_of_whole(call, results[0], notes)
         module, where = self._locate(call)
         for value in values:
             if value.storage >= 0:
@@ -157,7 +159,8 @@ class Recorder:
             OpRecord(
                 call.index, call.name, module, where,
                 tuple(v.number for v in values), tuple(v.typing.axes for v in values), tuple(v.state for v in values),
-                tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs), tuple(notes.renormalized),
+                tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
+                tuple(notes.renormalized), tuple(notes.undefined),
                 tuple(a for a in call.args if type(a) is float), notes.scale_of, detail,
             )
         )  # fmt: skip
@@ -170,6 +173,10 @@ class Recorder:
         notes = getattr(self, "_last", None) or Notes()
         self._equate(meanings(func, axes_of, args, kwargs, result, notes), self.ops[-1].where if self.ops else "")
 
+    def integers_of_whole(self, call: Call, result: Tensor, notes: Notes) -> None:
+        pairs = meanings(call.func, lambda t: self.value(t).typing.axes, call.args, call.kwargs, result, notes)
+        self._equate(pairs, f"{call.file}:{call.line}")
+
     def _equate(self, pairs: list[tuple[Any, Space]], where: str) -> None:
         for integer, space in pairs:
             expression = expression_of(integer)
@@ -180,11 +187,18 @@ class Recorder:
         return self.module_names.get(id(call.module), ""), f"{call.file}:{call.line}"
 
 
+def _storage_shared(result: Tensor, tensors: list[Tensor], values: list[Value]) -> int | None:
+    """The number of the storage of an argument that the result is a view of."""
+    memory = result.untyped_storage()._cdata
+    for tensor, value in zip(tensors, values, strict=True):
+        if tensor.device == result.device and tensor.untyped_storage()._cdata == memory:
+            return value.storage
+    return None
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return None
     if isinstance(value, (tuple, list)):
         return tuple(_plain(v) for v in value)
     return value
-
-

@@ -78,7 +78,9 @@ class Replay:
         except Exception as error:
             if self.graph.real:
                 raise
-            self._conflict(record, f"{type(error).__name__}: {str(error).splitlines()[0]}", (*record.results, *record.arguments))
+            self._conflict(
+                record, f"{type(error).__name__}: {str(error).splitlines()[0]}", (*record.results, *record.arguments)
+            )
             return self._expected(call, expected)
         results = tensors_in(result)
         for tensor, shape, axes in zip(results, expected, record.results, strict=False):
@@ -95,10 +97,13 @@ class Replay:
         spaces: list[Space] = []
         for a in axes:
             spaces.extend(a if isinstance(a, tuple) else (a,))
-        cut = frozenset(a for a in atoms_of(tuple(spaces)) if self.kept.get(a, a.size) < a.size)
+        cut = self._cut(tuple(spaces)) or self._cut(tuple(s for axes in record.arguments for s in axes))
         self.conflicts.append(Conflict(what, record, cut))
         if not cut:
             raise Diverged
+
+    def _cut(self, spaces: tuple[Space, ...]) -> frozenset[Atom]:
+        return frozenset(a for a in atoms_of(spaces) if self.kept.get(a, a.size) < a.size)
 
     def _expected(self, call: Call, shapes: list[tuple[int, ...]]) -> Any:
         """Results of the shapes they should have; the original run tells how many, in what form."""

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bough.tracing.location import here
 from bough.tracing.provenance import TracedInt
 
+# Kept whole because ATen's own decomposition depends on strides, sizes or the device, or is long.
 WHOLE: dict[Any, str] = {
     torch._C._nn.linear: "linear",
     torch._C._nn.scaled_dot_product_attention: "scaled_dot_product_attention",
@@ -33,7 +34,14 @@ WHOLE: dict[Any, str] = {
     torch.group_norm: "group_norm",
     torch.rms_norm: "rms_norm",
     torch.instance_norm: "instance_norm",
+    **dict.fromkeys((Tensor.reshape, torch.reshape), "reshape"),
+    **dict.fromkeys((Tensor.flatten, torch.flatten), "reshape"),
+    Tensor.contiguous: "contiguous",
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
+    **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
+    torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
 }
+_CHUNKS = {torch.chunk, Tensor.chunk}  # equations hold between their results, whatever the arguments
 _STEP_INTO = {F.__name__, torch.functional.__name__}
 
 
@@ -73,7 +81,7 @@ class Handler(Protocol):
         """The device that the model's Python is to see."""
 
     def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Called after a leaf function that was given traced integers."""
+        """Called after a leaf function that was given traced integers, or gives equal parts."""
 
 
 def _getter(name: str) -> Any:
@@ -128,8 +136,14 @@ def _facts(func: Any) -> tuple[str, bool, bool]:
         schema = func._schema
         name = schema.name.removeprefix("aten::")
         aliases = any(r.alias_info is not None for r in schema.returns) or name == "_unsafe_view"
-        facts = _FACTS[func] = (name, torch.Tag.pointwise in func.tags, aliases)
+        facts = _FACTS[func] = (name, torch.Tag.pointwise in func.tags or _works_in_place(name), aliases)
     return facts
+
+
+def _works_in_place(name: str) -> bool:
+    """Whether `name` is the in-place form of an op that torch tags as pointwise."""
+    functional = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") and name[:-1] else None
+    return functional is not None and any(torch.Tag.pointwise in getattr(functional, o).tags for o in functional.overloads())
 
 
 class _DispatchMode(TorchDispatchMode):
@@ -196,7 +210,7 @@ class _FunctionMode(TorchFunctionMode):
             with self:
                 return body(*args, **kwargs)
         result = func(*args, **kwargs)
-        if _has_traced(args) or (kwargs and _has_traced(tuple(kwargs.values()))):
+        if func in _CHUNKS or _has_traced(args) or (kwargs and _has_traced(tuple(kwargs.values()))):
             stream.quietly(handler.integers, func, args, kwargs, result)
         return result
 
@@ -225,9 +239,10 @@ def _python_body(func: Any) -> Any:
         deaf = dict.fromkeys(
             ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
         )
-        body = types.FunctionType(
-            func.__code__, {**func.__globals__, **deaf}, func.__name__, func.__defaults__, func.__closure__
+        closure = func.__closure__ and tuple(
+            types.CellType(_python_body(c.cell_contents) or c.cell_contents) for c in func.__closure__
         )
+        body = types.FunctionType(func.__code__, {**func.__globals__, **deaf}, func.__name__, func.__defaults__, closure)
         body.__kwdefaults__ = func.__kwdefaults__
         _bodies[func] = body
     return body

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bough.errors import PlanError, TraceError
 from bough.graph import Frozen, Graph, Group, Member, State, Storage
+from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, normal
 from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
@@ -187,7 +188,7 @@ def _groups(recorder: Recorder) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
     frozen: list[Frozen] = []
     used: dict[str, int] = {}
     for atom, places in members.items():
-        if atom not in in_parameter or atom.size < 2:
+        if atom not in in_parameter or atom.size < 2 or atom.reason is KERNEL:
             continue
         kind = _kind(marks.get(atom, set()), places, recorder.states)
         if atom.reason is None and "consumed" not in marks.get(atom, ()):

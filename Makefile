@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check bench format
+demo: .venv/demo
+	$(BIN)/bough demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell src tests docs README.md
+
+bench: .venv/dev
+	$(PIP) --no-deps torch-pruning
+	$(BIN)/python benchmarks/overhead.py
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
+	touch $@
+
+.venv/demo: .venv/base
+	$(PIP) -e .[demo]
+	touch $@
+
+# torchvision and timm come without their dependencies: those would bring another build of torch
+.venv/dev: .venv/base
+	$(PIP) -e .[dev]
+	$(PIP) --no-deps torchvision timm
+	touch $@
