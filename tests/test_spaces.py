@@ -48,7 +48,7 @@ def splits(draw, size, depth=3):
 def is_normal(space):
     if isinstance(space, Product):
         assert not any(isinstance(f, Product) or f.size == 1 for f in space.factors)
-        assert not space.factors or not isinstance(space.factors[0], Sum)
+        assert not any(isinstance(f, Sum) for f in space.factors[:-1])
         assert len(space.factors) != 1
         return all(is_normal(f) for f in space.factors)
     if isinstance(space, Sum):
@@ -69,6 +69,7 @@ def test_normal_form_keeps_the_size_and_is_its_own_normal_form(space):
 @given(spaces, spaces, spaces)
 def test_a_product_distributes_over_a_major_sum(a, b, k):
     assert product(Sum((a, b)), k) == concat(product(a, k), product(b, k))
+    assert product(k, Sum((a, b)), k) == product(k, concat(product(a, k), product(b, k)))
 
 
 def test_a_space_of_size_one_vanishes_from_a_product():

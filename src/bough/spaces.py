@@ -4,7 +4,7 @@
 
 An Atom is a union-find node: `link` leads to the space it has become. One index of an unlinked Atom is a *unit*.
 `normal` gives the normal form: no Product directly in a Product, no Sum directly in a Sum, no space of size 1 in a
-Product, and `(A + B) x K = A x K + B x K`. `unify` makes two spaces the same by their coarsest common refinement;
+Product, and `(A + B) x K = A x K + B x K`, so that a Sum is only ever the last factor. `unify` makes two spaces the same by their coarsest common refinement;
 where there is none, both are frozen. This file knows nothing of tensors.
 """
 
@@ -114,8 +114,9 @@ def product(*spaces: Space) -> Space:
         factors.extend(space.factors if isinstance(space, Product) else (space,))
     if len(factors) == 1:
         return factors[0]
-    if factors and isinstance(factors[0], Sum):
-        return concat(*(product(term, *factors[1:]) for term in factors[0].terms))
+    for i, factor in enumerate(factors[:-1]):
+        if isinstance(factor, Sum):
+            return product(*factors[:i], concat(*(product(term, *factors[i + 1 :]) for term in factor.terms)))
     return Product(factors, formed=True) if factors else UNIT
 
 

@@ -11,12 +11,20 @@ from torch import Tensor
 
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.importance.reduce import per_unit
+from bough.importance.reduce import Reduce, per_unit
 
 
-def _power(p: float, tensor: Tensor) -> Tensor:
-    values = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    return values * values if p == 2 else values.abs() if p == 1 else values.abs() ** p
+def _powers(p: float) -> Reduce:
+    """The sum of |w|^p over all dims but one."""
+
+    def reduce(tensor: Tensor, dim: int) -> Tensor:
+        others = [d for d in range(tensor.dim()) if d != dim]
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        if not others:
+            return tensor.to(dtype).abs() ** p
+        return torch.linalg.vector_norm(tensor, p, dim=others, dtype=dtype) ** p
+
+    return reduce
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,7 @@ class Magnitude:
             raise PlanError(f"Magnitude(p={self.p}): p must be positive")
 
     def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
-        sums = per_unit(graph, lambda t: _power(self.p, t), inputs=False)
+        sums = per_unit(graph, _powers(self.p), inputs=False)
         return {name: values ** (1 / self.p) for name, values in sums.items()}
 
 
@@ -49,7 +57,7 @@ class GroupNorm:
     p: float = 2.0
 
     def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
-        sums = per_unit(graph, lambda t: _power(self.p, t), inputs=True)
+        sums = per_unit(graph, _powers(self.p), inputs=True)
         return {name: values ** (1 / self.p) for name, values in sums.items()}
 
 
