@@ -9,7 +9,7 @@ import bough
 def test_public_names():
     assert sorted(bough.__all__) == [
         "BoughError", "Budget", "Cost", "Frozen", "Graph", "Group", "Member", "Plan", "Result", "Verification", "cut", "cut_",
-        "errors", "importance", "mask", "plan", "prune", "score", "trace", "verify",
+        "errors", "importance", "load", "mask", "plan", "prune", "save", "score", "trace", "verify",
     ]  # fmt: skip
     assert all(hasattr(bough, name) for name in bough.__all__)
 

@@ -4,8 +4,8 @@
 
 An Atom is a union-find node: `link` leads to the space it has become. One index of an unlinked Atom is a *unit*.
 `normal` gives the normal form: no Product directly in a Product, no Sum directly in a Sum, no space of size 1 in a
-Product, and `(A + B) x K = A x K + B x K`, so that a Sum is only ever the last factor. `unify` makes two spaces the same by their coarsest common refinement;
-where there is none, both are frozen. This file knows nothing of tensors.
+Product, and `(A + B) x K = A x K + B x K`, so that a Sum is only ever the last factor. `unify` makes two spaces the
+same by their coarsest common refinement; where there is none, both are frozen. This file knows nothing of tensors.
 """
 
 from __future__ import annotations

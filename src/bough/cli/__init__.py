@@ -1,0 +1,18 @@
+"""The command line: `bough inspect | prune | measure | demo`."""
+
+from __future__ import annotations
+
+import sys
+
+from bough.errors import BoughError
+
+
+def main() -> None:
+    """Runs the command line; an error of bough's is one line on stderr and exit status 2."""
+    from bough.cli.commands import app
+
+    try:
+        app()
+    except BoughError as error:
+        print(f"bough: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,137 @@
+"""The commands, each a few lines over the library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import bough
+from bough.cli.models import resolve
+from bough.errors import BudgetError, ModelReferenceError
+from bough.measuring import latencies
+from bough.report.tables import costs_table, groups_table, show
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Structured pruning of PyTorch models.",
+)
+
+Model = Annotated[str, typer.Argument(help="module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
+Shape = Annotated[str | None, typer.Option(help="sizes of the example input, such as 1,3,224,224")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+
+CRITERIA: dict[str, Callable[[], bough.importance.Criterion]] = {
+    "l1": lambda: bough.importance.Magnitude(p=1),
+    "l2": lambda: bough.importance.Magnitude(p=2),
+    "group": lambda: bough.importance.GroupNorm(),
+    "random": lambda: bough.importance.Random(),
+}
+
+
+@app.command()
+def inspect(model: Model, input_shape: Shape = None, as_json: Json = False) -> None:
+    """Shows what can be cut, what can not and why, and what the model costs."""
+    net, inputs = resolve(model, input_shape)
+    graph = bough.trace(net, inputs)
+    if as_json:
+        typer.echo(json.dumps(graph.to_dict()))
+    else:
+        show(groups_table(graph))
+        for frozen in graph.frozen:
+            typer.echo(f"frozen: {frozen.name} ({frozen.size} units): {frozen.reason}")
+        for op in graph.unknown_ops:
+            typer.echo(f"unknown op, all it touches is frozen: {op}")
+        show(costs_table({"cost": graph.cost().to_dict()}))
+
+
+@app.command()
+def prune(
+    model: Model,
+    budget: Annotated[list[str], typer.Option(help="such as macs=50% or size=256KiB; may be repeated")],
+    input_shape: Shape = None,
+    importance: Annotated[str, typer.Option(help="l1, l2, group or random")] = "l2",
+    allocation: Annotated[str, typer.Option(help="global or uniform")] = "global",
+    round_to: Annotated[int, typer.Option(help="widths become multiples of this")] = 1,
+    ignore: Annotated[list[str] | None, typer.Option(help="a module, parameter or group to leave; may be repeated")] = None,
+    exact_only: Annotated[bool, typer.Option(help="leave groups over which a statistic runs")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder for the plan and the weights")] = None,
+    as_json: Json = False,
+) -> None:
+    """Cuts a model to a budget, verifies it and saves it."""
+    bounds = _bounds(budget)
+    if importance not in CRITERIA:
+        raise ModelReferenceError(f"--importance {importance!r} is unknown: use one of {', '.join(CRITERIA)}")
+    net, inputs = resolve(model, input_shape)
+    result = bough.prune(
+        net, inputs, bounds, importance=CRITERIA[importance](), allocation=allocation, round_to=round_to,
+        ignore=ignore or (), exact_only=exact_only,
+    )  # fmt: skip
+    if out is not None:
+        bough.save(result, out)
+    if as_json:
+        plan = result.plan
+        typer.echo(
+            json.dumps(
+                {
+                    "before": plan.original.to_dict(), "after": plan.cost.to_dict(), "groups": plan.groups,
+                    "not_cut": plan.frozen, "verification": result.report.to_dict(), "saved": str(out) if out else None,
+                }
+            )
+        )  # fmt: skip
+        return
+    show(costs_table({"before": result.plan.original.to_dict(), "after": result.plan.cost.to_dict()}))
+    for name, why in result.plan.frozen.items():
+        typer.echo(f"not cut: {name}: {why}")
+    typer.echo(str(result.report))
+    if out is not None:
+        typer.echo(f"saved in {out}")
+
+
+def _bounds(given: list[str]) -> bough.Budget:
+    pairs = [b.partition("=") for b in given]
+    for (name, sign, value), text in zip(pairs, given, strict=True):
+        if not sign or not value or name not in bough.Budget.__dataclass_fields__:
+            fields = ", ".join(bough.Budget.__dataclass_fields__)
+            raise BudgetError(f"--budget {text!r}: write NAME=BOUND with a name of {fields}")
+    return bough.Budget(**{name: value for name, _, value in pairs})
+
+
+@app.command()
+def measure(
+    model: Model,
+    checkpoint: Annotated[Path | None, typer.Option(help="a folder that `bough prune --out` wrote, to set beside it")] = None,
+    input_shape: Shape = None,
+    repeats: Annotated[int, typer.Option(help="timed passes of each model")] = 30,
+    as_json: Json = False,
+) -> None:
+    """Measures parameters, MACs, size, memory and latency, of a model and its pruned form."""
+    net, inputs = resolve(model, input_shape)
+    models = {"model": net}
+    if checkpoint is not None:
+        models["pruned"] = bough.load(checkpoint, lambda: resolve(model, input_shape)[0])
+    times = latencies(models, inputs, repeats=repeats)
+    rows: dict[str, dict[str, Any]] = {
+        name: {**bough.trace(m, inputs).cost().to_dict(), "latency_ms": 1e3 * times[name].median} for name, m in models.items()
+    }
+    if as_json:
+        typer.echo(json.dumps({n: {**row, "latency": times[n].to_dict()} for n, row in rows.items()}))
+    else:
+        show(costs_table(rows))
+
+
+@app.command()
+def demo(
+    page: Annotated[Path, typer.Option(help="where the HTML page goes")] = Path("bough-demo.html"),
+    seeds: Annotated[int, typer.Option(help="how many times, from different seeds")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Trains a small residual net on real handwritten digits, cuts it to 25 % of its MACs and proves it."""
+    from bough.cli.demo import run
+
+    run(page, seeds, as_json)

@@ -1,0 +1,96 @@
+"""From a model reference to a model and example inputs.
+
+module:callable    returns the model, or (model, example inputs)
+timm:NAME          torchvision:NAME          hf:PATH (a folder with config.json)
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bough.errors import ModelReferenceError
+
+
+def resolve(reference: str, shape: str | None = None) -> tuple[nn.Module, Any]:
+    """(model in eval mode, example inputs) of a reference; `shape` such as "1,3,224,224" overrides the inputs.
+
+    Raises:
+        ModelReferenceError: nothing is found, or example inputs are needed and not known.
+    """
+    kind, colon, name = reference.partition(":")
+    if not colon or not name:
+        raise ModelReferenceError(
+            f"{reference!r} is no model reference: write module:callable, timm:NAME, torchvision:NAME or hf:PATH"
+        )
+    builder = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}.get(kind)
+    model, inputs = builder(name) if builder else _callable(kind, name)
+    if shape is not None:
+        try:
+            inputs = torch.randn([int(n) for n in shape.split(",")])
+        except (ValueError, RuntimeError):
+            raise ModelReferenceError(f"--input-shape {shape!r}: write sizes with commas, such as 1,3,224,224") from None
+    if inputs is None:
+        raise ModelReferenceError(f"{reference} gives no example inputs: return (model, inputs), or use --input-shape")
+    return model.eval(), inputs
+
+
+def _import(module: str, reference: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ModelReferenceError(f"{reference} needs the module {module}, which can not be imported: {error}") from None
+
+
+def _callable(module: str, name: str) -> tuple[nn.Module, Any]:
+    reference = f"{module}:{name}"
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    function: Callable[[], Any] | None = getattr(_import(module, reference), name, None)
+    if not callable(function):
+        raise ModelReferenceError(f"{reference}: the module {module} has no callable {name}")
+    made = function()
+    model, inputs = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(model, nn.Module):
+        raise ModelReferenceError(f"{reference} returned {type(model).__name__}, not an nn.Module")
+    return model, inputs
+
+
+def _timm(name: str) -> tuple[nn.Module, Any]:
+    timm = _import("timm", f"timm:{name}")
+    if name not in timm.list_models():
+        raise ModelReferenceError(f"timm has no model called {name}")
+    model = timm.create_model(name)
+    return model, torch.randn(1, *model.default_cfg["input_size"])
+
+
+def _torchvision(name: str) -> tuple[nn.Module, Any]:
+    models = _import("torchvision.models", f"torchvision:{name}")
+    if name not in models.list_models():
+        raise ModelReferenceError(f"torchvision has no model called {name}")
+    side = 299 if name.startswith("inception") else 224
+    return models.get_model(name, weights=None), torch.randn(1, 3, side, side)
+
+
+def _hugging_face(path: str) -> tuple[nn.Module, Any]:
+    transformers = _import("transformers", f"hf:{path}")
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise ModelReferenceError(f"hf:{path}: there is no config.json in that folder")
+    config = transformers.AutoConfig.from_pretrained(path)
+    architecture = getattr(transformers, config.architectures[0], None) if config.architectures else None
+    weights = any(f.endswith((".safetensors", ".bin")) for f in os.listdir(path))
+    if weights:
+        model = (architecture or transformers.AutoModel).from_pretrained(path)
+    else:
+        model = architecture(config) if architecture else transformers.AutoModel.from_config(config)
+    if hasattr(config, "vocab_size"):
+        return model, {"input_ids": torch.randint(0, config.vocab_size, (1, 16))}
+    size = getattr(config, "image_size", 224)
+    side = size if isinstance(size, int) else size[0]
+    return model, {"pixel_values": torch.randn(1, getattr(config, "num_channels", 3), side, side)}

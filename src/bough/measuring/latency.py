@@ -1,0 +1,71 @@
+"""How long a forward pass takes here."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bough.tracing.trace import split_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds of one forward pass: the median, and the spread from the lower to the upper quartile."""
+
+    median: float
+    spread: float
+    repeats: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{1e3 * self.median:.2f} ms (quartiles {1e3 * self.spread:.2f} ms apart)"
+
+
+def latencies(
+    models: Mapping[str, nn.Module], example_inputs: Any, *, repeats: int = 30, warmup: int = 3
+) -> dict[str, Latency]:
+    """Times several models side by side, turn by turn, in eval mode; each model's mode is restored.
+
+    Args:
+        models: by name, all taking the same inputs.
+        example_inputs: as for `bough.trace`.
+        repeats, warmup: timed and untimed passes of each model.
+    """
+    args, kwargs = split_inputs(example_inputs)
+    modes = {n: [(m, m.training) for m in model.modules()] for n, model in models.items()}
+    times: dict[str, list[float]] = {n: [] for n in models}
+    try:
+        for model in models.values():
+            model.eval()
+        with torch.inference_mode():
+            for turn in range(warmup + repeats):
+                for name, model in models.items():
+                    begin = time.perf_counter()
+                    model(*args, **kwargs)
+                    if torch.cuda.is_initialized():
+                        torch.cuda.synchronize()
+                    if turn >= warmup:
+                        times[name].append(time.perf_counter() - begin)
+    finally:
+        for kept in modes.values():
+            for module, training in kept:
+                module.training = training
+    return {n: _summary(t) for n, t in times.items()}
+
+
+def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 30, warmup: int = 3) -> Latency:
+    """Times one model; see `latencies`."""
+    return latencies({"model": model}, example_inputs, repeats=repeats, warmup=warmup)["model"]
+
+
+def _summary(times: list[float]) -> Latency:
+    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (times[0], times[0], times[0])
+    return Latency(statistics.median(times), high - low, len(times))

@@ -1,0 +1,52 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bough.graph import Graph
+
+LABELS = {
+    "params": "parameters", "macs": "MACs", "size": "size (bytes)", "activation_bytes": "activations (bytes)",
+    "peak_memory": "peak memory (bytes)", "latency_ms": "latency (ms)", "accuracy": "test accuracy (%)",
+}  # fmt: skip
+
+
+def show(table: Table) -> None:
+    """Prints a table."""
+    Console(soft_wrap=False).print(table)
+
+
+def number(value: float) -> str:
+    """A count without, a measurement with two decimals."""
+    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+
+
+def costs_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One column per model, one line per cost; with two models, the ratio after over before."""
+    table = Table()
+    table.add_column("")
+    for name in rows:
+        table.add_column(name, justify="right")
+    if len(rows) == 2:
+        table.add_column("ratio", justify="right")
+    columns = list(rows.values())
+    for key in columns[0]:
+        values = [c[key] for c in columns]
+        line = [LABELS.get(key, key), *map(number, values)]
+        if len(values) == 2:
+            line.append(f"{values[1] / values[0]:.3f}" if values[0] else "")
+        table.add_row(*line)
+    return table
+
+
+def groups_table(graph: Graph) -> Table:
+    """The groups of a graph."""
+    table = Table("group", "kind", "units", "places", "removal is")
+    for g in graph.groups:
+        table.add_row(g.name, g.kind, str(g.size), str(len(g.members)), "exact" if g.exact else "renormalizing")
+    return table
