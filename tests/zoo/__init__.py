@@ -1,4 +1,9 @@
-"""Models to prune: `small` (hand-written nets, one difficulty each) and `library` (torchvision, timm, transformers)."""
+"""Models to prune: `small` (hand-written nets, one difficulty each) and those of torchvision, timm and transformers.
+
+Each module has `ZOO`: name -> () -> (model, example inputs: a tensor, a tuple of arguments or a dict of keyword arguments).
+"""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,3 +28,12 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             elif name.endswith("running_var"):
                 b.copy_(torch.rand(b.shape, generator=generator) + 0.5)
     return model.double()
+
+
+def to_double(inputs: Any) -> Any:
+    """The same inputs with every floating tensor in float64, for a model that `randomize` gave."""
+    if isinstance(inputs, dict):
+        return {name: to_double(value) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(map(to_double, inputs))
+    return inputs.double() if torch.is_tensor(inputs) and inputs.is_floating_point() else inputs

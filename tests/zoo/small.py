@@ -156,6 +156,30 @@ class GatedAttention(nn.Module):
         return self.head(x + self.down(F.silu(gate) * up))
 
 
+class Recurrent(nn.Module):
+    """Two layers, both ways for one of them: the gates of a layer share its hidden units."""
+
+    def __init__(self, kind: type[nn.RNNBase], bidirectional: bool = False):
+        super().__init__()
+        self.embed = nn.Linear(5, 8)
+        self.rnn = kind(8, 6, num_layers=2, batch_first=True, bidirectional=bidirectional)
+        self.head = nn.Linear(12 if bidirectional else 6, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(F.relu(self.embed(x)))[0][:, -1])
+
+
+class GatedUnit(nn.Module):
+    """Value and gate from one fused layer, split by F.glu."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 16), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(F.glu(self.a(x), dim=-1))
+
+
 def encoder():
     layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
     model = nn.Sequential(nn.Linear(5, 16), nn.TransformerEncoder(layer, 2), nn.Flatten(1), nn.Linear(16 * 6, 3))
@@ -207,4 +231,12 @@ ZOO = {
     "gated_attention": lambda: (GatedAttention(), torch.randint(0, 20, (2, 7))),
     "group_norm": group_norm,
     "transposed": transposed,
+    "glu": _of(GatedUnit, FEATURES),
+}
+
+# not in ZOO yet: bough traces these, but finds nothing in them to cut
+RECURRENT = {
+    "lstm": lambda: (Recurrent(nn.LSTM), torch.randn(2, 6, 5)),
+    "lstm_both_ways": lambda: (Recurrent(nn.LSTM, True), torch.randn(2, 6, 5)),
+    "gru": lambda: (Recurrent(nn.GRU), torch.randn(2, 6, 5)),
 }

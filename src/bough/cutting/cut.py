@@ -27,8 +27,10 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """
     check(model, plan)
     memo: dict[int, Any] = {}
-    for name, tensor, _, _ in held_tensors(model):
-        memo[id(tensor)] = _like(tensor, _sliced(name, tensor.detach(), plan, fresh=True))
+    slicer = _Slicer(plan)
+    with torch.no_grad():
+        for name, tensor, _, _ in held_tensors(model):
+            memo[id(tensor)] = _like(tensor, slicer(name, tensor.detach(), fresh=True))
     small = copy.deepcopy(model, memo)
     _finish(small, plan)
     return small
@@ -41,7 +43,9 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: the plan was made for another model; nothing is changed.
     """
     check(model, plan)
-    slices = {n: _sliced(n, t.detach(), plan, fresh=False) for n, t, _, _ in held_tensors(model) if _touched(n, plan)}
+    slicer = _Slicer(plan)
+    with torch.no_grad():
+        slices = {n: slicer(n, t.detach(), fresh=False) for n, t, _, _ in held_tensors(model) if _touched(n, plan)}
     for name, value in slices.items():
         tensor = held_tensor(model, name)
         tensor.grad = None
@@ -91,24 +95,48 @@ def _touched(name: str, plan: Plan) -> bool:
     return name in plan.kept or any(s.name == name for s in plan.scales)
 
 
-def _sliced(name: str, value: Tensor, plan: Plan, *, fresh: bool) -> Tensor:
-    """The tensor as the plan wants it; a copy where `fresh`."""
-    scales = [s for s in plan.scales if s.name == name]
-    if scales:
-        value = value.clone()
-        for s in scales:
-            index = torch.tensor(s.indices, device=value.device)
-            shape = [-1 if d == s.dim else 1 for d in range(value.dim())]
-            value.index_copy_(
-                s.dim,
-                index,
-                value.index_select(s.dim, index)
-                * torch.full((len(index),), s.factor, dtype=torch.float64).view(shape).to(value),
-            )
-    dims = plan.kept.get(name, {})
-    for dim, indices in sorted(dims.items(), key=lambda item: len(item[1]) / value.shape[item[0]]):
-        value = value.index_select(dim, torch.tensor(indices, device=value.device))
-    return value.clone() if fresh and not scales and not dims else value
+class _Slicer:
+    """Makes the tensors a plan wants; where several dims are cut, what lies between is kept in one reused buffer."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._indices: dict[tuple[int, torch.device], Tensor] = {}
+
+    def __call__(self, name: str, value: Tensor, *, fresh: bool) -> Tensor:
+        """The tensor `name` of value `value` as the plan wants it; a copy where `fresh`."""
+        scales = [s for s in self.plan.scales if s.name == name]
+        dims = self.plan.kept.get(name, {})
+        if scales:
+            value = value.clone()
+            for s in scales:
+                index = torch.tensor(s.indices, device=value.device)
+                part = value.index_select(s.dim, index)
+                value.index_copy_(s.dim, index, (part.double() * s.factor).to(value.dtype))
+        elif not dims:
+            return value.clone() if fresh else value
+        order = sorted(dims, key=lambda d: len(dims[d]) / value.shape[d])
+        for place, dim in enumerate(order):
+            index = self._index(dims[dim], value.device)
+            out = None if place == len(order) - 1 else self._buffer(value, dim, len(index), place)
+            value = torch.index_select(value, dim, index, out=out)
+        return value
+
+    def _index(self, indices: list[int], device: torch.device) -> Tensor:
+        key = (id(indices), device)  # the plan's lists live as long as this
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(indices, device=device)
+        return self._indices[key]
+
+    def _buffer(self, value: Tensor, dim: int, kept: int, place: int) -> Tensor | None:
+        if place or value.device.type == "meta":
+            return None
+        shape = [kept if d == dim else n for d, n in enumerate(value.shape)]
+        size = torch.Size(shape).numel()
+        key = (value.dtype, value.device)
+        if key not in self._buffers or self._buffers[key].numel() < size:
+            self._buffers[key] = torch.empty(size, dtype=value.dtype, device=value.device)
+        return self._buffers[key][:size].view(shape)
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
