@@ -10,6 +10,8 @@ step, at a pruning ratio of 0.5, told the heads and the output layer. Imports an
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import platform
@@ -108,10 +110,8 @@ def peak_mb() -> float:
 
 def forget_peak() -> None:
     """Building a model may take more than the model: that is not the tool's doing (Linux only)."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def work_bough(name: str, seed: int) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def work_bough(name: str, seed: int) -> dict[str, Any]:
     start = time.process_time()
     small = bough.cut(model, plan)
     cut_s = time.process_time() - start
-    stages = dict(zip(("trace", "score", "plan"), (b - a for a, b in zip(stamps, stamps[1:], strict=False)), strict=True))
+    stages = dict(zip(("trace", "score", "plan"), (b - a for a, b in itertools.pairwise(stamps)), strict=True))
     stages["cut"] = cut_s
     return {
         "cpu_s": sum(stages.values()),

@@ -82,6 +82,4 @@ def bart() -> Built:
     return hf.BartForConditionalGeneration(config).eval(), _pair()
 
 
-ZOO: dict[str, Callable[[], Built]] = {
-    f.__name__: f for f in (bert, roberta, vit, gpt2, llama, qwen2, mistral, t5, bart)
-}
+ZOO: dict[str, Callable[[], Built]] = {f.__name__: f for f in (bert, roberta, vit, gpt2, llama, qwen2, mistral, t5, bart)}
