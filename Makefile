@@ -18,7 +18,7 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(PIP) --no-deps torch-pruning
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python -m benchmarks.overhead
 
 format: .venv/dev
 	$(BIN)/ruff format .

@@ -1,8 +1,7 @@
-"""The models of the overhead benchmark: name -> () -> (model, example inputs), random weights."""
+"""The models of the overhead benchmark with random weights, and the hints Torch-Pruning's own examples give for each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,74 +9,83 @@ from torch import nn
 
 from tests.zoo.shim import declare_torchvision_ops
 
-
-class ResidualMLP(nn.Module):
-    """`blocks` residual blocks of two layers, 64 wide."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(16, 64), nn.Linear(64, 8)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)) for _ in range(blocks))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x)
+RESIDUAL = (40, 80, 160, 320)
+MODELS = ("resnet50", "densenet121", "vit_b_16", "bert_base", "llama_0.95b", "llama_gqa", *(f"residual_{n}" for n in RESIDUAL))
 
 
-def _vision(name: str) -> tuple[nn.Module, Any]:
+def build(name: str, seed: int) -> tuple[nn.Module, Any]:
+    """The model in eval mode with random weights, and its example inputs."""
+    torch.manual_seed(seed)
+    if name == "tiny":
+        return residual_mlp(1).eval(), torch.randn(1, 16)
+    if name.startswith("residual_"):
+        return residual_mlp(int(name.removeprefix("residual_"))).eval(), torch.randn(1, 16)
     declare_torchvision_ops()
-    import torchvision
+    if name in ("resnet50", "densenet121", "vit_b_16"):
+        from torchvision import models
 
-    return torchvision.models.get_model(name, weights=None), torch.randn(1, 3, 224, 224)
+        return models.get_model(name, weights=None).eval(), torch.randn(1, 3, 224, 224)
+    import transformers as hf
 
-
-def _bert() -> tuple[nn.Module, Any]:
-    declare_torchvision_ops()
-    import transformers
-
-    model = transformers.BertForSequenceClassification(transformers.BertConfig())
-    return model, {"input_ids": torch.randint(0, 1000, (1, 128))}
-
-
-def _llama(dtype: torch.dtype, tokens: int, **config: int) -> tuple[nn.Module, Any]:
-    declare_torchvision_ops()
-    import transformers
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
-    finally:
-        torch.set_default_dtype(before)
-    return model, {"input_ids": torch.randint(0, config["vocab_size"], (1, tokens))}
+    if name == "bert_base":
+        model, tokens = hf.BertForSequenceClassification(hf.BertConfig()), 128
+    elif name == "llama_0.95b":
+        widths = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 32}
+        torch.set_default_dtype(torch.bfloat16)
+        model, tokens = hf.LlamaForCausalLM(hf.LlamaConfig(**widths, num_hidden_layers=16, vocab_size=32000)), 32
+        torch.set_default_dtype(torch.float32)
+    elif name == "llama_gqa":
+        widths = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+        model, tokens = hf.LlamaForCausalLM(hf.LlamaConfig(**widths, num_hidden_layers=1, vocab_size=100)), 8
+    else:
+        raise SystemExit(f"no model {name}; there are {', '.join(MODELS)}")
+    ids = torch.randint(3, 100, (1, tokens))
+    return model.eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _large_llama() -> tuple[nn.Module, Any]:
-    return _llama(
-        torch.bfloat16, 32, hidden_size=2048, num_hidden_layers=16, intermediate_size=5632, num_attention_heads=32,
-        num_key_value_heads=32, vocab_size=32000,
-    )  # fmt: skip
+def residual_mlp(blocks: int, width: int = 64) -> nn.Module:
+    """x + Linear(ReLU(Linear(x))), many times over."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(16, width), nn.Linear(width, 8)
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) for _ in range(blocks)
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            for block in self.blocks:
+                x = x + block(x)
+            return self.head(x)
+
+    return Residual()
 
 
-def _gqa_llama() -> tuple[nn.Module, Any]:
-    return _llama(
-        torch.float32, 16, hidden_size=32, num_hidden_layers=1, intermediate_size=64, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=100,
-    )  # fmt: skip
-
-
-def _mlp(blocks: int) -> Callable[[], tuple[nn.Module, Any]]:
-    return lambda: (ResidualMLP(blocks), torch.randn(1, 16))
-
-
-MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "resnet50": lambda: _vision("resnet50"),
-    "densenet121": lambda: _vision("densenet121"),
-    "vit_b_16": lambda: _vision("vit_b_16"),
-    "bert_base": _bert,
-    "llama_0.95b_bf16": _large_llama,
-    "llama_gqa_1_layer": _gqa_llama,
-    **{f"residual_mlp_{n}": _mlp(n) for n in (40, 80, 160, 320)},
-}
+def documented(name: str, model: Any) -> dict[str, Any]:
+    """What Torch-Pruning's own examples hand over for such a model."""
+    if name.startswith("llama"):
+        config = model.config
+        config.use_cache = False  # its tracing stops at caches
+        heads = {}
+        for layer in model.model.layers:
+            heads[layer.self_attn.q_proj] = config.num_attention_heads
+            heads[layer.self_attn.k_proj] = heads[layer.self_attn.v_proj] = config.num_key_value_heads
+        return {
+            "ignored_layers": [model.lm_head],
+            "num_heads": heads,
+            "prune_num_heads": True,
+            "prune_head_dims": False,
+            "head_pruning_ratio": 0.5,
+            "output_transform": lambda out: out.logits,
+        }
+    if name == "bert_base":
+        attentions = [layer.attention.self for layer in model.bert.encoder.layer]
+        heads = {m: model.config.num_attention_heads for a in attentions for m in (a.query, a.key, a.value)}
+        return {"ignored_layers": [model.classifier], "num_heads": heads, "output_transform": lambda out: out.logits}
+    if name == "vit_b_16":
+        heads = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+        return {"ignored_layers": [model.heads.head], "num_heads": heads}
+    head = {"resnet50": "fc", "densenet121": "classifier"}.get(name, "head")
+    return {"ignored_layers": [getattr(model, head)]}

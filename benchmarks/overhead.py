@@ -1,10 +1,11 @@
 """CPU time and memory of bough beside Torch-Pruning, on models that both are given in one run.
 
-    python benchmarks/overhead.py --repeats 5 --models resnet50 bert_base
+    python -m benchmarks.overhead --repeats 5 --models resnet50 bert_base
 
 Each measurement is a fresh process, the two tools taking turns; CPU time (of all threads) and not wall time is compared.
-bough: trace + score + plan + cut, to half of the MACs. Torch-Pruning, as its documentation has it: build the pruner + one
-step, at a pruning ratio of 0.5, told the heads and the output layer. Imports and building the model are not counted.
+bough: trace + score + plan + cut, to a quarter of the MACs by equal shares. Torch-Pruning, as its documentation has it:
+build the pruner + one step, at a pruning ratio of 0.5 (which leaves about a quarter of the MACs), told the heads and the
+output layer. Imports and building the model are not counted.
 """
 
 from __future__ import annotations
@@ -13,82 +14,20 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib import metadata
+
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import harness
+from benchmarks.models import MODELS, RESIDUAL, build, documented
+
 TOOLS = ("bough", "torch-pruning")
-RESIDUAL = (40, 80, 160, 320)
-MODELS = ("resnet50", "densenet121", "vit_b_16", "bert_base", "llama_0.95b", "llama_gqa", *(f"residual_{n}" for n in RESIDUAL))
 TIMEOUTS = {"llama_gqa": 100.0}  # wall seconds; the others get --timeout
 FASTER, GROWTH, EXTRA_MB = 2.0, 12.0, 200.0  # the limits: times faster, 320 over 40 blocks, planning memory over the model
-
-
-# --- the models (in a worker: torch is imported only there) ---
-
-
-def build(name: str, seed: int) -> tuple[Any, Any]:
-    """The model in eval mode with random weights, and its example inputs."""
-    import torch
-
-    torch.manual_seed(seed)
-    if name.startswith("residual_"):
-        return residual_mlp(int(name.removeprefix("residual_"))).eval(), torch.randn(1, 16)
-    sys.path.insert(0, str(ROOT))
-    from tests.zoo.shim import declare_torchvision_ops
-
-    declare_torchvision_ops()
-    if name in ("resnet50", "densenet121", "vit_b_16"):
-        from torchvision import models
-
-        return models.get_model(name, weights=None).eval(), torch.randn(1, 3, 224, 224)
-    import transformers as hf
-
-    if name == "bert_base":
-        model, tokens = hf.BertForSequenceClassification(hf.BertConfig()), 128
-    elif name == "llama_0.95b":
-        widths = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 32}
-        torch.set_default_dtype(torch.bfloat16)
-        model, tokens = hf.LlamaForCausalLM(hf.LlamaConfig(**widths, num_hidden_layers=16, vocab_size=32000)), 32
-        torch.set_default_dtype(torch.float32)
-    elif name == "llama_gqa":
-        widths = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-        model, tokens = hf.LlamaForCausalLM(hf.LlamaConfig(**widths, num_hidden_layers=1, vocab_size=100)), 8
-    else:
-        raise SystemExit(f"no model {name}; there are {', '.join(MODELS)}")
-    ids = torch.randint(3, 100, (1, tokens))
-    return model.eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def residual_mlp(blocks: int, width: int = 64) -> Any:
-    """x + Linear(ReLU(Linear(x))), many times over."""
-    import torch
-    from torch import nn
-
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.head = nn.Linear(16, width), nn.Linear(width, 8)
-            self.blocks = nn.ModuleList(
-                nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) for _ in range(blocks)
-            )
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.stem(x)
-            for block in self.blocks:
-                x = x + block(x)
-            return self.head(x)
-
-    return Residual()
 
 
 # --- the workers: one measurement each, printed as one line of JSON ---
@@ -117,6 +56,8 @@ def forget_peak() -> None:
 def work_bough(name: str, seed: int) -> dict[str, Any]:
     import bough
 
+    tiny, x = build("tiny", seed)
+    bough.prune(tiny, x, bough.Budget(macs="50%"))  # what is imported on first use is not what is measured
     model, inputs = build(name, seed)
     before = parameters(model)
     forget_peak()
@@ -126,7 +67,7 @@ def work_bough(name: str, seed: int) -> dict[str, Any]:
     stamps.append(time.process_time())
     scores = bough.score(graph, bough.importance.Magnitude(p=2))
     stamps.append(time.process_time())
-    plan = bough.plan(graph, scores, bough.Budget(macs="50%"))
+    plan = bough.plan(graph, scores, bough.Budget(macs="25%"), allocation="uniform")
     stamps.append(time.process_time())
     planned = peak_mb()
     start = time.process_time()
@@ -147,6 +88,9 @@ def work_bough(name: str, seed: int) -> dict[str, Any]:
 def work_torch_pruning(name: str, seed: int) -> dict[str, Any]:
     import torch_pruning as tp
 
+    tiny, x = build("tiny", seed)
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    tp.pruner.MetaPruner(tiny, x, importance=importance, pruning_ratio=0.5, **documented("tiny", tiny)).step()
     model, inputs = build(name, seed)
     before, options = parameters(model), documented(name, model)
     forget_peak()
@@ -163,36 +107,6 @@ def work_torch_pruning(name: str, seed: int) -> dict[str, Any]:
         "all_extra_mb": peak_mb() - base,
         "params": [before, parameters(model)],
     }
-
-
-def documented(name: str, model: Any) -> dict[str, Any]:
-    """What Torch-Pruning's own examples hand over for such a model."""
-    from torch import nn
-
-    if name.startswith("llama"):
-        config = model.config
-        config.use_cache = False  # its tracing stops at caches
-        heads = {}
-        for layer in model.model.layers:
-            heads[layer.self_attn.q_proj] = config.num_attention_heads
-            heads[layer.self_attn.k_proj] = heads[layer.self_attn.v_proj] = config.num_key_value_heads
-        return {
-            "ignored_layers": [model.lm_head],
-            "num_heads": heads,
-            "prune_num_heads": True,
-            "prune_head_dims": False,
-            "head_pruning_ratio": 0.5,
-            "output_transform": lambda out: out.logits,
-        }
-    if name == "bert_base":
-        attentions = [layer.attention.self for layer in model.bert.encoder.layer]
-        heads = {m: model.config.num_attention_heads for a in attentions for m in (a.query, a.key, a.value)}
-        return {"ignored_layers": [model.classifier], "num_heads": heads, "output_transform": lambda out: out.logits}
-    if name == "vit_b_16":
-        heads = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-        return {"ignored_layers": [model.heads.head], "num_heads": heads}
-    head = {"resnet50": "fc", "densenet121": "classifier"}.get(name, "head")
-    return {"ignored_layers": [getattr(model, head)]}
 
 
 def parameters(model: Any) -> int:
@@ -213,19 +127,8 @@ def work(tool: str, name: str, seed: int) -> None:
 # --- the run ---
 
 
-def measure(tool: str, name: str, seed: int, timeout: float) -> dict[str, Any]:
-    """One measurement in a fresh process; a failure or a timeout is a result, too."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", tool, name, "--seed", str(seed)]
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        now = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used = now.ru_utime + now.ru_stime - children.ru_utime - children.ru_stime
-        return {"timeout_s": timeout, "cpu_s_when_stopped": used}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:300]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def one(tool: str, name: str, seed: int, timeout: float) -> dict[str, Any]:
+    return harness.measure("benchmarks.overhead", ["--worker", tool, name, "--seed", str(seed)], timeout)
 
 
 def summary(repeats: list[dict[str, Any]]) -> dict[str, Any]:
@@ -252,7 +155,7 @@ def run(names: list[str], tools: list[str], repeats: int, seed: int, timeout: fl
                 if spent[tool] >= patience or (taken[tool] and "cpu_s" not in taken[tool][-1]):
                     continue
                 start = time.perf_counter()
-                taken[tool].append(measure(tool, name, seed, TIMEOUTS.get(name, timeout)))
+                taken[tool].append(one(tool, name, seed, TIMEOUTS.get(name, timeout)))
                 spent[tool] += time.perf_counter() - start
         results[name] = {t: summary(r) for t, r in taken.items()}
         results[name]["ratio"], results[name]["ratio_is_lower_bound"] = ratio(results[name])
@@ -302,30 +205,6 @@ def row(name: str, result: dict[str, Any]) -> str:
     return f"{name:13} {cell(result.get('bough', {})):40} {cell(result.get('torch-pruning', {})):40} {value:>8} {memory:>6}"
 
 
-def machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(memory, 1), "load_before": round(os.getloadavg()[0], 2)}
-
-
-def versions() -> dict[str, Any]:
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    out: dict[str, Any] = {"python": platform.python_version()}
-    for package in ("torch", "torch-pruning", "torchvision", "transformers"):
-        try:
-            out[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            out[package] = None
-    return {**out, "bough_commit": git("rev-parse", "HEAD"), "bough_src_changed": bool(git("status", "--porcelain", "src"))}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="CPU time and memory of bough beside Torch-Pruning")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, metavar="NAME", help=", ".join(MODELS))
@@ -334,13 +213,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=600, help="wall seconds for one measurement")
     parser.add_argument("--patience", type=float, default=120, help="wall seconds for a tool on a model; one repeat at least")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "overhead.json")
+    parser.add_argument("--out", type=Path, default=harness.ROOT / "benchmarks" / "results" / "overhead.json")
     parser.add_argument("--worker", nargs=2, metavar=("TOOL", "MODEL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         work(*args.worker, seed=args.seed)
         return 0
-    about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "versions": versions()}
+    about = harness.about()
     print(f"{'model':13} {'bough, CPU s [min, max]':40} {'torch-pruning, CPU s [min, max]':40} {'ratio':>8} {'MB':>6}")
     results = run(args.models, args.tools, args.repeats, args.seed, args.timeout, args.patience)
     checks = limits(results)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bough.tracing.shapes import SHAPES
 from bough.tracing.stream import Call, swap, tensors_in
 
 
@@ -88,6 +89,10 @@ class Execution:
                 kwargs = {k: swap(v, _to_meta) for k, v in kwargs.items()}
                 if "device" in kwargs:
                     kwargs["device"] = torch.device("meta")
+                shape = SHAPES.get(call.name)
+                result = shape(*args, **kwargs) if shape is not None and "out" not in kwargs else NotImplemented
+                if result is not NotImplemented:
+                    return result
         return call.func(*args, **kwargs)
 
 

@@ -1,0 +1,96 @@
+"""The results of the commonest ops on shapes alone, where torch's own meta functions are long Python.
+
+Each function checks what torch checks and gives an empty result, or `NotImplemented` for a form it does not know:
+then torch is asked. Only called with tensors of the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = Callable[..., Any]
+SHAPES: dict[str, Shape] = {}
+
+
+def _shape(*names: str) -> Callable[[Shape], Shape]:
+    def register(function: Shape) -> Shape:
+        SHAPES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def _demand(holds: bool, *tensors: Tensor | None) -> None:
+    if not holds:
+        raise RuntimeError(f"shapes {', '.join(str(list(t.shape)) for t in tensors if t is not None)} do not fit together")
+
+
+@_shape("linear")
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    if weight.dim() != 2 or x.dtype != weight.dtype:
+        return NotImplemented
+    _demand(x.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1]), x, weight, bias)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@_shape("layer_norm", "rms_norm")
+def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None = None, bias: Any = None, *rest: Any, **more: Any) -> Any:
+    last = x.shape[x.dim() - len(shape) :]
+    affine = [t for t in (weight, bias) if isinstance(t, Tensor)]
+    _demand(tuple(shape) == tuple(last) and all(t.shape == last for t in affine), x, *affine)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_shape("batch_norm")
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, *rest: Any
+) -> Any:
+    per_channel = [t for t in (weight, bias, mean, variance) if t is not None]
+    _demand(all(t.shape == (x.shape[1],) for t in per_channel), x, *per_channel)
+    return torch.empty_like(x)
+
+
+@_shape("scaled_dot_product_attention")
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    if q.dim() != k.dim() or q.dim() != v.dim() or q.dim() < 3:
+        return NotImplemented
+    batch = q.shape[:-2]
+    if enable_gqa:
+        heads = q.shape[-3]
+        _demand(k.shape[-3] > 0 and heads % k.shape[-3] == 0 and k.shape[-3] == v.shape[-3], q, k, v)
+    elif not batch == k.shape[:-2] == v.shape[:-2]:
+        batch = torch.broadcast_shapes(batch, k.shape[:-2], v.shape[:-2])
+    _demand(q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2], q, k, v)
+    if attn_mask is not None:
+        scores = (*batch, q.shape[-2], k.shape[-2])
+        _demand(torch.broadcast_shapes(scores, attn_mask.shape) == scores, q, k, attn_mask)
+    return q.new_empty((*batch, q.shape[-2], v.shape[-1]))
+
+
+@_shape(
+    "relu", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "neg", "exp", "rsqrt", "sqrt", "dropout"
+)
+def _unary(x: Tensor, *scalars: Any, **options: Any) -> Any:
+    return torch.empty_like(x) if x.is_floating_point() else NotImplemented
+
+
+@_shape("add", "sub", "mul", "div")
+def _binary(a: Any, b: Any, **options: Any) -> Any:
+    if not isinstance(a, Tensor) or not a.is_floating_point():
+        return NotImplemented
+    if isinstance(b, (int, float)):
+        return torch.empty_like(a)
+    if not isinstance(b, Tensor) or a.dtype != b.dtype:
+        return NotImplemented
+    if a.shape == b.shape and a.stride() == b.stride():
+        return torch.empty_like(a)
+    if a.is_contiguous() and b.is_contiguous():
+        return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))
+    return NotImplemented
