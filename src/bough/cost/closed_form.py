@@ -6,8 +6,8 @@ the maximum over the ops of such polynomials. All are evaluated for many candida
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,6 +39,9 @@ class Cost:
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
+
+
+FIELDS = tuple(f.name for f in fields(Cost))
 
 
 class _Polynomials:
@@ -110,13 +113,16 @@ class ClosedForm:
         self._table, self._matrix = poly.compile()
         self._peak_table, self._peak_matrix = _liveness(graph)
 
-    def evaluate(self, counts: Counts) -> dict[str, NDArray[np.float64]]:
-        """Costs of plans [plans, groups] of kept counts: one array [plans] per field of `Cost`."""
+    def evaluate(self, counts: Counts, wanted: Container[str] = FIELDS) -> dict[str, NDArray[np.float64]]:
+        """Costs of plans [plans, groups] of kept counts: one array [plans] per field of `Cost` that is asked for."""
         counts = np.atleast_2d(np.asarray(counts, dtype=np.float64))
         padded = np.concatenate([counts, np.ones((len(counts), 1))], axis=1)
         values = padded[:, self._table].prod(axis=2) @ self._matrix.T
-        peak = (padded[:, self._peak_table].prod(axis=2) @ self._peak_matrix.T).max(axis=1, initial=0.0)
-        return dict(zip(("params", "macs", "size", "activation_bytes", "peak_memory"), (*values.T, peak), strict=True))
+        found = {name: values[:, i] for i, name in enumerate(FIELDS[:-1]) if name in wanted}
+        if "peak_memory" in wanted:
+            live = padded[:, self._peak_table].prod(axis=2) @ self._peak_matrix.T
+            found["peak_memory"] = live.max(axis=1, initial=0.0)
+        return found
 
     def cost(self, counts: Counts | None = None) -> Cost:
         """The cost at one vector of counts; of the whole model without."""

@@ -81,39 +81,41 @@ class Allocation:
 def allocate(form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
     """The largest plan along the order of removal that meets `limits` (fields of Cost)."""
     place = {name: i for i, name in enumerate(form.names)}
+    places = [np.array([place[g.name] for g in c.groups]) for c in columns]
     ranks = np.concatenate([c.ranks for c in columns]) if columns else np.zeros(0)
     owner = np.concatenate([np.full(len(c.ranks), i) for i, c in enumerate(columns)]) if columns else np.zeros(0, int)
     order = owner[np.argsort(ranks, kind="stable")]
 
     def vector(taken: NDArray[np.int64]) -> NDArray[np.float64]:
         counts = form.sizes.copy()
-        for column, steps in zip(columns, taken, strict=True):
-            for i, group in enumerate(column.groups):
-                counts[place[group.name]] = column.counts[steps, i]
+        for column, where, steps in zip(columns, places, taken, strict=True):
+            counts[where] = column.counts[steps]
         return counts
 
-    def meets(taken: NDArray[np.int64]) -> bool:
-        values = form.evaluate(vector(taken))
+    def meets(counts: NDArray[np.float64]) -> bool:
+        values = form.evaluate(counts, limits)
         return all(values[k][0] <= limit * (1 + 1e-12) for k, limit in limits.items())
 
     def prefix(length: int) -> NDArray[np.int64]:
         return np.bincount(order[:length], minlength=len(columns))
 
     low, high = 0, len(order)
-    if not meets(prefix(high)):
-        return Allocation(_named(form, vector(prefix(high))), False)
+    counts = vector(prefix(high))
+    if not meets(counts):
+        return Allocation(_named(form, counts), False)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if meets(prefix(middle)) else (middle + 1, high)
+        low, high = (low, middle) if meets(vector(prefix(middle))) else (middle + 1, high)
     taken = prefix(low)
-    open_columns = dict.fromkeys(order[:low][::-1].tolist())
-    for column in open_columns:
-        while taken[column]:
-            taken[column] -= 1
-            if not meets(taken):
-                taken[column] += 1
+    counts = vector(taken)
+    for i in dict.fromkeys(order[:low][::-1].tolist()):  # the columns, the one cut last first
+        for steps in range(taken[i] - 1, -1, -1):
+            before = counts[places[i]]
+            counts[places[i]] = columns[i].counts[steps]
+            if not meets(counts):
+                counts[places[i]] = before
                 break
-    return Allocation(_named(form, vector(taken)), True)
+    return Allocation(_named(form, counts), True)
 
 
 def _named(form: ClosedForm, counts: NDArray[np.float64]) -> dict[str, int]:
