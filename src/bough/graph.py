@@ -95,9 +95,11 @@ class OpRecord:
     macs: tuple[tuple[Space, ...], ...]
     renormalized: tuple[Space, ...]
     undefined: tuple[Space, ...]  # axes along which masked units make the op undefined (weight norm: 0 / 0)
-    scalars: tuple[float, ...]
+    scalars: tuple[tuple[int | str, float], ...]  # numbers among the arguments, by position or keyword
     scale_of: Space | None
     detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales
+    outcome: Any = None  # what a run on real values gave where control flow may depend on it (not floats)
+    ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bough.graph import Graph, OpRecord
+from bough.graph import Graph, OpRecord, atoms_of
 from bough.planning.plan import Scale
 from bough.tracing.replay import Conflict, Rescale
 
@@ -38,10 +38,10 @@ def fold(graph: Graph, rescales: Sequence[Rescale]) -> tuple[tuple[Scale, ...], 
     failed: list[Conflict] = []
     for wish in rescales:
         try:
-            scales += flow.pull_back(wish)
+            scales += flow.granted(wish)
         except _Unfoldable as error:
             spaces = [wish.op.scale_of] if wish.op.scale_of is not None else [s for axes in wish.op.arguments for s in axes]
-            atoms = frozenset(a for s in spaces for a in s.atoms)
+            atoms = frozenset(atoms_of(tuple(spaces)))
             failed.append(
                 Conflict(f"a number that the model derives from a cut width can not be kept: {error}", wish.op, atoms)
             )
@@ -66,7 +66,14 @@ class _Flow:
                 table.setdefault(state or value, []).append((op, i))
         return table
 
-    def pull_back(self, wish: Rescale) -> list[Scale]:
+    def granted(self, wish: Rescale) -> list[Scale]:
+        """The scales that grant a wish; of a product of two activations, either may take the factor."""
+        try:
+            return self._pull_back(wish, side=0)
+        except _Unfoldable:
+            return self._pull_back(wish, side=1)
+
+    def _pull_back(self, wish: Rescale, side: int) -> list[Scale]:
         op, position = wish.op, wish.argument
         wishes: dict[int | str, Wish] = {}
         told: dict[int | str, set[tuple[int, int]]] = {}
@@ -90,7 +97,7 @@ class _Flow:
             if key not in self.maker:
                 raise _Unfoldable("it reaches an input of the model")
             maker, output = self.maker[key]
-            for i, part in _through(maker, output, factors):
+            for i, part in _through(maker, output, factors, side):
                 if not (np.isnan(part) | (part == 1)).all():  # who wants no change speaks up when someone else does
                     tell(maker, i, part)
         return scales
@@ -171,9 +178,14 @@ def _places(op: OpRecord, i: int) -> list[NDArray[np.int64]]:
     raise _Unfoldable(f"it meets {op.name} in {op.module} ({op.where})")
 
 
-def _through(op: OpRecord, output: int, factors: Wish) -> list[tuple[int, Wish]]:
+def _through(op: OpRecord, output: int, factors: Wish, side: int) -> list[tuple[int, Wish]]:
     """The wishes on an op's arguments that grant a wish on its result."""
     name = op.name.rstrip("_") if not op.name.startswith("_") else op.name
+    if name == "matmul":
+        known = factors[~np.isnan(factors)]
+        if not np.allclose(known, known.flat[0], rtol=1e-9, atol=0):
+            raise _Unfoldable(f"it meets {op.name} in {op.module} with several factors")
+        return [(side, np.full(_shape(op, side), known.flat[0])), (1 - side, np.ones(_shape(op, 1 - side)))]
     if name in _LINEAR:
         return _through_linear(op, name, factors)
     if name in _NORM:

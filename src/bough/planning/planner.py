@@ -14,6 +14,7 @@ from bough.planning.allocation import allocate, columns
 from bough.planning.budget import Budget
 from bough.planning.equations import Ties, solve, ties
 from bough.planning.fold import fold
+from bough.planning.isolate import isolate
 from bough.planning.plan import Plan, Scale
 from bough.spaces import Atom, indices
 from bough.tracing.provenance import Path
@@ -77,9 +78,7 @@ def plan(
             raise ConflictError(
                 "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))
             )
-        fresh = _blamed(graph, conflicts, held)
-        if not fresh:
-            raise ConflictError(f"the model's Python contradicts the plan, and no group explains it: {conflicts[0]}")
+        fresh = _blamed(graph, conflicts, held) or isolate(graph, numbers, tied, str(conflicts[0]))
         held = {**tied.held, **held, **fresh}
     raise ConflictError("no plan agrees with the model's Python")
 

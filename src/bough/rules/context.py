@@ -39,6 +39,7 @@ class Typing:
     axes: tuple[Space, ...]
     null: tuple[bool, ...]
     weight: bool = False  # a parameter, or a view of one
+    ranges: Space | None = None  # of integers that number the units of a space, as topk gives: that space
 
 
 class Op(Protocol):

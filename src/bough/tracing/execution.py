@@ -69,10 +69,17 @@ class Execution:
                 else:
                     found = tensor.detach().clone() if tensor.device.type != "meta" else tensor.detach()
                     if shape is not None and shape != tuple(found.shape):
-                        found = found[tuple(slice(n) for n in shape)]
+                        found = found[tuple(slice(n) for n in shape)].contiguous()
             self.stand_ins[id(tensor)] = found
             self.stand_ins[id(found)] = found
             self._originals += [tensor, found]
+        return found
+
+    def adopt(self, tensor: Tensor) -> Tensor:
+        """Takes in a tensor that is neither the model's nor an input, such as one the run makes of a number: as it is."""
+        found = tensor.detach()
+        self.stand_ins[id(tensor)] = self.stand_ins[id(found)] = found
+        self._originals += [tensor, found]
         return found
 
     def device(self, tensor: Tensor) -> torch.device:
@@ -85,6 +92,8 @@ class Execution:
         if not self.real:
             tensors = [t for a in args for t in tensors_in(a)] + [t for a in kwargs.values() for t in tensors_in(a)]
             if any(t.device.type == "meta" for t in tensors):
+                if call.name in ("index", "index_put", "index_put_"):
+                    args = (args[0], [p for i in args[1] for p in _positions(i)], *args[2:])
                 args = swap(args, _to_meta)
                 kwargs = {k: swap(v, _to_meta) for k, v in kwargs.items()}
                 if "device" in kwargs:
@@ -98,3 +107,10 @@ class Execution:
 
 def _to_meta(t: Tensor) -> Tensor:
     return t if t.device.type == "meta" else _strided(t)
+
+
+def _positions(index: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A mask whose values are known as the positions it picks: a mask of the meta device picks nothing."""
+    if index is None or index.dtype not in (torch.bool, torch.uint8) or index.device.type == "meta":
+        return (index,)
+    return index.nonzero().unbind(1)

@@ -59,8 +59,9 @@ def substituted(model: nn.Module, change: Callable[[Path, int], int]) -> Iterato
 
     try:
         for name, module in model.named_modules():
-            for inner in ("_parameters", "_buffers", "_modules"):
-                undo.append((module.__dict__[inner], dict(module.__dict__[inner])))
+            for inner in _MACHINERY & module.__dict__.keys():  # parameters, buffers, modules, hooks of all kinds
+                if isinstance(module.__dict__[inner], dict):
+                    undo.append((module.__dict__[inner], dict(module.__dict__[inner])))
             visit(module.__dict__, (name,), 0, _MACHINERY)
         yield
     finally:

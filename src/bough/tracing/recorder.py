@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from bough.tracing.stream import Call, tensors_in
 class Value:
     """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
 
-    __slots__ = ("number", "shape", "state", "storage", "typing")
+    __slots__ = ("constant", "number", "shape", "state", "storage", "typing")
 
-    def __init__(self, typing: Typing, number: int, storage: int, state: str = "") -> None:
+    def __init__(self, typing: Typing, number: int, storage: int, state: str = "", constant: bool = False) -> None:
         self.typing, self.number, self.storage, self.state = typing, number, storage, state
+        self.constant = constant  # depends neither on weights nor on inputs
         self.shape: torch.Size | None = None
 
 
@@ -52,12 +54,12 @@ class Recorder:
             axes = tuple(self.context.data(n, what) for n in tensor.shape)
             self._attach(stand_in, self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1))
 
-    def _value(self, typing: Typing, itemsize: int, born: int, storage: int | None = None) -> Value:
+    def _value(self, typing: Typing, itemsize: int, born: int, storage: int | None = None, constant: bool = False) -> Value:
         if storage is None:
             self.storages.append([typing.axes, itemsize, born, born])
             storage = len(self.storages) - 1
         self._count += 1
-        return Value(typing, self._count - 1, storage)
+        return Value(typing, self._count - 1, storage, constant=constant)
 
     def _attach(self, tensor: Tensor, value: Value) -> None:
         tensor._bough = value  # type: ignore[attr-defined]
@@ -66,7 +68,7 @@ class Recorder:
         value = getattr(tensor, "_bough", None)
         if value is None:
             axes = tuple(self.context.data(n, "a tensor that the model does not hold") for n in tensor.shape)
-            value = self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1)
+            value = self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1, constant=True)
             self._attach(tensor, value)
         return value  # type: ignore[no-any-return]
 
@@ -80,7 +82,7 @@ class Recorder:
             return tensor
         found = self.execution.stand_ins.get(id(tensor))
         if found is None:
-            found = self.execution.stand_in(tensor)
+            found = self.execution.adopt(tensor)
             self.value(found)
         return found
 
@@ -113,7 +115,7 @@ class Recorder:
                 typed = self._unknown(call, values, results)  # a form of the op that its rule does not know
         else:
             typed = []
-        self._record(call, values, typed, tensors, results)
+        self._record(call, values, typed, tensors, result, results)
         return result
 
     def _unknown(self, call: Call, values: list[Value], results: list[Tensor]) -> list[Typing]:
@@ -128,19 +130,20 @@ class Recorder:
         return [Typing(tuple(self.context.data(n, "unknown op") for n in r.shape), (False,) * r.dim()) for r in results]
 
     def _record(
-        self, call: Call, values: list[Value], typed: list[Typing], tensors: list[Tensor], results: list[Tensor]
+        self, call: Call, values: list[Value], typed: list[Typing], tensors: list[Tensor], result: Any, results: list[Tensor]
     ) -> None:
         numbers = []
+        constant = all(v.constant for v in values)
         for tensor, typing in zip(results, typed, strict=True):
             old = getattr(tensor, "_bough", None)
             if old is not None:  # in place, or handed through
                 for a, b in zip(old.typing.axes, typing.axes, strict=True):
                     self.context.unify(a, b)
                 old.typing = Typing(typing.axes, typing.null, old.typing.weight)
-                new = self._value(old.typing, tensor.element_size(), call.index, old.storage)
+                new = self._value(old.typing, tensor.element_size(), call.index, old.storage, constant)
             else:
                 shared = _storage_shared(tensor, tensors, values)
-                new = self._value(typing, tensor.element_size(), call.index, shared)
+                new = self._value(typing, tensor.element_size(), call.index, shared, constant)
             self._attach(tensor, new)
             numbers.append(new.number)
         notes = self.context.notes
@@ -155,16 +158,39 @@ class Recorder:
         if call.name == "group_norm":
             self._equate([(call.args[1], notes.integers["num_groups"])], where)
         detail = tuple(_plain(a) for a in call.args)
+        scalars = () if constant else tuple(self._scalars(call, any(t.is_floating_point() for t in results)))
         self.ops.append(
             OpRecord(
                 call.index, call.name, module, where,
                 tuple(v.number for v in values), tuple(v.typing.axes for v in values), tuple(v.state for v in values),
                 tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
                 tuple(notes.renormalized), tuple(notes.undefined),
-                tuple(a for a in call.args if type(a) is float), notes.scale_of, detail,
+                scalars, notes.scale_of, detail, self._outcome(result, results),
+                tuple(t.ranges for t in typed),
             )
         )  # fmt: skip
         self._last: Notes = notes
+
+    def _scalars(self, call: Call, floats: bool) -> Iterator[tuple[int | str, float]]:
+        """The numbers among the arguments that are not sizes: floats, factors of pointwise ops, constants of no dims."""
+        arguments: dict[int | str, Any] = dict(enumerate(call.args))
+        arguments.update(call.kwargs)
+        for key, given in arguments.items():
+            if isinstance(given, Tensor):
+                plain = given.dim() == 0 and given.is_floating_point() and given.device.type != "meta"
+                if plain and self.value(given).constant:
+                    yield key, float(given)
+            elif type(given) is float or (type(given) in (int, TracedInt) and floats and call.pointwise):
+                yield key, float(given)
+
+    def _outcome(self, result: Any, results: list[Tensor]) -> Any:
+        """What is kept of a run on real values: numbers, and tensors other than floats, on which its path may depend."""
+        if not self.execution.real:
+            return None
+        if not results:
+            return result
+        kept = [None if t.is_floating_point() or t.is_complex() else t.detach().clone() for t in results]
+        return None if all(t is None for t in kept) else kept
 
     def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         def axes_of(tensor: Tensor) -> tuple[Space, ...]:

@@ -228,6 +228,8 @@ def _has_traced(value: Any) -> bool:
 
 
 _bodies: dict[Any, Any] = {}
+_namespaces: dict[str, dict[str, Any]] = {}
+_DEAF = dict.fromkeys(("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False)
 
 
 def _python_body(func: Any) -> Any:
@@ -236,13 +238,20 @@ def _python_body(func: Any) -> Any:
         return None
     body = _bodies.get(func)
     if body is None:
-        deaf = dict.fromkeys(
-            ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
-        )
-        closure = func.__closure__ and tuple(
-            types.CellType(_python_body(c.cell_contents) or c.cell_contents) for c in func.__closure__
-        )
-        body = types.FunctionType(func.__code__, {**func.__globals__, **deaf}, func.__name__, func.__defaults__, closure)
-        body.__kwdefaults__ = func.__kwdefaults__
-        _bodies[func] = body
+        namespace = _namespaces.get(func.__module__)
+        if namespace is None:  # a module's private functions ask for overrides in the name of the public ones
+            namespace = _namespaces[func.__module__] = {**func.__globals__, **_DEAF}
+            for name, value in func.__globals__.items():
+                if type(value) is types.FunctionType and name.startswith("_") and value.__module__ == func.__module__:
+                    namespace[name] = _rebound(value, namespace)
+        body = _bodies[func] = _rebound(func, namespace)
+    return body
+
+
+def _rebound(func: types.FunctionType, namespace: dict[str, Any]) -> types.FunctionType:
+    closure = func.__closure__ and tuple(
+        types.CellType(_python_body(c.cell_contents) or c.cell_contents) for c in func.__closure__
+    )
+    body = types.FunctionType(func.__code__, namespace, func.__name__, func.__defaults__, closure)
+    body.__kwdefaults__ = func.__kwdefaults__
     return body
