@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bough.cutting.cut import mask
 from bough.errors import PlanError
-from bough.graph import Graph
+from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, indices, normal
 from bough.tracing.execution import Execution
@@ -69,7 +70,7 @@ def verify(
     if dtype is not None:
         reference, compared = reference.to(dtype), compared.to(dtype)
     args, kwargs = split_inputs(_cast(example_inputs, dtype))
-    with torch.no_grad():
+    with torch.no_grad(), _Precisely(dtype):
         expected = list(flatten(_kept_only(reference, plan, args, kwargs)))
         actual = list(flatten(compared(*_copies(args), **_copies(kwargs))))
     if len(expected) != len(actual):
@@ -86,6 +87,22 @@ def verify(
     name = str(dtype).removeprefix("torch.") if dtype else "as given"
     renormalizing = tuple(n for n in cut if n in plan.renormalizing)
     return Verification(error, scale, name, tuple(n for n in cut if n not in plan.renormalizing), renormalizing)
+
+
+class _Precisely(TorchDispatchMode):
+    """Floats that a model asks for by dtype are made in the compared dtype, where that is the wider one: many compute
+    rotary angles or a softmax in float32, whose last bits depend on how wide the tensor is."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        asked = kwargs.get("dtype")
+        if self.dtype is not None and asked is not None and asked.is_floating_point and asked.itemsize < self.dtype.itemsize:
+            kwargs = {**kwargs, "dtype": self.dtype}
+        return func(*args, **kwargs)
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
@@ -129,10 +146,31 @@ def _units(graph: Graph, atom: Atom, name: str, dim: int, plan: Plan) -> Any:
 
 
 class _KeptOnly:
-    """Runs for real; an op with a statistic over cut units is run on the kept ones, its result spread out with zeros."""
+    """Runs for real; an op with a statistic over cut units is run on the kept ones, its result spread out with zeros.
+
+    The statistics may lead the run along another path than the traced one (a router chooses among kept experts only);
+    what is not next in the recorded run is then told by its line and module.
+    """
 
     def __init__(self, graph: Graph, kept: Mapping[Atom, Any], execution: Execution) -> None:
         self.graph, self.kept, self.execution = graph, kept, execution
+        self._sites = {(op.name, op.where, op.module): op for op in graph.ops}
+        self._modules = {id(m): name for name, m in graph.model.named_modules()}
+        self._aligned = True
+
+    def _record(self, call: Call) -> OpRecord:
+        ops = self.graph.ops
+        self._aligned = self._aligned and call.index < len(ops) and ops[call.index].name == call.name
+        if self._aligned and ops[call.index].where == call.where:
+            return ops[call.index]
+        self._aligned = False
+        found = self._sites.get((call.name, call.where, self._modules.get(id(call.module), "")))
+        if found is None:
+            raise PlanError(
+                f"the masked model takes a path that was not traced ({call.name}, {call.where}): its control flow depends on "
+                "data; trace and verify on inputs that take the same path"
+            )
+        return found
 
     def owned(self, tensor: Tensor) -> Tensor:
         return self.execution.stand_ins.get(id(tensor), tensor)
@@ -147,9 +185,7 @@ class _KeptOnly:
         pass
 
     def op(self, call: Call) -> Any:
-        record = self.graph.ops[call.index] if call.index < len(self.graph.ops) else None
-        if record is None or record.name != call.name:
-            raise PlanError("the masked model took another path than the traced one: its control flow depends on data")
+        record = self._record(call)
         if not any(a in self.kept for s in (*record.renormalized, *record.undefined) for a in normal(s).atoms):
             return call.func(*call.args, **call.kwargs)
         axes = iter(record.arguments)
@@ -158,6 +194,7 @@ class _KeptOnly:
         args = _adapted(call.name, args, record.renormalized, self.kept)
         result = call.func(*args, **kwargs)
         results = [self._spread(t, a) for t, a in zip(tensors_in(result), record.results, strict=True)]
+        results = [self._numbered(t, r) for t, r in zip(results, record.ranges, strict=True)]
         return (
             results[0]
             if isinstance(result, Tensor)
@@ -172,6 +209,12 @@ class _KeptOnly:
             if len(index) < axis.size:
                 tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
         return tensor
+
+    def _numbered(self, tensor: Tensor, space: Space | None) -> Tensor:
+        """Numbers of kept units as numbers of all units."""
+        if space is None or len(units := indices(space, self.kept)) == space.size:
+            return tensor
+        return torch.from_numpy(units).to(tensor.device)[tensor]
 
     def _spread(self, tensor: Tensor, axes: tuple[Space, ...]) -> Tensor:
         for dim, axis in enumerate(axes):

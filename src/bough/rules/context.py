@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bough.spaces import UNIT, Atom, Space, freeze, is_frozen, unify
+from bough.spaces import UNIT, Atom, Space, Sum, freeze, is_frozen, unify
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,13 @@ class Context:
         self.marks: list[tuple[str, Space]] = []
         self.notes = Notes()
         self.call: Op | None = None
+        self.read: tuple[int, Space] | None = None  # a number that this op reads from a tensor whose values number a space
+        self.last_read: tuple[int, Space] | None = None  # the same of the op before
 
     def start(self, call: Op) -> None:
         self.call = call
         self.notes = Notes()
+        self.last_read, self.read = self.read, None
 
     def reason(self, what: str) -> Reason:
         assert self.call is not None
@@ -124,6 +127,18 @@ class Context:
     def renormalizes(self, *spaces: Space) -> None:
         """The op computes a statistic over these axes: removing units changes it."""
         self.notes.renormalized.extend(s for s in spaces if not is_frozen(s))
+
+    def pick(self, axis: Space, index: Typing, what: str = "indexed by a tensor") -> None:
+        """An integer tensor picks units of `axis`: they are the units its values number, where that is known."""
+        numbered = index.ranges
+        if numbered is None:
+            self.freeze(axis, what)
+        elif numbered.size > axis.size:
+            self.unify(numbered, Sum((axis, self.data(numbered.size - axis.size))))
+        elif numbered.size < axis.size:
+            self.unify(axis, Sum((numbered, self.data(axis.size - numbered.size))))
+        else:
+            self.unify(axis, numbered)
 
     def contract(self, a: Space, b: Space, null: bool) -> None:
         """Sums products over `a` = `b`; exact where one side is zero for masked units."""

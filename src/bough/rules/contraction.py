@@ -177,7 +177,7 @@ def _spatial(c: Context, x: Typing, result: Any, transposed: bool) -> tuple[Spac
 @rule("embedding")
 def _embedding(c: Context, call: Any, result: Any) -> Typing:
     w, index = c.of(call.args[0]), c.of(call.args[1])
-    c.freeze(w.axes[0], "indexed by data")
+    c.pick(w.axes[0], index, "indexed by data")
     c.mark("residual", w.axes[1])
     return Typing((*index.axes, w.axes[1]), (*(False,) * len(index.axes), w.null[1]))
 

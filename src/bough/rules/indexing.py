@@ -38,12 +38,20 @@ def _BOOLS() -> tuple[Any, ...]:
     return (torch.bool, torch.uint8)
 
 
+def _pick(c: Context, x: Typing, dims: list[int], index: list[Any]) -> None:
+    given = [c.of(i) for i in index if i is not None]
+    for n, d in enumerate(dims):
+        if len(given) == len(dims):
+            c.pick(x.axes[d], given[n])
+        else:  # masks
+            c.freeze(x.axes[d], "indexed by a tensor")
+
+
 @rule("index", "_unsafe_index")
 def _index(c: Context, call: Any, result: Any) -> Typing:
     x = c.of(call.args[0])
     dims, picked, at = _indexed(c, x, call.args[1])
-    for d in dims:
-        c.freeze(x.axes[d], "indexed by a tensor")
+    _pick(c, x, dims, call.args[1])
     rest = [d for d in range(len(x.axes)) if d not in dims]
     before = [d for d in rest if d < at]
     after = [d for d in rest if d >= at]
@@ -59,47 +67,90 @@ def _index(c: Context, call: Any, result: Any) -> Typing:
 def _index_put(c: Context, call: Any, result: Any) -> Typing:
     x, values = c.of(call.args[0]), c.of(call.args[2])
     dims, picked, at = _indexed(c, x, call.args[1])
-    for d in dims:
-        c.freeze(x.axes[d], "indexed by a tensor")
+    _pick(c, x, dims, call.args[1])
     rest = [d for d in range(len(x.axes)) if d not in dims]
     target = [*(x.axes[d] for d in rest if d < at), *picked, *(x.axes[d] for d in rest if d >= at)]
     for k in range(1, min(len(target), len(values.axes)) + 1):
         if values.axes[-k].size == target[-k].size:
             c.unify(values.axes[-k], target[-k])
-    return Typing(x.axes, (False,) * len(x.axes), x.weight)
+    null = [False] * len(x.axes)
+    for k, d in enumerate(reversed(rest), start=1):
+        if k <= len(values.axes) and target[-k] is x.axes[d]:
+            null[d] = x.null[d] and values.null[-k]
+    return Typing(x.axes, tuple(null), x.weight)
 
 
 @rule("index_select")
 def _index_select(c: Context, call: Any, result: Any) -> Typing:
     x, index = c.of(call.args[0]), c.of(call.args[2])
     d = call.args[1] % len(x.axes)
-    c.freeze(x.axes[d], "indexed by a tensor")
+    c.pick(x.axes[d], index)
     axis = index.axes[0] if index.axes else UNIT
     return Typing((*x.axes[:d], axis, *x.axes[d + 1 :]), x.null, x.weight)
 
 
-@rule("gather", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "take_along_dim")
+@rule("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce")
 def _gather(c: Context, call: Any, result: Any) -> Typing:
-    x = c.of(call.args[0])
+    """One index per element: the axis picked from or into, and as many others as there are."""
+    x, index = c.of(call.args[0]), c.of(call.args[2])
     d = call.args[1] % len(x.axes) if x.axes else 0
-    c.freeze(x.axes[d], "indexed by a tensor")
-    others = [c.of(t) for t in (*call.args[2:], *call.kwargs.values()) if hasattr(t, "shape")]
-    out = list(x.axes)
-    for other in others:
-        if len(other.axes) != len(x.axes):
-            continue
+    c.pick(x.axes[d], index)
+    sources = [c.of(t) for t in call.args[3:] if hasattr(t, "shape")]
+    for other in (index, *sources):
         for i, axis in enumerate(other.axes):
             if i == d:
-                c.freeze(axis, "indexed by a tensor")
+                c.freeze(axis, "picked one by one")
             elif axis.size == x.axes[i].size:
                 c.unify(axis, x.axes[i])
             else:
-                c.freeze(axis, "indexed by a tensor")
-                c.freeze(x.axes[i], "indexed by a tensor")
-    for i, n in enumerate(result.shape):
-        if out[i].size != n or (i == d and call.name == "gather"):
-            out[i] = c.data(n)
-    return Typing(tuple(out), (False,) * len(out))
+                c.freeze(axis, "picked in part")
+                c.freeze(x.axes[i], "picked in part")
+    if call.name in ("gather", "take_along_dim"):
+        null = tuple(False if i == d else n for i, n in enumerate(x.null))
+        return Typing(index.axes if len(index.axes) == result.dim() else x.axes, null)
+    null = tuple(n and all(s.null[i] for s in sources if i < len(s.null)) for i, n in enumerate(x.null))
+    return Typing(x.axes, null if sources else (False,) * len(x.axes))
+
+
+@rule("index_add", "index_copy", "index_fill")
+def _index_add(c: Context, call: Any, result: Any) -> Typing:
+    """Whole slices, at the indices of one axis."""
+    x, index = c.of(call.args[0]), c.of(call.args[2])
+    d = call.args[1] % len(x.axes) if x.axes else 0
+    c.pick(x.axes[d], index)
+    null = [False] * len(x.axes)
+    if len(call.args) > 3 and hasattr(call.args[3], "shape"):
+        source = c.of(call.args[3])
+        for i, axis in enumerate(source.axes):
+            if i == d:
+                c.freeze(axis, "picked one by one")
+            else:
+                c.unify(axis, x.axes[i])
+                null[i] = x.null[i] and source.null[i]
+    return Typing(x.axes, tuple(null))
+
+
+@rule("_local_scalar_dense")
+def _read(c: Context, call: Any, result: Any) -> list[Typing]:
+    """A number leaves the tensors; the Python may come back with it at once, to select a unit."""
+    numbered = c.of(call.args[0]).ranges
+    c.read = (result, numbered) if numbered is not None and isinstance(result, int) else None
+    return []
+
+
+_KEEPS_VALUES = frozenset(
+    ("clone", "_to_copy", "detach", "alias", "contiguous", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand",
+     "permute", "transpose", "t", "slice", "select", "split", "split_with_sizes", "unbind", "index", "gather", "index_select",
+     "repeat", "flip", "roll", "lift_fresh", "sort", "masked_select", "_reshape_alias", "aminmax", "amax", "amin", "max", "min")
+)  # fmt: skip
+
+
+def inherit_ranges(name: str, first: Typing | None, typed: list[Typing], results: list[Any]) -> None:
+    """Integers that are only moved go on to number the space they numbered."""
+    if first is not None and first.ranges is not None and name in _KEEPS_VALUES:
+        for i, (t, r) in enumerate(zip(typed, results, strict=True)):
+            if t.ranges is None and not r.is_floating_point() and (i == 0 or name not in ("sort", "max", "min")):
+                typed[i] = Typing(t.axes, t.null, t.weight, first.ranges)
 
 
 @rule("zeros", "ones", "full", "empty", "rand", "randn", "empty_strided", "new_zeros", "new_ones", "new_full", "new_empty",
@@ -125,7 +176,26 @@ def _ordinal(c: Context, call: Any, result: Any) -> Typing:
     return Typing(tuple(c.data(n, f"numbered by {call.name}") for n in result.shape), (False,) * result.dim())
 
 
-@rule("nonzero", "masked_select", "unique", "_unique2", "bincount", "multinomial", "histc", "searchsorted", "bucketize")
+@rule("nonzero")
+def _nonzero(c: Context, call: Any, result: Any) -> Typing:
+    """Of one axis: the numbers of some of its units."""
+    x = c.of(call.args[0])
+    numbered = x.axes[0] if len(x.axes) == 1 else None
+    for axis in x.axes if numbered is None else ():
+        c.freeze(axis, "chosen by data")
+    return Typing(tuple(c.data(n) for n in result.shape), (False,) * result.dim(), ranges=numbered)
+
+
+@rule("bincount", "histc")
+def _counted(c: Context, call: Any, result: Any) -> Typing:
+    """How often each number occurs: an axis of the numbered units."""
+    x = c.of(call.args[0])
+    axis = c.fresh(result.shape[0])
+    c.pick(axis, x, "counts of data")
+    return Typing((axis,), (False,))
+
+
+@rule("masked_select", "unique", "_unique2", "multinomial", "searchsorted", "bucketize")
 def _data_dependent(c: Context, call: Any, result: Any) -> Any:
     x = c.of(call.args[0])
     for axis in x.axes:

@@ -64,14 +64,41 @@ def _one(c: Context, call: Any, result: Any) -> Any:
 
 @rule("argmax", "argmin")
 def _arg(c: Context, call: Any, result: Any) -> Typing:
+    """The number of a unit, among all of them."""
     x = c.of(call.args[0])
     dims = _dims(argument(call, 1, "dim"), len(x.axes))
+    typed = _reduced(c, call, result, dims, False)
+    if len(dims) == 1:
+        return Typing(typed.axes, (False,) * len(typed.axes), ranges=x.axes[next(iter(dims))])
     for d in dims:
         c.freeze(x.axes[d], "its indices are used as data")
-    return _reduced(c, call, result, dims, False)
+    return typed
 
 
-@rule("cumsum", "cumprod", "cummax", "logcumsumexp", "flip", "roll", "tril", "triu", "sort", "argsort", "topk", "kthvalue")
+@rule("topk")
+def _topk(c: Context, call: Any, result: Any) -> list[Typing]:
+    """Units chosen among all of them, as a router chooses experts: their values, and their numbers."""
+    x = c.of(call.args[0])
+    d = argument(call, 2, "dim", -1) % len(x.axes)
+    c.renormalizes(x.axes[d])
+    c.mark("consumed", x.axes[d])
+    c.mark("expert", x.axes[d])
+    axes = (*x.axes[:d], c.data(result[0].shape[d], "chosen"), *x.axes[d + 1 :])
+    null = (*x.null[:d], False, *x.null[d + 1 :])
+    return [Typing(axes, null), Typing(axes, (False,) * len(axes), ranges=x.axes[d])]
+
+
+@rule("cumsum", "cumprod", "logcumsumexp")
+def _running(c: Context, call: Any, result: Any) -> Typing:
+    """A statistic over the units up to each."""
+    x = c.of(call.args[0])
+    d = argument(call, 1, "dim") % len(x.axes) if x.axes else 0
+    for axis in x.axes[d : d + 1]:
+        c.renormalizes(axis)
+    return Typing(x.axes, tuple(n and i != d for i, n in enumerate(x.null)))
+
+
+@rule("cummax", "flip", "roll", "tril", "triu", "sort", "argsort", "kthvalue")
 def _ordered(c: Context, call: Any, result: Any) -> Any:
     """The order of the indices matters: the axes looked along are frozen."""
     x = c.of(call.args[0])
@@ -81,8 +108,6 @@ def _ordered(c: Context, call: Any, result: Any) -> Any:
         dims = {n - 2, n - 1}
     elif name == "roll":
         dims = _dims(argument(call, 2, "dims"), n)
-    elif name == "topk":
-        dims = _dims(argument(call, 2, "dim", -1), n)
     elif name in ("sort", "argsort"):
         dims = {0 if n == 0 else _last_int(call, -1) % n} if n else set()
     else:

@@ -208,7 +208,10 @@ def _select(c: Context, call: Any, result: Any) -> Typing:
     d = call.args[1] % len(x.axes)
     n = x.axes[d].size
     at = call.args[2] % n
-    _segments(c, x.axes[d], [at, 1, n - at - 1])
+    if c.last_read is not None and c.last_read[0] == call.args[2]:
+        c.pick(x.axes[d], Typing((), (), ranges=c.last_read[1]))
+    else:
+        _segments(c, x.axes[d], [at, 1, n - at - 1])
     return Typing((*x.axes[:d], *x.axes[d + 1 :]), (*x.null[:d], *x.null[d + 1 :]), x.weight)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bough.rules import Notes
 from bough.spaces import Space
@@ -93,6 +94,10 @@ def _arange(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
         yield args[0], of(result)[0]
 
 
+def _one_hot(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
+    yield (args[1] if len(args) > 1 else kwargs.get("num_classes")), of(result)[-1]
+
+
 def _chunk(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
     """Chunks are of equal size, whatever the size."""
     dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
@@ -119,6 +124,7 @@ MEANINGS: dict[Any, Callable[..., Pairs]] = {
     torch.group_norm: _noted(1, "num_groups"),
     **dict.fromkeys((Tensor.chunk, torch.chunk), _chunk),
     torch.arange: _arange,
+    F.one_hot: _one_hot,
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bough.graph import OpRecord, State, UnknownOp
 from bough.rules import POINTWISE, RULES, Context, Notes, Typing
+from bough.rules.indexing import inherit_ranges
 from bough.spaces import Space, normal
 from bough.tracing.arguments import meanings, normalized_shape
 from bough.tracing.execution import Execution, held_tensors
@@ -108,13 +109,12 @@ class Recorder:
         context.start(call)
         if rule is None:
             typed = self._unknown(call, values, results)
-        elif results or call.name not in ("_local_scalar_dense", "equal", "is_nonzero"):
-            given = rule(context, call, result) if results else []
+        else:
+            given = rule(context, call, result) if results or call.name == "_local_scalar_dense" else []
             typed = given if isinstance(given, list) else [given]
             if [tuple(a.size for a in t.axes) for t in typed] != [tuple(r.shape) for r in results]:
                 typed = self._unknown(call, values, results)  # a form of the op that its rule does not know
-        else:
-            typed = []
+        inherit_ranges(call.name.rstrip("_"), values[0].typing if values else None, typed, results)
         self._record(call, values, typed, tensors, result, results)
         return result
 
@@ -166,7 +166,7 @@ class Recorder:
                 tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
                 tuple(notes.renormalized), tuple(notes.undefined),
                 scalars, notes.scale_of, detail, self._outcome(result, results),
-                tuple(t.ranges for t in typed),
+                tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
             )
         )  # fmt: skip
         self._last: Notes = notes

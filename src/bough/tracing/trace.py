@@ -167,9 +167,6 @@ def _output_life(storages: tuple[Storage, ...], recorder: Recorder, outputs: lis
     return tuple(dataclasses.replace(s, dies=last) if i in lasting else s for i, s in enumerate(storages))
 
 
-_KINDS = ("head_dim", "head", "channel", "hidden", "neuron")
-
-
 def _groups(recorder: Recorder) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
     members: dict[Atom, list[Member]] = {}
     in_parameter: set[Atom] = set()
@@ -202,19 +199,16 @@ def _groups(recorder: Recorder) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
 
 
 def _kind(marks: set[str], places: list[Member], states: dict[str, State]) -> str:
-    if "head_dim" in marks:
-        return "head_dim"
-    if "head" in marks:
-        return "head"
-    if "channel" in marks:
-        return "channel"
+    for kind in ("expert", "head_dim", "head", "channel"):
+        if kind in marks:
+            return kind
     return "hidden" if "residual" in marks else "neuron"
 
 
 def _name(atom: Atom, kind: str, places: list[Member], states: dict[str, State], used: dict[str, int]) -> str:
     first = next((m for m in places if states[m.name].parameter and m.dim == 0), places[0])
     base = first.name.rpartition(".")[0] or first.name
-    if kind in ("head", "head_dim"):
+    if kind in ("head", "head_dim", "expert"):
         base += f"/{kind}"
     used[base] = used.get(base, 0) + 1
     return base if used[base] == 1 else f"{base}#{used[base]}"
