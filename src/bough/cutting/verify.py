@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bough.cutting.cut import mask
-from bough.errors import PlanError
+from bough.errors import PlanError, TraceError
 from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, indices, normal
@@ -63,16 +63,16 @@ def verify(
     Args:
         model: the original, which stays as it is. small: the cut model. plan: the plan between them.
         example_inputs: as for `trace`.
-        dtype: floats are converted to this for the comparison (on copies); None compares as they are.
+        dtype: floats are converted to this for the comparison (on copies); None compares as they are, and so does a model
+            with an op that has no such precision: `Verification.dtype` tells.
     """
-    reference = mask(model, plan).eval()
-    compared = copy.deepcopy(small).eval()
-    if dtype is not None:
-        reference, compared = reference.to(dtype), compared.to(dtype)
-    args, kwargs = split_inputs(_cast(example_inputs, dtype))
-    with torch.no_grad(), _Precisely(dtype):
-        expected = list(flatten(_kept_only(reference, plan, args, kwargs)))
-        actual = list(flatten(compared(*_copies(args), **_copies(kwargs))))
+    try:
+        expected, actual = _outputs(model, small, plan, example_inputs, dtype)
+    except (RuntimeError, TraceError):  # an op that has no such precision
+        if dtype is None:
+            raise
+        dtype = None
+        expected, actual = _outputs(model, small, plan, example_inputs, dtype)
     if len(expected) != len(actual):
         raise PlanError(f"the cut model returns {len(actual)} tensors, the original {len(expected)}")
     error = scale = 0.0
@@ -84,9 +84,24 @@ def verify(
             error = max(error, float(apart.nan_to_num(float("inf"), float("inf")).max()))
             scale = max(scale, float(a.abs().nan_to_num(0.0).max()))
     cut = tuple(n for n, (k, t) in plan.groups.items() if k < t)
-    name = str(dtype).removeprefix("torch.") if dtype else "as given"
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    name = str(dtype or own).removeprefix("torch.")
     renormalizing = tuple(n for n in cut if n in plan.renormalizing)
     return Verification(error, scale, name, tuple(n for n in cut if n not in plan.renormalizing), renormalizing)
+
+
+def _outputs(
+    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    reference = mask(model, plan).eval()
+    compared = copy.deepcopy(small).eval()
+    if dtype is not None:
+        reference, compared = reference.to(dtype), compared.to(dtype)
+    args, kwargs = split_inputs(_cast(example_inputs, dtype))
+    with torch.no_grad(), _Precisely(dtype):
+        expected = list(flatten(_kept_only(reference, plan, args, kwargs)))
+        actual = list(flatten(compared(*_copies(args), **_copies(kwargs))))
+    return expected, actual
 
 
 class _Precisely(TorchDispatchMode):

@@ -58,6 +58,19 @@ def _matmul(c: Context, call: Any, result: Any) -> Typing:
     return Typing(axes, tuple(null), a.weight and b.weight)
 
 
+@rule("_grouped_mm")
+def _grouped(c: Context, call: Any, result: Any) -> Any:
+    """Rows [N, K] in consecutive groups, each by a matrix [E, K, M] of its own; `offs` [E] tells where groups end."""
+    x, w, ends = c.of(call.args[0]), c.of(call.args[1]), argument(call, 2, "offs")
+    if len(x.axes) != 2 or len(w.axes) != 3 or ends is None:
+        return []
+    c.contract(x.axes[-1], w.axes[1], x.null[-1] or w.null[1])
+    c.unify(w.axes[0], c.of(ends).axes[0])
+    c.mark("neuron", w.axes[2])
+    c.macs(*x.axes, w.axes[2])
+    return Typing((x.axes[0], w.axes[2]), (x.null[0], w.null[2]))
+
+
 @rule("matmul")
 def _general_matmul(c: Context, call: Any, result: Any) -> Typing:
     a, b = c.of(call.args[0]), c.of(argument(call, 1, "other"))

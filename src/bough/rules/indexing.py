@@ -149,7 +149,11 @@ def inherit_ranges(name: str, first: Typing | None, typed: list[Typing], results
     """Integers that are only moved go on to number the space they numbered."""
     if first is not None and first.ranges is not None and name in _KEEPS_VALUES:
         for i, (t, r) in enumerate(zip(typed, results, strict=True)):
-            if t.ranges is None and not r.is_floating_point() and (i == 0 or name not in ("sort", "max", "min")):
+            if (
+                t.ranges is None
+                and (name == "_to_copy" or not r.is_floating_point())
+                and (i == 0 or name not in ("sort", "max", "min"))
+            ):
                 typed[i] = Typing(t.axes, t.null, t.weight, first.ranges)
 
 
@@ -192,7 +196,7 @@ def _counted(c: Context, call: Any, result: Any) -> Typing:
     x = c.of(call.args[0])
     axis = c.fresh(result.shape[0])
     c.pick(axis, x, "counts of data")
-    return Typing((axis,), (False,))
+    return Typing((axis,), (True,))
 
 
 @rule("masked_select", "unique", "_unique2", "multinomial", "searchsorted", "bucketize")

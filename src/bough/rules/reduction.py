@@ -90,11 +90,12 @@ def _topk(c: Context, call: Any, result: Any) -> list[Typing]:
 
 @rule("cumsum", "cumprod", "logcumsumexp")
 def _running(c: Context, call: Any, result: Any) -> Typing:
-    """A statistic over the units up to each."""
+    """A statistic over the units up to each; masked units add nothing where they are zero."""
     x = c.of(call.args[0])
     d = argument(call, 1, "dim") % len(x.axes) if x.axes else 0
     for axis in x.axes[d : d + 1]:
-        c.renormalizes(axis)
+        if call.name != "cumsum" or not x.null[d]:
+            c.renormalizes(axis)
     return Typing(x.axes, tuple(n and i != d for i, n in enumerate(x.null)))
 
 

@@ -98,6 +98,10 @@ def _one_hot(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: 
     yield (args[1] if len(args) > 1 else kwargs.get("num_classes")), of(result)[-1]
 
 
+def _histc(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
+    yield (args[1] if len(args) > 1 else kwargs.get("bins")), of(result)[0]
+
+
 def _chunk(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
     """Chunks are of equal size, whatever the size."""
     dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
@@ -125,6 +129,7 @@ MEANINGS: dict[Any, Callable[..., Pairs]] = {
     **dict.fromkeys((Tensor.chunk, torch.chunk), _chunk),
     torch.arange: _arange,
     F.one_hot: _one_hot,
+    **dict.fromkeys((torch.histc, Tensor.histc), _histc),
 }  # fmt: skip
 
 

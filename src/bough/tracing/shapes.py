@@ -37,6 +37,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
+@_shape("_grouped_mm")
+def _grouped_mm(x: Tensor, weight: Tensor, offs: Tensor | None = None, *rest: Any, **more: Any) -> Any:
+    if x.dim() != 2 or weight.dim() != 3 or offs is None:
+        return NotImplemented
+    _demand(x.shape[1] == weight.shape[1] and offs.shape == weight.shape[:1], x, weight, offs)
+    return x.new_empty((x.shape[0], weight.shape[2]))
+
+
 @_shape("layer_norm", "rms_norm")
 def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None = None, bias: Any = None, *rest: Any, **more: Any) -> Any:
     last = x.shape[x.dim() - len(shape) :]
