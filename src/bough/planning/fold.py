@@ -8,6 +8,7 @@ index that is read by someone who wants it unchanged, makes the wish fail.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -71,6 +72,8 @@ class _Flow:
         try:
             return self._pull_back(wish, side=0)
         except _Unfoldable:
+            if wish.op.name == "scaled_dot_product_attention":
+                wish = replace(wish, argument=1)  # the keys in place of the queries
             return self._pull_back(wish, side=1)
 
     def _pull_back(self, wish: Rescale, side: int) -> list[Scale]:

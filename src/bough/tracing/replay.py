@@ -166,7 +166,9 @@ class Replay:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
 
 
-_REARRANGING = frozenset(("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat"))
+_REARRANGING = frozenset(
+    ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_")
+)
 
 
 def _restoring(name: str, key: int | str, old: float, new: float) -> float | None:

@@ -41,6 +41,16 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
 }
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "linear": ("input", "weight", "bias"),
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask"),
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
+    "matmul": ("input", "other"),
+    "bmm": ("input", "mat2"),
+    "reshape": ("input", "shape"),
+}
 _CHUNKS = {torch.chunk, Tensor.chunk}  # equations hold between their results, whatever the arguments
 _STEP_INTO = {F.__name__, torch.functional.__name__}
 
@@ -179,6 +189,16 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
+def _positional(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call with as many arguments by position as there can be: what rules read."""
+    given = dict(kwargs)
+    for parameter in _PARAMETERS.get(name, ())[len(args) :]:
+        if parameter not in given:
+            break
+        args = (*args, given.pop(parameter))
+    return args, given
+
+
 class _FunctionMode(TorchFunctionMode):
     def __init__(self, stream: Stream) -> None:
         super().__init__()
@@ -202,6 +222,7 @@ class _FunctionMode(TorchFunctionMode):
         if func == _DATA:
             return args[0].detach()
         if func in WHOLE:
+            args, kwargs = _positional(WHOLE[func], args, kwargs)
             args = stream.quietly(swap, args, handler.owned)
             kwargs = {k: stream.quietly(swap, v, handler.owned) for k, v in kwargs.items()}
             return stream.submit(WHOLE[func], func, args, kwargs, False, False)
