@@ -1,6 +1,7 @@
-"""Models to prune: `small` (hand-written nets, one difficulty each) and those of torchvision, timm and transformers.
+"""Models to prune: small nets of one difficulty each, and those of torchvision, timm and transformers, with random weights.
 
 Each module has `ZOO`: name -> () -> (model, example inputs: a tensor, a tuple of arguments or a dict of keyword arguments).
+Importing a table imports no library: its builders do.
 """
 
 from typing import Any
@@ -34,6 +35,6 @@ def to_double(inputs: Any) -> Any:
     """The same inputs with every floating tensor in float64, for a model that `randomize` gave."""
     if isinstance(inputs, dict):
         return {name: to_double(value) for name, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(map(to_double, inputs))
+    if isinstance(inputs, (tuple, list)):
+        return type(inputs)(map(to_double, inputs))
     return inputs.double() if torch.is_tensor(inputs) and inputs.is_floating_point() else inputs

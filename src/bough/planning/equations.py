@@ -6,6 +6,7 @@ attribute, it does; what remains binds groups' counts together: they are cut in 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -47,14 +48,28 @@ def solve(equations: Sequence[Equation], kept: Mapping[Atom, int]) -> tuple[dict
         changed = False
         for e in equations:
             target = int(count_of(e.space, kept))
-            unknown = [a.path for a in attributes_in(e.expression) if a.path not in values]
-            if len(unknown) == 1 and evaluate(e.expression, values, kept) != target:
-                new = invert(e.expression, target, unknown[0], values, kept)
-                if new is not None and new > 0:
-                    values[unknown[0]] = new
-                    changed = True
+            unknown = [a for a in attributes_in(e.expression) if a.path not in values]
+            if not unknown or evaluate(e.expression, values, kept) == target:
+                continue
+            new = _by_size(e, unknown, kept)
+            if len(unknown) == 1:
+                inverse = invert(e.expression, target, unknown[0].path, values, kept)
+                new = {unknown[0].path: inverse} if inverse is not None and inverse > 0 else {}
+            if new and evaluate(e.expression, {**values, **new}, kept) == target:
+                values.update(new)
+                changed = True
     failed = [e for e in equations if evaluate(e.expression, values, kept) != int(count_of(e.space, kept))]
     return values, failed
+
+
+def _by_size(e: Equation, unknown: Sequence[Attribute], kept: Mapping[Atom, int]) -> dict[Path, int]:
+    """Of several attributes that are never used bare, each is taken for the factors of its size, if these agree."""
+    found: dict[Path, int] = {}
+    for attribute in unknown:
+        counts = {int(kept.get(a, a.size)) for a in normal(e.space).atoms if a.size == attribute.value}
+        if len(counts) == 1:
+            found[attribute.path] = counts.pop()
+    return found
 
 
 def ties(graph: Graph, held: Mapping[str, str]) -> Ties:
@@ -174,30 +189,24 @@ class _Tying:
         if left == right:
             return
         why = f"the model's Python computes its size from another ({where})"
-        if all(len(m) == 1 for m in (*left, *right)):  # homogeneous: cut in proportion, it goes on to hold
-            first, *more = dict.fromkeys(self.by_id[m[0]].name for m in (*left, *right))
-            for other in more:
-                self.parent[self._find(other)] = self._find(first)
+        apart = _without_common([m for m in {*left, *right} if left.get(m) != right.get(m)])
+        if () in apart or any(len(set(m)) < len(m) for m in apart):  # not homogeneous: it holds for these sizes only
+            self._hold([self.by_id[a] for m in apart for a in m], why)
             return
-        if len(left) != 1 or len(right) != 1:
-            for m in {*left, *right}:
-                if left.get(m) != right.get(m):
-                    self._hold([self.by_id[a] for a in m], why)
-            return
-        (a, _), (b, _) = next(iter(left.items())), next(iter(right.items()))
-        ones, others = [self.by_id[x] for x in a], [self.by_id[x] for x in b]
-        for g in list(ones):
-            if g in others:
-                ones.remove(g)
-                others.remove(g)
-        if len({self._find(g.name) for g in (*ones, *others)}) == 1 and len(ones) == len(others):
-            return
-        if not ones or not others:
-            self._hold([*ones, *others], why)
-            return
-        keep = [min(side, key=_reluctance) for side in (ones, others)]
-        self._hold([g for g in (*ones, *others) if g not in keep], why)
-        self.parent[self._find(keep[0].name)] = self._find(keep[1].name)
+        carriers = self._carriers([[self.by_id[a] for a in m] for m in apart])
+        self._hold([self.by_id[a] for m in apart for a in m if self.by_id[a] not in carriers], why)
+        for other in carriers[1:]:
+            self.parent[self._find(other.name)] = self._find(carriers[0].name)
+
+    def _carriers(self, products: list[list[Group]]) -> list[Group]:
+        """One group of each product, to be cut in proportion while the rest stay: tied ones first, head dims last."""
+        alone = {self._find(p[0].name) for p in products if len(p) == 1}
+        shared = [p for p in products if len(p) > 1]
+        common = {self._find(g.name) for p in shared[:1] for g in p if all(g in q for q in shared)}
+        return [
+            min(p, key=lambda g: (self._find(g.name) not in alone, self._find(g.name) not in common, *_reluctance(g)))
+            for p in products
+        ]
 
     def _fixed(self, polynomial: Monomials) -> Monomials:
         """Held groups as numbers."""
@@ -245,6 +254,14 @@ def _plus(a: Monomials, b: Monomials) -> Monomials:
     for m, c in b.items():
         result[m] = result.get(m, 0) + c
     return {m: c for m, c in result.items() if c}
+
+
+def _without_common(monomials: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Monomials with the factors that all of them share divided out."""
+    shared = Counter(monomials[0])
+    for m in monomials[1:]:
+        shared &= Counter(m)
+    return [tuple((Counter(m) - shared).elements()) for m in monomials]
 
 
 def _divide(a: Monomials, b: Monomials) -> Monomials | None:
