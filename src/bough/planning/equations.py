@@ -7,7 +7,7 @@ attribute, it does; what remains binds groups' counts together: they are cut in 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -51,25 +51,32 @@ def solve(equations: Sequence[Equation], kept: Mapping[Atom, int]) -> tuple[dict
             unknown = [a for a in attributes_in(e.expression) if a.path not in values]
             if not unknown or evaluate(e.expression, values, kept) == target:
                 continue
-            new = _by_size(e, unknown, kept)
-            if len(unknown) == 1:
-                inverse = invert(e.expression, target, unknown[0].path, values, kept)
-                new = {unknown[0].path: inverse} if inverse is not None and inverse > 0 else {}
-            if new and evaluate(e.expression, {**values, **new}, kept) == target:
-                values.update(new)
-                changed = True
+            for new in _candidates(e, unknown, target, values, kept):
+                if evaluate(e.expression, {**values, **new}, kept) == target:
+                    values.update(new)
+                    changed = True
+                    break
     failed = [e for e in equations if evaluate(e.expression, values, kept) != int(count_of(e.space, kept))]
     return values, failed
 
 
-def _by_size(e: Equation, unknown: Sequence[Attribute], kept: Mapping[Atom, int]) -> dict[Path, int]:
-    """Of several attributes that are never used bare, each is taken for the factors of its size, if these agree."""
-    found: dict[Path, int] = {}
-    for attribute in unknown:
-        counts = {int(kept.get(a, a.size)) for a in normal(e.space).atoms if a.size == attribute.value}
-        if len(counts) == 1:
-            found[attribute.path] = counts.pop()
-    return found
+def _candidates(
+    e: Equation, unknown: Sequence[Attribute], target: int, values: Mapping[Path, int], kept: Mapping[Atom, int]
+) -> Iterator[dict[Path, int]]:
+    """What the unknown attributes may be: of several, each the factor of its size, or only one of them changed."""
+    if len(unknown) > 1:
+        found: dict[Path, int] = {}
+        for attribute in unknown:
+            counts = {int(kept.get(a, a.size)) for a in normal(e.space).atoms if a.size == attribute.value}
+            if len(counts) == 1:
+                found[attribute.path] = counts.pop()
+        if found:
+            yield found
+    for attribute in sorted(unknown, key=lambda a: -a.value):
+        if sum(a.path == attribute.path for a in attributes_in(e.expression)) == 1:
+            inverse = invert(e.expression, target, attribute.path, values, kept)
+            if inverse is not None and inverse > 0:
+                yield {attribute.path: inverse}
 
 
 def ties(graph: Graph, held: Mapping[str, str]) -> Ties:
@@ -190,6 +197,11 @@ class _Tying:
             return
         why = f"the model's Python computes its size from another ({where})"
         apart = _without_common([m for m in {*left, *right} if left.get(m) != right.get(m)])
+        pairs = self._pairs(apart) if len(left) == len(right) == 1 == left[next(iter(left))] else None
+        if pairs:
+            for one, other in pairs:
+                self.parent[self._find(one.name)] = self._find(other.name)
+            return
         if () in apart or any(len(set(m)) < len(m) for m in apart):  # not homogeneous: it holds for these sizes only
             self._hold([self.by_id[a] for m in apart for a in m], why)
             return
@@ -197,6 +209,12 @@ class _Tying:
         self._hold([self.by_id[a] for m in apart for a in m if self.by_id[a] not in carriers], why)
         for other in carriers[1:]:
             self.parent[self._find(other.name)] = self._find(carriers[0].name)
+
+    def _pairs(self, products: list[tuple[int, ...]]) -> list[tuple[Group, Group]] | None:
+        """The factors of two products side by side, where they are of the same sizes: each pair may be cut alike."""
+        sides = [sorted((self.by_id[a] for a in m), key=lambda g: g.size) for m in products]
+        same = len(sides) == 2 and [g.size for g in sides[0]] == [g.size for g in sides[1]]
+        return list(zip(*sides, strict=True)) if same else None
 
     def _carriers(self, products: list[list[Group]]) -> list[Group]:
         """One group of each product, to be cut in proportion while the rest stay: tied ones first, head dims last."""

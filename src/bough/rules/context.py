@@ -106,7 +106,9 @@ class Context:
 
     def unify(self, a: Space, b: Space) -> None:
         if a is not b:
-            unify(a, b, _Lazy(self, self.call, "unaligned axes"))
+            mixed = any(atom.reason is not None for s in (a, b) for atom in s.atoms)
+            what = "mixed with data axes by a reshape" if mixed else "unaligned axes"
+            unify(a, b, _Lazy(self, self.call, what))
 
     def freeze(self, space: Space, what: str) -> None:
         if not is_frozen(space):

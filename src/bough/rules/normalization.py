@@ -23,6 +23,8 @@ def _affine(c: Context, values: list[Any], axes: tuple[Any, ...]) -> bool:
 @rule("batch_norm", "native_batch_norm", "instance_norm")
 def _batch_norm(c: Context, call: Any, result: Any) -> Any:
     x = c.of(call.args[0])
+    if argument(call, 5, "training") is True:  # statistics of this input
+        c.renormalizes(*(a for d, a in enumerate(x.axes) if d != 1))
     null = _affine(c, list(call.args[1:3]), (x.axes[1],))
     _affine(c, [None, *call.args[3:5]], (x.axes[1],))
     typing = Typing(x.axes, tuple(null if d == 1 else is_frozen(a) for d, a in enumerate(x.axes)))

@@ -46,7 +46,7 @@ def _unflatten(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result
 def _split(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
     given = args[1] if len(args) > 1 else kwargs.get("split_size", kwargs.get("split_size_or_sections"))
     dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-    pieces = given if isinstance(given, (tuple, list)) else [given] * (len(result) - 1 or 1)
+    pieces = given if isinstance(given, (tuple, list)) else [given] * len(result)
     for size, piece in zip(pieces, result, strict=False):
         yield size, of(piece)[dim]
 

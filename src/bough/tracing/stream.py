@@ -99,6 +99,7 @@ def _getter(name: str) -> Any:
 
 
 _SHAPE, _DEVICE, _DATA = _getter("shape"), _getter("device"), _getter("data")
+_BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType)
 _FLAGS = {_getter("is_meta"): "meta", _getter("is_cuda"): "cuda", _getter("is_cpu"): "cpu"}
 
 
@@ -230,6 +231,8 @@ class _FunctionMode(TorchFunctionMode):
         if body is not None:
             with self:
                 return body(*args, **kwargs)
+        if type(func) in _BUILTIN:  # what is written in C++ may read the sizes of the tensors it is given
+            args = stream.quietly(swap, args, handler.owned)
         result = func(*args, **kwargs)
         if func in _CHUNKS or _has_traced(args) or (kwargs and _has_traced(tuple(kwargs.values()))):
             stream.quietly(handler.integers, func, args, kwargs, result)
