@@ -6,18 +6,28 @@ import torch
 import bough
 from tests.zoo import randomize, timm_models, to_double, torchvision_models, transformers_models
 
+TORCHVISION = (
+    "resnet18",
+    "densenet121",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x1_0",
+    "squeezenet1_1",
+    "regnet_y_400mf",
+    "swin_t",
+)
+TIMM = ("byobnet", "deit", "ghostnet", "mobilenetv3", "resnet", "vision_transformer")
+TRANSFORMERS = ("bert", "roberta", "gpt2", "llama_gqa", "mistral", "qwen2", "t5", "bart", "vit")
 ZOO = {
-    **{f"torchvision:{n}": b for n, b in torchvision_models.ZOO.items()},
-    **{f"timm:{n}": b for n, b in timm_models.ZOO.items()},
-    **{f"transformers:{n}": b for n, b in transformers_models.ZOO.items()},
+    **{f"torchvision:{n}": torchvision_models.ZOO[n] for n in TORCHVISION},
+    **{f"timm:{n}": timm_models.ZOO[n] for n in TIMM},
+    **{f"transformers:{n}": transformers_models.ZOO[n] for n in TRANSFORMERS},
 }
 KINDS = {
-    "torchvision:resnet50": {"channel"},
-    "torchvision:vit_b_16": {"head", "neuron"},
-    "timm:vit_tiny_patch16_224": {"head", "head_dim", "neuron"},
+    "torchvision:resnet18": {"channel"},
+    "timm:deit": {"head", "head_dim", "neuron"},
     "transformers:bert": {"hidden", "head", "head_dim", "neuron"},
     "transformers:gpt2": {"hidden", "head", "head_dim"},
-    "transformers:llama": {"hidden", "head", "head_dim", "neuron"},
+    "transformers:llama_gqa": {"hidden", "head", "head_dim", "neuron"},
     "transformers:t5": {"head", "head_dim", "neuron"},
 }
 

@@ -1,5 +1,6 @@
 """Lets torchvision be imported and run without its compiled ops, which have no build for every platform."""
 
+import importlib
 import sys
 
 import torch
@@ -21,7 +22,7 @@ def declare_torchvision_ops() -> None:
     if _LIBRARY is not None:
         return
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
@@ -34,7 +35,6 @@ def declare_torchvision_ops() -> None:
         _LIBRARY.impl("roi_align", vision_ops.roi_align, "CPU")
         _LIBRARY.impl("roi_align", vision_ops.roi_align_shape, "Meta")
         _LIBRARY.impl("deform_conv2d", vision_ops.deform_conv2d, "CompositeExplicitAutograd")
-        import torchvision.ops
-
+        importlib.import_module("torchvision")
         for module in ("torchvision.extension", "torchvision.ops.roi_align"):
             sys.modules[module]._has_ops = lambda: True

@@ -156,19 +156,6 @@ class GatedAttention(nn.Module):
         return self.head(x + self.down(F.silu(gate) * up))
 
 
-class Recurrent(nn.Module):
-    """Two layers, both ways for one of them: the gates of a layer share its hidden units."""
-
-    def __init__(self, kind: type[nn.RNNBase], bidirectional: bool = False):
-        super().__init__()
-        self.embed = nn.Linear(5, 8)
-        self.rnn = kind(8, 6, num_layers=2, batch_first=True, bidirectional=bidirectional)
-        self.head = nn.Linear(12 if bidirectional else 6, 3)
-
-    def forward(self, x):
-        return self.head(self.rnn(F.relu(self.embed(x)))[0][:, -1])
-
-
 class GatedUnit(nn.Module):
     """Value and gate from one fused layer, split by F.glu."""
 
@@ -232,11 +219,4 @@ ZOO = {
     "group_norm": group_norm,
     "transposed": transposed,
     "glu": _of(GatedUnit, FEATURES),
-}
-
-# not in ZOO yet: bough traces these, but finds nothing in them to cut
-RECURRENT = {
-    "lstm": lambda: (Recurrent(nn.LSTM), torch.randn(2, 6, 5)),
-    "lstm_both_ways": lambda: (Recurrent(nn.LSTM, True), torch.randn(2, 6, 5)),
-    "gru": lambda: (Recurrent(nn.GRU), torch.randn(2, 6, 5)),
 }

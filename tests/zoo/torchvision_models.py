@@ -46,6 +46,20 @@ def _heads(name: str, side: int) -> Callable[[], Built]:
     return lambda: (BackboneAndHead(_model(name, weights_backbone=None)), torch.rand(2, 3, side, side))
 
 
+def mvit_v2() -> Built:
+    """torchvision's second multiscale vision transformer, at 4 blocks: pooled queries, keys and values, relative positions."""
+    declare_torchvision_ops()
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    blocks = [
+        MSBlockConfig(heads, channels, out, [3, 3, 3], [3, 3, 3], [1, step, step], [1, pool, pool])
+        for heads, channels, out, step, pool in ((1, 24, 24, 1, 4), (2, 24, 48, 2, 2), (2, 48, 48, 1, 2), (4, 48, 96, 2, 1))
+    ]
+    v2 = {"residual_pool": True, "residual_with_cls_embed": False, "rel_pos_embed": True, "proj_after_attn": True}
+    model = MViT(spatial_size=(64, 64), temporal_size=4, block_setting=blocks, num_classes=10, **v2)
+    return model.eval(), torch.randn(2, 3, 4, 64, 64)
+
+
 def raft() -> Built:
     """Optical flow between two images, two updates."""
     images = {f"image{i}": torch.rand(1, 3, 128, 128) for i in (1, 2)}
@@ -88,7 +102,7 @@ ZOO: dict[str, Callable[[], Built]] = {
     "r2plus1d_18": _video("r2plus1d_18"),
     "s3d": _video("s3d", 16, 224),
     "swin3d_t": _video("swin3d_t", 8, 64),
-    "mvit_v2_s": _video("mvit_v2_s", 16, 64, spatial_size=(64, 64)),
+    "mvit_v2": mvit_v2,
     "raft_small": raft,
     **{name: _detector(name, min_size=64, max_size=64) for name in DETECTORS},
     "keypointrcnn_resnet50_fpn": _detector("keypointrcnn_resnet50_fpn", min_size=64, max_size=64),
