@@ -103,6 +103,27 @@ class OpRecord:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Layer:
+    """A module that can be left out: it passes a type through.
+
+    `container`: the list that it is an entry of, or "" where it stands alone. `exact`: it is residual, so leaving it out
+    equals zeroing its branch; otherwise it equals an identity in its place.
+    """
+
+    name: str
+    container: str
+    exact: bool
+    start: int  # its ops are start .. end - 1
+    end: int
+    enters: int  # the numbers of the values that enter and leave
+    leaves: int
+    form: int  # 0: returns a tensor; n: a tuple of n
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "kind": "layer", "container": self.container, "exact": self.exact}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class UnknownOp:
     """An op without a rule: what it touches is frozen."""
 
@@ -131,6 +152,9 @@ class Graph:
     real: bool  # traced with real values, because the control flow depends on data
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    layers: tuple[Layer, ...] = ()
+    left_out: tuple[Layer, ...] = ()  # of a graph without some of its layers: these, and what the model notes of them
+    layer_notes: tuple[dict[str, int], dict[str, list[int]]] = ({}, {})
 
     def group(self, name: str) -> Group:
         """The group called `name`; KeyError where there is none."""
@@ -151,6 +175,9 @@ class Graph:
         lines = [head, "-" * len(head)]
         for g in self.groups:
             lines.append(f"{g.name:48} {g.kind:9} {g.size:6} {len(g.members):6}  {'yes' if g.exact else 'renormalizes'}")
+        if self.layers:
+            lines += ["", "layers that can be left out:"]
+            lines += [f"  {x.name}: {'exact' if x.exact else 'not residual'}" for x in self.layers]
         if self.frozen:
             lines += ["", "frozen:"]
             lines += [f"  {f.name} ({f.size} units): {f.reason}" for f in self.frozen]
@@ -165,6 +192,7 @@ class Graph:
     def to_dict(self) -> dict[str, Any]:
         return {
             "groups": [g.to_dict() for g in self.groups],
+            "layers": [x.to_dict() for x in self.layers],
             "frozen": [f.to_dict() for f in self.frozen],
             "unknown_ops": [str(u) for u in self.unknown_ops],
             "cost": self.cost().to_dict(),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 def refresh(module: nn.Module) -> None:
     """Sets the integers that a standard layer keeps about its weights to what they are now."""
-    weight = getattr(module, "weight", None)
+    weight = _weight(module)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvNd):
@@ -33,3 +36,11 @@ def refresh(module: nn.Module) -> None:
         module.head_dim = module.out_proj.weight.shape[1] // module.num_heads
         if module._qkv_same_embed_dim:
             module.kdim = module.vdim = module.embed_dim
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    """The weight; of a parametrized one a copy is asked, as computing it may change the parametrization's buffers."""
+    if parametrize.is_parametrized(module, "weight"):
+        computed: Tensor = copy.deepcopy(module.parametrizations["weight"])()  # type: ignore[index,operator]
+        return computed
+    return getattr(module, "weight", None)

@@ -79,17 +79,21 @@ def _candidates(
                 yield {attribute.path: inverse}
 
 
-def ties(graph: Graph, held: Mapping[str, str]) -> Ties:
-    """What the equations demand of the groups' counts, with the groups in `held` fixed already."""
-    return _Tying(graph, held).result()
+def ties(graph: Graph, held: Mapping[str, str], alike: Sequence[Sequence[str]] = ()) -> Ties:
+    """What the equations demand of the groups' counts, with those in `held` fixed and those of each of `alike` tied."""
+    return _Tying(graph, held, alike).result()
 
 
 class _Tying:
-    def __init__(self, graph: Graph, held: Mapping[str, str]) -> None:
+    def __init__(self, graph: Graph, held: Mapping[str, str], alike: Sequence[Sequence[str]]) -> None:
         self.graph = graph
         self.held = dict(held)
         self.by_id = {id(g.atom): g for g in graph.groups}
         self.parent = {g.name: g.name for g in graph.groups}
+        for names in alike:
+            for name in names:
+                self.parent[self._find(name)] = self._find(names[0])
+        self._spread()
 
     def result(self) -> Ties:
         sides = self._sides()

@@ -33,6 +33,9 @@ class Plan:
         scales: factors folded into weights.
         renormalizing: the cut groups over which a statistic runs (see `verify`).
         frozen: {group: why it could not be cut although its types allow it}.
+        left_out: {layer: (the form in which it returns what it is given: 0 a tensor, n a tuple of n; whether the list that
+            holds it closes up)}.
+        sequences: {"module:attribute:key...": which items of a list that has one per layer stay}.
         cost, original: predicted cost after and before.
         fingerprint: of the model that the plan was made for.
     """
@@ -47,6 +50,8 @@ class Plan:
     cost: Cost
     original: Cost
     original_shapes: dict[str, list[int]] = field(default_factory=dict)
+    left_out: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    sequences: dict[str, list[int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -68,6 +73,8 @@ class Plan:
             "cost": self.cost.to_dict(),
             "original": self.original.to_dict(),
             "original_shapes": self.original_shapes,
+            "left_out": {k: list(v) for k, v in self.left_out.items()},
+            "sequences": self.sequences,
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -105,6 +112,8 @@ class Plan:
                 cost=Cost(**data["cost"]),
                 original=Cost(**data["original"]),
                 original_shapes={k: [int(n) for n in v] for k, v in data["original_shapes"].items()},
+                left_out={k: (int(form), bool(closes)) for k, (form, closes) in data["left_out"].items()},
+                sequences={k: [int(i) for i in v] for k, v in data["sequences"].items()},
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from None
@@ -112,6 +121,7 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{'group':48} {'kept':>12}"]
         lines += [f"{n:48} {f'{k} of {t}':>12}" for n, (k, t) in self.groups.items() if k < t]
+        lines += [f"left out: {name}" for name in self.left_out]
         for key, after in self.cost.to_dict().items():
             before = self.original.to_dict()[key]
             lines.append(f"{key:20} {before:>16,} -> {after:>16,}  ({after / before:.1%} kept)" if before else f"{key:20} 0")

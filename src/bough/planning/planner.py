@@ -7,15 +7,17 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from bough.cost import closed_form
+from bough.cost import Cost, closed_form
 from bough.errors import BudgetError, ConflictError, PlanError
 from bough.graph import Graph, Group
 from bough.planning.allocation import allocate, columns
 from bough.planning.budget import Budget
+from bough.planning.depth import chosen, left_out, widths
 from bough.planning.equations import Ties, solve, ties
 from bough.planning.fold import fold
 from bough.planning.isolate import isolate
 from bough.planning.plan import Plan, Scale
+from bough.planning.uniform import Uniform
 from bough.spaces import Atom, indices
 from bough.tracing.provenance import Path
 from bough.tracing.replay import Conflict, replay
@@ -30,8 +32,10 @@ def plan(
     allocation: str = "global",
     round_to: int = 1,
     minimum: float = 1,
+    drop: Iterable[str] = (),
     ignore: Iterable[str] = (),
     exact_only: bool = False,
+    uniform: bool = False,
     on_conflict: str = "freeze",
 ) -> Plan:
     """Decides what stays: the largest plan that meets `budget`, or the counts that `keep` gives.
@@ -40,13 +44,16 @@ def plan(
         graph: of the model to cut.
         scores: one array [units] per group name, as from `score`; low scores go first.
         budget: upper bounds on what remains.
-        keep: instead of a budget: a share (0..1] of every group, or {group name: units to keep}.
+        keep: instead of a budget: a share (0..1] of every group, or {group or list of layers: how many to keep}.
         allocation: "global" ranks all units together, each relative to its group's mean; "uniform" cuts all groups by
             the same share.
         round_to: widths that are cut become multiples of this (heads, counted one by one, excepted).
         minimum: least units kept per group: a number of units, or a share below 1.
+        drop: names of layers to leave out (see `graph.layers`); what remains of the budget is met by widths.
         ignore: names of groups, modules or parameters to leave.
         exact_only: leave groups over which a statistic runs (LayerNorm, mean, softmax).
+        uniform: groups in the same place of repeated layers keep as many units (each its own), and where the model is
+            made from a config, only widths that the config can tell are cut: stock classes load what is saved.
         on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises.
 
     Raises:
@@ -62,18 +69,28 @@ def plan(
         raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze' or 'raise'")
     if round_to < 1 or minimum <= 0:
         raise PlanError(f"round_to={round_to} and minimum={minimum} must be positive")
-    held = _held(graph, ignore, exact_only)
+    whole, graph = graph, left_out(graph, chosen(graph, drop, keep, scores))
+    keep = widths(whole, keep)
+    even = Uniform(whole) if uniform else None
+    alike, unsaid = even.within(graph) if even else ([], {})
+    held = {**unsaid, **_held(graph, ignore, exact_only)}
     for _ in range(len(graph.groups) + 1):
-        tied = ties(graph, held)
-        counts = _decide(graph, scores, budget, keep, tied, allocation == "uniform", round_to, minimum)
+        tied = ties(graph, held, alike)
+        counts = _decide(graph, whole.cost(), scores, budget, keep, tied, allocation == "uniform", round_to, minimum)
         kept = _choose(graph, scores, counts)
         numbers = {a: len(i) for a, i in kept.items()}
-        attributes, _failed = solve(graph.equations, numbers)
+        if even and even.tells:
+            attributes, untold = even.attributes(counts)
+            if untold:
+                held = {**tied.held, **held, **untold}
+                continue
+        else:
+            attributes, _failed = solve(graph.equations, numbers)
         check = replay(graph, numbers, attributes)
         scales, unfolded = fold(graph, check.rescales)
         conflicts = [*check.conflicts, *unfolded]
         if not conflicts:
-            return _plan(graph, kept, counts, attributes, scales, tied)
+            return _plan(whole, graph, kept, counts, attributes, scales, tied)
         if on_conflict == "raise":
             raise ConflictError(
                 "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))
@@ -84,7 +101,7 @@ def plan(
 
 
 def _held(graph: Graph, ignore: Iterable[str], exact_only: bool) -> dict[str, str]:
-    if not graph.groups:
+    if not graph.groups and not graph.left_out:
         reasons = "; ".join(dict.fromkeys(f"{f.name}: {f.reason}" for f in graph.frozen[:5]))
         raise PlanError(f"no group of {type(graph.model).__name__} can be cut. {reasons or 'It has no parameters.'}")
     held: dict[str, str] = {}
@@ -105,7 +122,8 @@ def _within(name: str, prefix: str) -> bool:
 
 
 def _decide(
-    graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget | None, keep: float | Mapping[str, int] | None,
+    graph: Graph, original: Cost, scores: Mapping[str, NDArray[np.float64]], budget: Budget | None,
+    keep: float | Mapping[str, int] | None,
     tied: Ties, uniform: bool, round_to: int, minimum: float,
 ) -> dict[str, int]:  # fmt: skip
     by_name = {g.name: g for g in graph.groups}
@@ -114,12 +132,11 @@ def _decide(
         return _given(by_name, classes, keep, round_to)
     assert budget is not None
     form = closed_form(graph)
-    original = form.cost()
     limits = budget.limits(original)
     made = columns(classes, scores, round_to=round_to, minimum=minimum, uniform=uniform)
     found = allocate(form, made, limits)
     if not found.met:
-        raise BudgetError(_unreachable(graph, tied, limits, found.counts))
+        raise BudgetError(_unreachable(graph, original, tied, limits, found.counts))
     return found.counts
 
 
@@ -150,8 +167,8 @@ def _given(
     return counts
 
 
-def _unreachable(graph: Graph, tied: Ties, limits: Mapping[str, float], least: Mapping[str, int]) -> str:
-    best, original = graph.cost(least).to_dict(), graph.cost().to_dict()
+def _unreachable(graph: Graph, whole: Cost, tied: Ties, limits: Mapping[str, float], least: Mapping[str, int]) -> str:
+    best, original = graph.cost(least).to_dict(), whole.to_dict()
     missed = [
         f"{k}: at most {limit:,.0f} is asked, "
         f"the best reachable is {best[k]:,} ({best[k] / original[k]:.1%} of {original[k]:,})"
@@ -193,8 +210,8 @@ def _blamed(graph: Graph, conflicts: list[Conflict], held: Mapping[str, str]) ->
 
 
 def _plan(
-    graph: Graph, kept: Mapping[Atom, NDArray[np.int64]], counts: Mapping[str, int], attributes: Mapping[Path, int],
-    scales: tuple[Scale, ...], tied: Ties,
+    whole: Graph, graph: Graph, kept: Mapping[Atom, NDArray[np.int64]], counts: Mapping[str, int],
+    attributes: Mapping[Path, int], scales: tuple[Scale, ...], tied: Ties,
 ) -> Plan:  # fmt: skip
     cut: dict[str, dict[int, list[int]]] = {}
     cut_members = {(m.name, m.dim) for g in graph.groups if g.atom in kept for m in g.members}
@@ -205,10 +222,12 @@ def _plan(
     for path, value in attributes.items():
         if originals.get(path) != value:
             values[":".join(path)] = value
+    about_layers, sequences = graph.layer_notes
     return Plan(
-        graph.fingerprint, cut, {g.name: (counts[g.name], g.size) for g in graph.groups}, values, scales,
+        graph.fingerprint, cut, {g.name: (counts[g.name], g.size) for g in graph.groups}, {**values, **about_layers}, scales,
         tuple(g.name for g in graph.groups if g.atom in kept and not g.exact), dict(tied.held),
-        graph.cost(counts), graph.cost(), {n: [a.size for a in graph.states[n].axes] for n in cut},
+        graph.cost(counts), whole.cost(), {n: [a.size for a in graph.states[n].axes] for n in cut},
+        {x.name: (x.form, bool(x.container)) for x in graph.left_out}, sequences,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ axis of size 1 has no unit to lose.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,6 +71,31 @@ def substituted(model: nn.Module, change: Callable[[Path, int], int]) -> Iterato
                 holder.update(before)
 
 
+def held_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, Any]]:
+    """(path, value) of each integer, and of each list or tuple, that `module` (and, if `inner`, its modules) hold."""
+    seen: set[int] = set()
+
+    def within(value: Any, path: Path, depth: int) -> Iterator[tuple[Path, Any]]:
+        kind = type(value)
+        if kind is int:
+            yield path, value
+        elif kind in (tuple, list) and depth < _DEPTH:
+            yield path, value
+            for i, v in enumerate(value):
+                yield from within(v, (*path, str(i)), depth + 1)
+        elif kind in (bool, float, str, type(None)) or isinstance(value, _OPAQUE) or depth >= _DEPTH or id(value) in seen:
+            return
+        elif kind is dict or (isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch.")):
+            seen.add(id(value))
+            for k, v in (value if kind is dict else value.__dict__).items():
+                yield from within(v, (*path, str(k)), depth + 1)
+
+    for name, part in module.named_modules() if inner else (("", module),):
+        for key, value in part.__dict__.items():
+            if key not in _MACHINERY:
+                yield from within(value, (name, key), 0)
+
+
 def read(model: nn.Module, path: Path) -> Any:
     """The value held at `path`."""
     value: Any = model.get_submodule(path[0])
@@ -79,23 +104,31 @@ def read(model: nn.Module, path: Path) -> Any:
     return value
 
 
-def write(model: nn.Module, path: Path, new: int) -> None:
-    """Sets the integer held at `path`; tuples on the way are made anew."""
+def write(model: nn.Module, path: Path, new: Any) -> None:
+    """Sets the value held at `path`; tuples and lists on the way are made anew."""
     holders: list[Any] = [model.get_submodule(path[0])]
     for key in path[1:-1]:
         holders.append(_step(holders[-1], key))
     value: Any = new
     for holder, key in zip(reversed(holders), reversed(path[1:]), strict=True):
-        if isinstance(holder, tuple):
-            value = tuple(value if i == int(key) else v for i, v in enumerate(holder))
+        if isinstance(holder, (tuple, list)):
+            value = type(holder)(value if i == int(key) else v for i, v in enumerate(holder))
             continue
-        if isinstance(holder, list):
-            holder[int(key)] = value
-        elif isinstance(holder, dict):
+        if isinstance(holder, dict):
             holder[key] = value
         else:
             holder.__dict__[key] = value
         return
+
+
+def rewrite(model: nn.Module, values: Mapping[str, int], sequences: Mapping[str, list[int]]) -> None:
+    """Sets integers by their paths ("module:attribute:key"), and of lists keeps the items told."""
+    for key, value in values.items():
+        write(model, tuple(key.split(":")), value)
+    for key, stay in sequences.items():
+        path = tuple(key.split(":"))
+        items = read(model, path)
+        write(model, path, type(items)(items[i] for i in stay))
 
 
 def _step(value: Any, key: str) -> Any:

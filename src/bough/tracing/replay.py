@@ -18,6 +18,8 @@ from torch import Tensor
 from bough.graph import Graph, OpRecord, atoms_of, sizes
 from bough.spaces import Atom, Space, count
 from bough.tracing.execution import Execution
+from bough.tracing.held import rewrite
+from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path
 from bough.tracing.stream import Call, tensors_in
 from bough.tracing.trace import run
@@ -198,8 +200,13 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, int
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
     execution = Execution(graph.model, False, shapes)
     handler = Replay(graph, kept, execution)
+
+    def prepare() -> None:
+        rewrite(graph.model, *graph.layer_notes)
+        leave_out(graph.model, [(x.name, x.form, bool(x.container)) for x in graph.left_out])
+
     try:
-        run(handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: attributes.get(path, n))
+        run(handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: attributes.get(path, n), prepare)
     except Exception as error:
         if not handler.conflicts:
             done = graph.ops[-1] if graph.ops else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,11 @@ from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, normal
 from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
+from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, TracedInt, comparisons
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import Handler, Stream
+from bough.tracing.wrapped import eagerly, traceable
 
 
 def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), real: bool = False) -> Graph:
@@ -33,7 +35,8 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         real: run on real values from the start (otherwise only where shapes do not carry the run).
 
     Raises:
-        TraceError: the model can not be run on these inputs.
+        TraceError: the model can not be run on these inputs, or holds what can not be traced (sharded, quantized or
+            scripted parts). Wrappers around it (`torch.compile`, `DistributedDataParallel`, ...) are looked through.
         PlanError: an entry of `ignore` names nothing.
 
     Example:
@@ -42,14 +45,13 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         >>> [(g.name, g.kind, g.size) for g in bough.trace(net, torch.randn(1, 4)).groups]
         [('0', 'neuron', 8)]
     """
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"trace needs an nn.Module, and was given {type(model).__name__}")
+    model = traceable(model)
     args, kwargs = split_inputs(example_inputs)
     try:
-        recorder, outputs = _record(model, args, kwargs, real=real)
+        recorder, outputs, watch = _record(model, args, kwargs, real=real)
     except Exception:  # shapes alone do not carry the run: control flow reads values, or the model can not run at all
         try:
-            recorder, outputs = _record(model, args, kwargs, real=True)
+            recorder, outputs, watch = _record(model, args, kwargs, real=True)
             real = True
         except Exception as error:
             shapes = ", ".join(_describe(v) for v in (*args, *kwargs.values()))
@@ -69,6 +71,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
     graph = Graph(
         model, args, kwargs, tuple(recorder.ops), _output_life(storages, recorder, outputs), recorder.states,
         tuple(recorder.equations), groups, frozen, tuple(recorder.unknown), real, fingerprint(model), notes,
+        watch.layers(recorder.value(recorder.owned(t)).number for t in outputs),
     )  # fmt: skip
     missing = [n for n in _names(ignore) if not _matches_anything(n, model, graph)]
     if missing:
@@ -108,11 +111,20 @@ def unchanged_rng() -> Iterator[None]:
         yield
 
 
-def run(handler: Handler, execution: Execution, model: nn.Module, args: Any, kwargs: Any, change: Any) -> Any:
-    """Runs the model under `handler`, with held integers as `change` says; returns what the model returns."""
+def run(
+    handler: Handler, execution: Execution, model: nn.Module, args: Any, kwargs: Any, change: Any,
+    prepare: Callable[[], None] | None = None,
+) -> Any:  # fmt: skip
+    """Runs the model under `handler`, with held integers as `change` says; returns what the model returns.
+
+    `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too.
+    """
     stand_ins = {id(t): execution.stand_in(t) for t in flatten((args, kwargs))}
-    with unchanged_rng(), torch.no_grad(), substituted(model, change), Stream(handler):
-        return model(*_swap(args, stand_ins), **_swap(kwargs, stand_ins))
+    with unchanged_rng(), torch.no_grad(), substituted(model, change):
+        if prepare is not None:
+            prepare()
+        with Stream(handler), eagerly():
+            return model(*_swap(args, stand_ins), **_swap(kwargs, stand_ins))
 
 
 def _swap(value: Any, stand_ins: Mapping[int, Tensor]) -> Any:
@@ -125,18 +137,19 @@ def _swap(value: Any, stand_ins: Mapping[int, Tensor]) -> Any:
     return value
 
 
-def _record(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, list[Tensor]]:
+def _record(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, list[Tensor], Watch]:
     execution = Execution(model, real)
     recorder = Recorder(model, execution)
     for tensor in flatten((args, kwargs)):
         recorder.add_input(tensor, "input of the model")
+    watch = Watch(model, recorder)
     with comparisons() as compared:
-        result = run(recorder, execution, model, args, kwargs, lambda path, n: TracedInt(n, Attribute(path, n)))
+        result = run(recorder, execution, model, args, kwargs, lambda path, n: TracedInt(n, Attribute(path, n)), watch)
     for a, b in compared:
         for one, other in ((a, b), (b, a)):
             if isinstance(one, Attribute) and isinstance(other, AxisSize):
                 recorder.equations.append(Equation(one, other.space, "a comparison in the model's Python"))
-    return recorder, list(flatten(result))
+    return recorder, list(flatten(result)), watch
 
 
 def _describe(value: Any) -> str:

@@ -1,0 +1,221 @@
+"""Plans that leave layers out: which, what the rest of the graph looks like, and what the model notes about its layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bough.errors import ConflictError, PlanError
+from bough.graph import Frozen, Graph, Group, Layer, Member, Storage
+from bough.tracing.held import held_values
+from bough.tracing.provenance import attributes_in
+from bough.tracing.replay import replay
+
+Scores = Mapping[str, NDArray[np.float64]]
+
+
+def chosen(graph: Graph, drop: Iterable[str], keep: Any, scores: Scores) -> tuple[Layer, ...]:
+    """The layers to leave out: those named in `drop`, and of each list in `keep` those of the lowest scores.
+
+    Raises:
+        PlanError: a name that is no layer that can be left out, or a count that the list does not allow.
+    """
+    by_name = {x.name: x for x in graph.layers}
+    names = list(dict.fromkeys([drop] if isinstance(drop, str) else drop))
+    lists = containers(graph)
+    for container, n in keep.items() if isinstance(keep, Mapping) else ():
+        if container in lists and not any(g.name == container for g in graph.groups):
+            entries = lists[container]
+            if not 0 <= n <= len(entries):
+                raise PlanError(f"keep[{container!r}]={n}: must be from 0 to {len(entries)}, the layers that can be left out")
+            given = np.asarray(scores.get(container, ()), dtype=np.float64)
+            if given.shape != (len(entries),) and n < len(entries):
+                raise PlanError(f"scores[{container!r}] must give one number for each of its {len(entries)} layers")
+            names += [entries[i].name for i in np.argsort(given, kind="stable")[: len(entries) - n]]
+    for name in names:
+        if name not in by_name:
+            there = ", ".join(list(by_name)[:6]) or "none"
+            raise PlanError(
+                f"{name!r} is no layer that can be left out; there are: {there}{', ...' if len(by_name) > 6 else ''}"
+            )
+    inner = {n for n in names if any(n.startswith(f"{other}.") for other in names)}
+    return tuple(by_name[n] for n in dict.fromkeys(names) if n not in inner)
+
+
+def widths(graph: Graph, keep: float | Mapping[str, int] | None) -> float | Mapping[str, int] | None:
+    """`keep` without what it says of lists of layers."""
+    if not isinstance(keep, Mapping):
+        return keep
+    lists = containers(graph).keys() - {g.name for g in graph.groups}
+    return {n: k for n, k in keep.items() if n not in lists}
+
+
+def containers(graph: Graph) -> dict[str, list[Layer]]:
+    """The lists of modules with entries that can be left out, and these entries in order."""
+    lists: dict[str, list[Layer]] = {}
+    for layer in graph.layers:
+        if layer.container:
+            lists.setdefault(layer.container, []).append(layer)
+    return lists
+
+
+def without(graph: Graph, layers: Sequence[Layer]) -> Graph:
+    """The graph of the model with `layers` left out: what enters each is what leaves it."""
+    if not layers:
+        return graph
+    gone = {i for x in layers for i in range(x.start, x.end)}
+    names = tuple(f"{x.name}." for x in layers)
+    used = {s for op in graph.ops if op.index not in gone for s in op.states}
+    states = {n: s for n, s in graph.states.items() if not n.startswith(names) or n in used}
+    place: dict[int, int] = {}
+    for op in graph.ops:
+        if op.index not in gone:
+            place[op.index] = len(place)
+    same = {x.leaves: x.enters for x in layers}
+
+    def number(n: int) -> int:
+        while n in same:
+            n = same[n]
+        return n
+
+    ops = tuple(
+        replace(op, index=place[op.index], inputs=tuple(number(n) for n in op.inputs)) for op in graph.ops if op.index in place
+    )
+    return replace(
+        graph, ops=ops, states=states, storages=_storages(graph, layers, gone, place),
+        groups=tuple(g for g in (_group(g, states) for g in graph.groups) if g.members),
+        frozen=tuple(f for f in (_group(f, states) for f in graph.frozen) if f.members),
+        equations=tuple(e for e in graph.equations if not _within(e.expression, names)), layers=(),
+        left_out=tuple(layers), layer_notes=bookkeeping(graph, layers),
+    )  # fmt: skip
+
+
+def left_out(graph: Graph, layers: Sequence[Layer]) -> Graph:
+    """`without`, such that the model's Python runs: where it counts on a list's length, a layer that passes through stays.
+
+    Raises:
+        ConflictError: the model does not run without a layer, either way.
+    """
+    if not layers:
+        return graph
+    closed = without(graph, layers)
+    if not replay(closed, {}, {}).conflicts:
+        return closed
+    standing = without(graph, [replace(x, container="") for x in layers])
+    conflicts = replay(standing, {}, {}).conflicts
+    if conflicts:
+        raise ConflictError(f"the model does not run without {', '.join(x.name for x in layers)}: {conflicts[0]}")
+    return standing
+
+
+def _group(group: Any, states: Mapping[str, Any]) -> Any:
+    members: tuple[Member, ...] = tuple(m for m in group.members if m.name in states)
+    assert isinstance(group, (Group, Frozen))
+    return replace(group, members=members)
+
+
+def _within(expression: Any, names: tuple[str, ...]) -> bool:
+    return any(f"{a.path[0]}.".startswith(names) for a in attributes_in(expression))
+
+
+def _storages(
+    graph: Graph, layers: Sequence[Layer], gone: set[int], place: Mapping[int, int]
+) -> tuple[Storage, ...]:  # fmt: skip
+    """Memory of the ops that stay; what enters a layer lives as long as what left it."""
+    last = len(place)
+    before = np.cumsum([0, *(i not in gone for i in range(len(graph.ops)))])  # ops that stay, before each index
+
+    def moved(step: int) -> int:
+        return min(int(before[min(step, len(graph.ops))]), last)
+
+    kept = []
+    for s in graph.storages:
+        if s.born in gone:
+            continue
+        dies = s.dies
+        for x in layers:
+            if s.born < x.start <= s.dies < x.end:  # read by the layer last: goes on as what left it
+                dies = max((r.dies for r in graph.storages if x.start <= r.born < x.end), default=dies)
+        kept.append(replace(s, born=place.get(s.born, s.born), dies=moved(dies)))
+    return tuple(kept)
+
+
+_COUNT = re.compile(r"layer|block|depth")
+_SIDES = ("encoder", "decoder", "vision", "text")
+
+
+def bookkeeping(graph: Graph, layers: Sequence[Layer]) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """What the model notes about its layers: (integers that become others, lists of which items stay), by path.
+
+    An integer that in every entry of a list equals its place (plus a constant) is its index. An integer of a module
+    around the list, or of its configuration, that equals the list's length and is named for layers, blocks or depth is
+    its length; a list of that length, named so, has an item for each.
+    """
+    attributes: dict[str, int] = {}
+    sequences: dict[str, list[int]] = {}
+    modules = dict(graph.model.named_modules())
+    for container in dict.fromkeys(x.container for x in layers if x.container):
+        keys = list(modules[container]._modules)
+        gone = {x.name.rpartition(".")[2] for x in layers if x.container == container}
+        stay = [i for i, k in enumerate(keys) if k not in gone]
+        attributes.update(_indices(graph, container, keys, stay))
+        counts, lists = _lengths(graph, container, len(keys))
+        attributes.update(dict.fromkeys(counts, len(stay)))
+        sequences.update(dict.fromkeys(lists, stay))
+    return attributes, sequences
+
+
+def _indices(graph: Graph, container: str, keys: list[str], stay: list[int]) -> dict[str, int]:
+    found: dict[tuple[str, ...], dict[int, int]] = {}
+    for i, key in enumerate(keys):
+        for path, value in held_values(graph.model.get_submodule(f"{container}.{key}")):
+            if type(value) is int:
+                found.setdefault(path, {})[i] = value
+    result: dict[str, int] = {}
+    for path, values in found.items():
+        shifts = {v - i for i, v in values.items()}
+        if len(values) > 1 and len(shifts) == 1:
+            for new, i in enumerate(stay):
+                if i in values and values[i] != new + min(shifts):
+                    inner = f".{path[0]}" if path[0] else ""
+                    result[":".join((f"{container}.{keys[i]}{inner}", *path[1:]))] = new + min(shifts)
+    return result
+
+
+def _lengths(graph: Graph, container: str, n: int) -> tuple[list[str], list[str]]:
+    """Paths of the integers, and of the lists, that tell how many entries `container` has."""
+    parts = container.split(".")
+    counts: list[tuple[str, ...]] = []
+    lists: list[tuple[str, ...]] = []
+    seen: set[int] = set()
+    for depth in range(len(parts)):
+        holder = ".".join(parts[:depth])
+        for path, value in held_values(graph.model.get_submodule(holder), inner=False):
+            named = [k for k in path[1:] if not k.isdigit()]
+            if not named or not _COUNT.search(named[-1]):
+                continue
+            full = (holder, *path[1:])
+            if isinstance(value, (list, tuple)):
+                plain = all(isinstance(v, (int, float, str)) for v in value) and not any(k.isdigit() for k in path[1:])
+                if len(value) == n and plain and id(value) not in seen:
+                    seen.add(id(value))
+                    lists.append(full)
+            elif value == n and all(k in parts for k in path[1:] if k.isdigit()):
+                counts.append(full)
+    return [":".join(p) for p in _own(counts, container)], [":".join(p) for p in _own(lists, container)]
+
+
+def _own(paths: list[tuple[str, ...]], container: str) -> list[tuple[str, ...]]:
+    """Of paths such as encoder_layers and decoder_layers, those of the container's own side."""
+    sides = [s for s in _SIDES if s in container]
+
+    def side(path: tuple[str, ...]) -> list[str]:
+        return [s for s in _SIDES if any(s in k for k in path[1:])]
+
+    named = [p for p in paths if set(side(p)) & set(sides)]
+    return named or [p for p in paths if not side(p)]

@@ -1,0 +1,161 @@
+"""Layers that can be left out: modules that return what they are given, with something added or changed, in the same type.
+
+An entry of a `ModuleList` or `Sequential` that passes a type through is taken out of its list, and the rest closes up.
+A residual block that stands elsewhere is replaced by a `PassThrough`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from bough.graph import Layer, OpRecord
+from bough.spaces import normal
+from bough.tracing.recorder import Recorder
+from bough.tracing.stream import tensors_in
+
+_ENTRIES = (nn.ModuleList, nn.Sequential)
+_PASSING = frozenset(
+    ("view", "reshape", "_unsafe_view", "permute", "transpose", "clone", "contiguous", "dropout", "native_dropout", "_to_copy")
+)
+
+
+class PassThrough(nn.Module):
+    """Stands where a layer was: returns its first tensor, in the form in which the layer returned it."""
+
+    def __init__(self, form: int) -> None:
+        super().__init__()
+        self.form = form  # 0: a tensor alone; n: a tuple of n, the others None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        first = tensors_in([*args, *kwargs.values()])[0]
+        return first if not self.form else (first, *(None,) * (self.form - 1))
+
+
+def bypass(layer: nn.Module) -> None:
+    """Makes a layer return its first tensor, whatever it computes; what it notes elsewhere (a cache) it goes on to note."""
+
+    def unchanged(module: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
+        first = tensors_in([*args, *kwargs.values()])[0]
+        return (first, *result[1:]) if type(result) is tuple else first
+
+    layer.register_forward_hook(unchanged, with_kwargs=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """One call of a module: the numbers of the values that enter and leave, and the ops between."""
+
+    enters: int
+    leaves: int
+    form: int
+    start: int
+    end: int
+
+
+class Watch:
+    """Notes, during a recorded run, what enters and leaves each module."""
+
+    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
+        self.model, self.recorder = model, recorder
+        self.passages: dict[str, list[_Passage]] = {}
+
+    def __call__(self) -> None:
+        """Wraps the forward of every inner module; to be undone with the rest of the instance dictionaries."""
+        for name, module in self.model.named_modules():
+            if name and any(True for _ in module.parameters()):
+                module.__dict__["forward"] = self._noting(name, module.forward)
+
+    def _noting(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        recorder = self.recorder
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            given = tensors_in([*args, *kwargs.values()])
+            enters = recorder.value(recorder.owned(given[0])).number if given else -1
+            start = len(recorder.ops)
+            result = forward(*args, **kwargs)
+            form = len(result) if type(result) is tuple else 0
+            first = result[0] if form else result
+            leaves = recorder.value(recorder.owned(first)).number if isinstance(first, Tensor) else -1
+            self.passages.setdefault(name, []).append(_Passage(enters, leaves, form, start, len(recorder.ops)))
+            return result
+
+        return noting
+
+    def layers(self, outputs: Iterable[int]) -> tuple[Layer, ...]:
+        """The modules that can be left out; `outputs` are the numbers of the model's output values."""
+        ops = self.recorder.ops
+        types = {n: axes for op in ops for n, axes in zip(op.values, op.results, strict=True)}
+        last_read: dict[int, int] = {}
+        for op in ops:
+            for n in op.inputs:
+                last_read[n] = op.index
+        for n in outputs:
+            last_read[n] = len(ops)
+        modules = dict(self.model.named_modules())
+        found = []
+        for name, passages in self.passages.items():
+            if len(passages) != 1 or (p := passages[0]).enters == p.leaves or min(p.enters, p.leaves) < 0:
+                continue
+            inside = ops[p.start : p.end]
+            same = p.enters in types and [normal(a) for a in types[p.enters]] == [normal(a) for a in types.get(p.leaves, ())]
+            closed = all(last_read.get(n, -1) < p.end for op in inside for n in op.values if n != p.leaves)
+            if not same or not closed or not any(op.macs for op in inside) or p.start >= p.end:
+                continue
+            holder, _, key = name.rpartition(".")
+            entry = isinstance(modules[holder], _ENTRIES) if holder or key in modules else False
+            residual = _residual(inside, p)
+            if entry or residual:
+                found.append(Layer(name, holder if entry else "", residual, p.start, p.end, p.enters, p.leaves, p.form))
+        return tuple(_outermost_elsewhere(found))
+
+
+def _residual(ops: Sequence[OpRecord], p: _Passage) -> bool:
+    """Whether what enters reaches what leaves by additions alone."""
+    makers = {n: op for op in ops for n in op.values}
+    waiting, seen = [p.leaves], set()
+    while waiting:
+        n = waiting.pop()
+        if n == p.enters:
+            return True
+        op = makers.get(n)
+        if op is None or n in seen:
+            continue
+        seen.add(n)
+        if op.name.rstrip("_") == "add":
+            waiting.extend(op.inputs)
+        elif op.name in _PASSING:
+            waiting.append(op.inputs[0])
+    return False
+
+
+def _outermost_elsewhere(found: list[Layer]) -> list[Layer]:
+    """Of nested blocks that stand outside lists, with the same way in and out, the outermost."""
+    ways = {(layer.enters, layer.leaves) for layer in found if layer.container}
+    result = []
+    for layer in sorted(found, key=lambda x: (x.start, -x.end, x.name)):
+        if layer.container or (layer.enters, layer.leaves) not in ways:
+            ways.add((layer.enters, layer.leaves))
+            result.append(layer)
+    return result
+
+
+def leave_out(model: nn.Module, layers: Iterable[tuple[str, int, bool]]) -> None:
+    """Takes layers (name, form, closes) out of `model`, in place: lists close up, or a `PassThrough` takes the place."""
+    gone: dict[str, set[str]] = {}
+    for name, form, closes in layers:
+        holder, _, key = name.rpartition(".")
+        if closes:
+            gone.setdefault(holder, set()).add(key)
+        else:
+            model.get_submodule(holder)._modules[key] = PassThrough(form)
+    for holder, keys in sorted(gone.items(), key=lambda item: -item[0].count(".")):  # inner lists first: names stay good
+        parent = model.get_submodule(holder)
+        kept = [(k, m) for k, m in parent._modules.items() if k not in keys]
+        numbered = all(k.isdigit() for k in parent._modules)
+        parent._modules.clear()
+        for i, (key, module) in enumerate(kept):
+            parent._modules[str(i) if numbered else key] = module
