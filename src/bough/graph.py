@@ -102,22 +102,33 @@ class OpRecord:
     ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One call of a module: the numbers of the values that enter and leave; its ops are start .. end - 1."""
+
+    enters: int
+    leaves: int
+    form: int  # 0: returns a tensor; n: a tuple of n
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Layer:
     """A module that can be left out: it passes a type through.
 
     `container`: the list that it is an entry of, or "" where it stands alone. `exact`: it is residual, so leaving it out
-    equals zeroing its branch; otherwise it equals an identity in its place.
+    equals zeroing its branch; otherwise it equals an identity in its place. `passages`: its call in each run.
     """
 
     name: str
     container: str
     exact: bool
-    start: int  # its ops are start .. end - 1
-    end: int
-    enters: int  # the numbers of the values that enter and leave
-    leaves: int
-    form: int  # 0: returns a tensor; n: a tuple of n
+    passages: tuple[Passage, ...]
+
+    @property
+    def form(self) -> int:
+        return self.passages[0].form
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "kind": "layer", "container": self.container, "exact": self.exact}
@@ -137,7 +148,11 @@ class UnknownOp:
 
 @dataclass(eq=False, repr=False)
 class Graph:
-    """A model's run with a type for every axis: what can be cut, what can not and why, what it costs."""
+    """A model's run with a type for every axis: what can be cut, what can not and why, what it costs.
+
+    `second`: the ops of a run in the other mode (training or evaluation), made where that reads parameters which the mode
+    the model is in does not; they are numbered on from `ops`, bind the types, and cost nothing.
+    """
 
     model: nn.Module
     args: tuple[Any, ...]
@@ -155,6 +170,7 @@ class Graph:
     layers: tuple[Layer, ...] = ()
     left_out: tuple[Layer, ...] = ()  # of a graph without some of its layers: these, and what the model notes of them
     layer_notes: tuple[dict[str, int], dict[str, list[int]]] = ({}, {})
+    second: tuple[OpRecord, ...] = ()
 
     def group(self, name: str) -> Group:
         """The group called `name`; KeyError where there is none."""

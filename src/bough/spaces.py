@@ -160,7 +160,7 @@ def unify(a: Space, b: Space, reason: object = "no common refinement") -> None:
         elif isinstance(right, Atom):
             _bind(right, left, reason)
         elif isinstance(left, Sum) or isinstance(right, Sum):
-            _align_terms(left, right, work, reason)
+            _align_terms(left, right, work)
         else:
             _align_factors(left, right, work, reason)
 
@@ -181,23 +181,32 @@ def _refine(atom: Atom, space: Space) -> None:
             part.reason = atom.reason
 
 
-def _cut(space: Space, at: int) -> tuple[Space, Space] | None:
-    """Splits an Atom or a Product (in normal form) after its first `at` indices, where that is possible."""
+def _cut(space: Space, at: int) -> tuple[Space, Space]:
+    """Splits a space (in normal form) after its first `at` indices."""
+    if at in (0, space.size):
+        return (Sum(()), space) if not at else (space, Sum(()))
     if isinstance(space, Atom):
         parts = Atom(at), Atom(space.size - at)
         _refine(space, Sum(parts))
         return parts
-    if not isinstance(space, Product) or not space.factors:
-        return None
-    major, minor = space.factors[0], space.factors[1:]
-    inner = space.size // major.size
-    if at % inner:
-        return None
-    halves = _cut(major, at // inner)
-    return None if halves is None else (Product((halves[0], *minor)), Product((halves[1], *minor)))
+    if isinstance(space, Sum):
+        first, rest = space.terms[0], Sum(space.terms[1:])
+        if at <= first.size:
+            left, right = _cut(first, at)
+            return left, Sum((right, rest))
+        left, right = _cut(rest, at - first.size)
+        return Sum((first, left)), right
+    major, minor = space.factors[0], Product(space.factors[1:])
+    whole, part = divmod(at, minor.size)
+    before, after = _cut(major, whole)
+    if not part:
+        return Product((before, minor)), Product((after, minor))
+    _, later = _cut(normal(after), 1)  # the cut goes through one unit of the major factor
+    left, right = _cut(normal(minor), part)
+    return Sum((Product((before, minor)), left)), Sum((right, Product((later, minor))))
 
 
-def _align_terms(left: Space, right: Space, work: list[tuple[Space, Space]], reason: object) -> None:
+def _align_terms(left: Space, right: Space, work: list[tuple[Space, Space]]) -> None:
     """Sum against Sum or Product: cuts both at each other's boundaries, left to right."""
     stacks: tuple[list[Space], list[Space]] = ([left], [right])
     while stacks[0] and stacks[1]:
@@ -208,9 +217,6 @@ def _align_terms(left: Space, right: Space, work: list[tuple[Space, Space]], rea
             continue
         large = 0 if a.size > b.size else 1
         parts = _cut(heads[large], heads[1 - large].size)
-        if parts is None:
-            _freeze_span(a, b, stacks, reason)
-            continue
         stacks[large].extend(reversed(parts))
         stacks[1 - large].append(heads[1 - large])
 
@@ -221,18 +227,6 @@ def _head(stack: list[Space]) -> Space:
         stack.extend(reversed(space.terms))
         space = normal(stack.pop())
     return space
-
-
-def _freeze_span(a: Space, b: Space, stacks: tuple[list[Space], list[Space]], reason: object) -> None:
-    """Freezes both sides up to their next common boundary."""
-    sizes = [a.size, b.size]
-    freeze(a, reason)
-    freeze(b, reason)
-    while sizes[0] != sizes[1]:
-        short = 0 if sizes[0] < sizes[1] else 1
-        space = _head(stacks[short])
-        freeze(space, reason)
-        sizes[short] += space.size
 
 
 def _align_factors(left: Space, right: Space, work: list[tuple[Space, Space]], reason: object) -> None:

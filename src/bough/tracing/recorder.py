@@ -30,10 +30,11 @@ class Value:
 
 
 class Recorder:
-    """Records ops, storages, equations and unknown ops of one run."""
+    """Records ops, storages, equations and unknown ops of the runs of one model; `begin` comes before each run."""
 
-    def __init__(self, model: nn.Module, execution: Execution) -> None:
-        self.execution = execution
+    execution: Execution
+
+    def __init__(self, model: nn.Module) -> None:
         self.module_names = {id(m): name for name, m in model.named_modules()}
         self.context = Context(self.typing, self._locate)
         self.ops: list[OpRecord] = []
@@ -46,8 +47,13 @@ class Recorder:
         for name, tensor, parameter, saved in held_tensors(model):
             axes = tuple(self.context.fresh(n) for n in tensor.shape)
             self.states[name] = State(name, axes, tensor.element_size(), parameter, saved)
-            value = Value(Typing(axes, (True,) * len(axes) if parameter else (False,) * len(axes), weight=True), -1, -1, name)
-            self._attach(execution.names[name], value)
+
+    def begin(self, execution: Execution) -> None:
+        """Types the stand-ins of the model's tensors."""
+        self.execution = execution
+        for name, state in self.states.items():
+            typing = Typing(state.axes, (state.parameter,) * len(state.axes), weight=True)
+            self._attach(execution.names[name], Value(typing, -1, -1, name))
 
     def add_input(self, tensor: Tensor, what: str) -> None:
         stand_in = self.execution.stand_in(tensor)

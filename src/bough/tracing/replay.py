@@ -22,7 +22,7 @@ from bough.tracing.held import rewrite
 from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path
 from bough.tracing.stream import Call, tensors_in
-from bough.tracing.trace import run
+from bough.tracing.trace import run, switch
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,11 +54,18 @@ class Diverged(Exception):
 class Replay:
     """The handler of the check."""
 
-    def __init__(self, graph: Graph, kept: Mapping[Atom, int], execution: Execution) -> None:
-        self.graph, self.kept, self.execution = graph, kept, execution
+    execution: Execution
+
+    def __init__(self, graph: Graph, kept: Mapping[Atom, int]) -> None:
+        self.graph, self.kept = graph, kept
+        self.ops = (*graph.ops, *graph.second)
         self.conflicts: list[Conflict] = []
         self.rescales: list[Rescale] = []
         self._at = 0
+
+    def begin(self, execution: Execution, first: int) -> None:
+        """A run begins, with the op of number `first`."""
+        self.execution, self._at = execution, first
 
     def owned(self, tensor: Tensor) -> Tensor:
         return self.execution.stand_ins.get(id(tensor), tensor)
@@ -99,7 +106,7 @@ class Replay:
 
     def _next(self, call: Call) -> OpRecord:
         """The recorded op that the call repeats. Rearrangements may fall away where a width has become 1."""
-        ops = self.graph.ops
+        ops = self.ops
         at = self._at
         while at < len(ops) and ops[at].name != call.name and ops[at].name in _REARRANGING:
             at += 1
@@ -198,15 +205,24 @@ def _in_form(call: Call, made: list[Tensor]) -> Any:
 def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, int]) -> Replay:
     """Runs the model at the cut sizes and gives what does not agree; the model stays as it was."""
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
-    execution = Execution(graph.model, False, shapes)
-    handler = Replay(graph, kept, execution)
+    handler = Replay(graph, kept)
 
     def prepare() -> None:
         rewrite(graph.model, *graph.layer_notes)
         leave_out(graph.model, [(x.name, x.form, bool(x.container)) for x in graph.left_out])
 
+    def prepare_second() -> None:
+        prepare()
+        switch(graph.model)
+
+    runs = [(0, prepare), (len(graph.ops), prepare_second)] if graph.second else [(0, prepare)]
     try:
-        run(handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: attributes.get(path, n), prepare)
+        for first, prepared in runs:
+            execution = Execution(graph.model, False, shapes)
+            handler.begin(execution, first)
+            run(
+                handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: attributes.get(path, n), prepared
+            )  # fmt: skip
     except Exception as error:
         if not handler.conflicts:
             done = graph.ops[-1] if graph.ops else None

@@ -106,9 +106,9 @@ _FLAGS = {_getter("is_meta"): "meta", _getter("is_cuda"): "cuda", _getter("is_cp
 class Stream:
     """`with Stream(handler): model(...)` hands each op of the run to the handler."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, first: int = 0) -> None:
         self.handler = handler
-        self.count = 0
+        self.count = first
         self.quiet = False  # set while a handler works: what it calls itself is no part of the run
         self._functions = _FunctionMode(self)
         self._dispatch = _DispatchMode(self)
