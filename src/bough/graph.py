@@ -28,7 +28,8 @@ class Group:
     """Units that can be removed together with all that belongs to them.
 
     `exact`: removing units equals zeroing them. Otherwise a statistic (a mean, a norm, a softmax) runs over the units,
-    and removal equals a model that takes it over the kept units only.
+    and removal equals a model that takes it over the kept units only. `multiple`: an op of the model runs only on widths
+    that are multiples of this, `least`: and on no fewer units.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Group:
     exact: bool
     members: tuple[Member, ...]
     atom: Atom
+    multiple: int = 1
+    least: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         members = [[m.name, m.dim] for m in self.members]

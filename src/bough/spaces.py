@@ -287,6 +287,16 @@ def _freeze_factors(a: Space, b: Space, stacks: tuple[list[Space], list[Space]],
             return
 
 
+def innermost(space: Space) -> tuple[Atom, ...]:
+    """The atoms that vary fastest, one of each term: where their sizes are multiples of n, so is that of `space`."""
+    space = normal(space)
+    if isinstance(space, Atom):
+        return (space,)
+    if isinstance(space, Product):
+        return innermost(space.factors[-1]) if space.factors else ()
+    return tuple(a for t in space.terms for a in innermost(t))
+
+
 def count(space: Space, kept: Mapping[Atom, Any]) -> Any:
     """The size of `space` when each atom has `kept[atom]` units (all where absent); numbers or arrays."""
     space = normal(space)

@@ -177,6 +177,7 @@ def _places(op: OpRecord, i: int) -> list[NDArray[np.int64]]:
     if name == "cat":
         dim = detail[1] if len(detail) > 1 else 0
         parts = [ids if j == i else np.full(_shape(op, j), -1) for j in range(len(op.arguments))]
+        parts = [p for p in parts if p.size]  # torch joins empty tensors of any number of dims
         return [np.concatenate(parts, axis=dim)]
     raise _Unfoldable(f"it meets {op.name} in {op.module} ({op.where})")
 

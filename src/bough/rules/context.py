@@ -89,6 +89,8 @@ class Context:
         self.of = typing_of
         self._locate = locate
         self.marks: list[tuple[str, Space]] = []
+        self.multiples: list[tuple[Space, int]] = []
+        self.minima: list[tuple[Space, int]] = []
         self.notes = Notes()
         self.call: Op | None = None
         self.read: tuple[int, Space] | None = None  # a number that this op reads from a tensor whose values number a space
@@ -122,6 +124,15 @@ class Context:
 
     def mark(self, kind: str, *spaces: Space) -> None:
         self.marks.extend((kind, s) for s in spaces)
+
+    def multiple(self, space: Space, of: int) -> None:
+        """The op runs only where `space` has a multiple of `of` units."""
+        if of > 1:
+            self.multiples.append((space, of))
+
+    def at_least(self, space: Space, least: int) -> None:
+        """The op runs only where `space` has so many units."""
+        self.minima.append((space, least))
 
     def macs(self, *spaces: Space) -> None:
         self.notes.macs.append(spaces)

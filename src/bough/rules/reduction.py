@@ -83,6 +83,7 @@ def _topk(c: Context, call: Any, result: Any) -> list[Typing]:
     c.renormalizes(x.axes[d])
     c.mark("consumed", x.axes[d])
     c.mark("expert", x.axes[d])
+    c.at_least(x.axes[d], result[0].shape[d])
     axes = (*x.axes[:d], c.data(result[0].shape[d], "chosen"), *x.axes[d + 1 :])
     null = (*x.null[:d], False, *x.null[d + 1 :])
     return [Typing(axes, null), Typing(axes, (False,) * len(axes), ranges=x.axes[d])]

@@ -108,6 +108,9 @@ class Replay:
         """The recorded op that the call repeats. Rearrangements may fall away where a width has become 1."""
         ops = self.ops
         at = self._at
+        if at < len(ops) and ops[at].name == "lift_fresh" and call.name == "scalar_tensor":  # a number on another device
+            self._at = at + 1
+            return ops[at]
         while at < len(ops) and ops[at].name != call.name and ops[at].name in _REARRANGING:
             at += 1
         if at > self._at and (at == len(ops) or ops[at].where != f"{call.file}:{call.line}"):

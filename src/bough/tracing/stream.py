@@ -225,6 +225,8 @@ class _FunctionMode(TorchFunctionMode):
         if func in WHOLE:
             args, kwargs = _positional(WHOLE[func], args, kwargs)
             args = stream.quietly(swap, args, handler.owned)
+            if WHOLE[func] == "reshape":
+                args = (args[0], *stream.quietly(swap, args[1:], int))  # a size may be a tensor of no dims
             kwargs = {k: stream.quietly(swap, v, handler.owned) for k, v in kwargs.items()}
             return stream.submit(WHOLE[func], func, args, kwargs, False, False)
         body = _python_body(func)
@@ -262,9 +264,9 @@ def _python_body(func: Any) -> Any:
         return None
     body = _bodies.get(func)
     if body is None:
-        namespace = _namespaces.get(func.__module__)
+        namespace = _namespaces.get(func.__globals__["__name__"])
         if namespace is None:  # a module's private functions ask for overrides in the name of the public ones
-            namespace = _namespaces[func.__module__] = {**func.__globals__, **_DEAF}
+            namespace = _namespaces[func.__globals__["__name__"]] = {**func.__globals__, **_DEAF}
             for name, value in func.__globals__.items():
                 if type(value) is types.FunctionType and name.startswith("_") and value.__module__ == func.__module__:
                     namespace[name] = _rebound(value, namespace)

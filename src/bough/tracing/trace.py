@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import lcm
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from bough.errors import PlanError, TraceError
 from bough.graph import Frozen, Graph, Group, Member, OpRecord, State, Storage
 from bough.rules import KERNEL
-from bough.spaces import Atom, freeze, normal
+from bough.spaces import Atom, freeze, innermost, normal
 from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
 from bough.tracing.layers import Watch
@@ -246,6 +247,14 @@ def _groups(recorder: Recorder, ops: tuple[OpRecord, ...]) -> tuple[tuple[Group,
     for kind, space in recorder.context.marks:
         for atom in normal(space).atoms:
             marks.setdefault(atom, set()).add(kind)
+    multiples: dict[Atom, int] = {}
+    for space, of in recorder.context.multiples:
+        for atom in innermost(space):
+            multiples[atom] = lcm(multiples.get(atom, 1), of)
+    minima: dict[Atom, int] = {}
+    for space, least in recorder.context.minima:
+        if isinstance(atom := normal(space), Atom):
+            minima[atom] = max(minima.get(atom, 1), least)
     renormalized = {a for op in ops for s in op.renormalized for a in normal(s).atoms}
     groups: list[Group] = []
     frozen: list[Frozen] = []
@@ -258,7 +267,9 @@ def _groups(recorder: Recorder, ops: tuple[OpRecord, ...]) -> tuple[tuple[Group,
             atom.reason = "never summed over: nothing tells what removing its units would mean"
         name = _name(atom, kind, places, recorder.states, used)
         if atom.reason is None:
-            groups.append(Group(name, kind, atom.size, atom not in renormalized, tuple(places), atom))
+            exact = atom not in renormalized
+            limits = multiples.get(atom, 1), minima.get(atom, 1)
+            groups.append(Group(name, kind, atom.size, exact, tuple(places), atom, *limits))
         else:
             frozen.append(Frozen(name, atom.size, str(atom.reason), tuple(places), atom))
     return tuple(groups), tuple(frozen)
