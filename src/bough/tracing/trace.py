@@ -253,8 +253,9 @@ def _groups(recorder: Recorder, ops: tuple[OpRecord, ...]) -> tuple[tuple[Group,
             multiples[atom] = lcm(multiples.get(atom, 1), of)
     minima: dict[Atom, int] = {}
     for space, least in recorder.context.minima:
-        if isinstance(atom := normal(space), Atom):
-            minima[atom] = max(minima.get(atom, 1), least)
+        whole = normal(space)
+        if isinstance(whole, Atom):
+            minima[whole] = max(minima.get(whole, 1), least)
     renormalized = {a for op in ops for s in op.renormalized for a in normal(s).atoms}
     groups: list[Group] = []
     frozen: list[Frozen] = []
