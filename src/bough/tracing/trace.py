@@ -19,6 +19,7 @@ from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
 from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, TracedInt, comparisons
+from bough.tracing.ragged import ragged
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.wrapped import eagerly, traceable
@@ -72,6 +73,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         model, args, kwargs, tuple(recorder.ops), _output_life(storages, recorder, outputs), recorder.states,
         tuple(recorder.equations), groups, frozen, tuple(recorder.unknown), real, fingerprint(model), notes,
         watch.layers(recorder.value(recorder.owned(t)).number for t in outputs),
+        ragged=ragged(groups, recorder.states, recorder.ops),
     )  # fmt: skip
     missing = [n for n in _names(ignore) if not _matches_anything(n, model, graph)]
     if missing:
