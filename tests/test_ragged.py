@@ -15,7 +15,7 @@ from bough.errors import PlanError
 from tests.zoo import randomize
 from tests.zoo.shim import declare_torchvision_ops
 
-FEW = settings(max_examples=12, deadline=None)
+FEW = settings(max_examples=8, deadline=None)
 
 
 class Attention(nn.Module):
@@ -71,7 +71,7 @@ class Attention(nn.Module):
         return self.head(x + self.out(y.transpose(1, 2).flatten(2)))
 
     def _plainly(self, q, k, v):
-        weights = (q * self.dim**-0.5) @ k.transpose(-2, -1)
+        weights = q @ k.transpose(-2, -1) * (1.0 if self.odd == "unit length" else self.dim**-0.5)
         if self.odd == "talking":
             weights = torch.einsum("bhnm,hg->bgnm", weights, self.mix)
         return weights.softmax(-1) @ v
@@ -143,9 +143,12 @@ def free(graph):
 
 
 def masked(model, plan):
-    """Zeros written out here, from nothing but plan.kept."""
+    """Zeros written out here, from nothing but plan.kept; layers left out (residual ones) are all zero."""
     out = copy.deepcopy(model)
     with torch.no_grad():
+        for layer in plan.left_out:
+            for tensor in out.get_submodule(layer).parameters():
+                tensor.zero_()
         for name, tensor in out.named_parameters():
             for dim, kept in plan.kept.get(name, {}).items():
                 gone = sorted(set(range(tensor.shape[dim])) - set(kept))
@@ -181,7 +184,7 @@ def test_each_head_keeps_dims_of_its_own(model, seed, data):
     assert sum(graph.group(n).size == model.dim for n in free(graph)) >= 2  # of queries with keys, and of values
     counts = {g.name: data.draw(st.integers(1, g.size), g.name) for g in graph.groups}
     plan = bough.plan(graph, bough.score(graph, bough.importance.Random(seed)), keep=counts, ragged=True)
-    assert plan.ragged == {n: over for n, over in free(graph).items() if counts[n] < graph.group(n).size}
+    assert plan.ragged == {n: over for n, over in free(graph).items() if plan.groups[n][0] < plan.groups[n][1]}
     check(graph, inputs, plan)
 
 
@@ -218,7 +221,7 @@ def test_several_query_heads_of_a_key_head_share_its_dims():
 
 @pytest.mark.parametrize("odd", ["scale of each head", "unit length", "talking"])
 def test_what_works_on_each_head_alone_is_no_obstacle(odd):
-    graph, inputs = traced(Attention(odd=odd, flash=odd != "talking"))
+    graph, inputs = traced(Attention(odd=odd, flash=odd == "scale of each head"))
     dims = [n for n in free(graph) if graph.group(n).size == 6]
     assert len(dims) == 2
     plan = bough.plan(graph, bough.score(graph, bough.importance.Random(3)), keep=0.5, ragged=True)
@@ -332,19 +335,20 @@ class Stack(nn.Module):
 class Layer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.qkv, self.out = nn.Linear(12, 54), nn.Linear(18, 12)
+        self.heads, self.dim, self.qkv, self.out = 3, 6, nn.Linear(12, 54), nn.Linear(18, 12)
 
     def forward(self, x):
-        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 3, 6).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, self.dim).permute(2, 0, 3, 1, 4)
         return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def test_with_layers_left_out_a_budget_and_uniform_counts():
     graph, inputs = traced(Stack())
     scores = bough.score(graph, bough.importance.Magnitude())
-    plan = bough.plan(graph, scores, bough.Budget(params="30%"), drop=["layers.1"], uniform=True, ragged=True)
+    plan = bough.plan(graph, scores, bough.Budget(params="15%"), drop=["layers.1"], uniform=True, ragged=True)
     assert plan.left_out
     assert plan.ragged == {f"layers.{i}.qkv/head_dim": f"layers.{i}.qkv/head" for i in (0, 2)}
+    assert any(plan.groups[f"layers.{i}.qkv/head"][0] < 3 for i in (0, 2))
     assert plan.groups["layers.0.qkv/head_dim"] == plan.groups["layers.2.qkv/head_dim"]
     check(graph, inputs, plan)
 

@@ -335,7 +335,7 @@ def _indices(
         own = kept.get(space)
         if isinstance(own, Each):
             return own.units[at[own.over]]
-        return np.broadcast_to(np.arange(space.size) if own is None else own, (rows, space.size if own is None else len(own)))
+        return np.tile(np.arange(space.size) if own is None else own, (rows, 1))
     if isinstance(space, Sum):
         offsets = np.cumsum([0, *(t.size for t in space.terms)])
         return np.hstack([_indices(t, kept, overs, at, rows) + o for t, o in zip(space.terms, offsets, strict=False)])
@@ -350,7 +350,7 @@ def _indices(
 
 
 def paths(space: Space) -> list[tuple[Atom, ...]]:
-    """`space` as segments in order, each the product of the atoms of its path, the last one varying fastest."""
+    """The atoms that an index of `space` has a unit of, the last one varying fastest: one tuple for each choice of terms."""
     space = normal(space)
     if isinstance(space, Atom):
         return [(space,)]

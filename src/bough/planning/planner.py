@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,8 +97,7 @@ def plan(
         scales, unfolded = fold(graph, check.rescales)
         conflicts = [*check.conflicts, *unfolded]
         if not conflicts:
-            made = _plan(whole, graph, kept, counts, attributes, scales, tied)
-            return replace(made, ragged=free.done(counts), alike=free.alike)
+            return free.noted(_plan(whole, graph, kept, counts, attributes, scales, tied))
         if on_conflict == "raise":
             raise ConflictError(
                 "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))

@@ -6,13 +6,14 @@ Each unit of the other group keeps as many, so what is cut stays an ordinary den
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bough.errors import PlanError
 from bough.graph import Graph
+from bough.planning.plan import Plan
 from bough.spaces import Atom, Each, Kept
 
 Scores = Mapping[str, NDArray[np.float64]]
@@ -42,9 +43,11 @@ class Differing:
                 kept[atoms[name]] = Each(atoms[over], best.astype(np.int64))
         return kept
 
-    def done(self, counts: Mapping[str, int]) -> dict[str, str]:
-        """{group that is cut so: the other group}."""
-        return {name: over for name, (over, own) in self.each.items() if counts[name] < own.shape[1]}
+    def noted(self, plan: Plan) -> Plan:
+        """`plan`, which was made by `chosen`, with what it says about the groups that it cuts."""
+        cut = {name for name, (after, before) in plan.groups.items() if after < before}
+        done = {name: over for name, (over, _) in self.each.items() if name in cut}
+        return replace(plan, ragged=done, alike={name: why for name, why in self.alike.items() if name in cut})
 
 
 def differing(graph: Graph, scores: Scores, wanted: bool) -> Differing:
