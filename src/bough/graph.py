@@ -129,6 +129,14 @@ class Ragged:
     """Units of `group` that may be other ones for each unit of `over`, as many for each: every head its own head dims.
 
     `reason`: why they have to be the same for all; None where they may differ.
+
+    Example:
+        >>> import torch, bough
+        >>> conv = torch.nn.Conv1d
+        >>> net = torch.nn.Sequential(conv(3, 4, 1), conv(4, 12, 1, groups=2), torch.nn.ReLU(), conv(12, 2, 1))
+        >>> graph = bough.trace(net, torch.randn(1, 3, 5))
+        >>> [(r.group, graph.group(r.group).size, graph.group(r.over).size) for r in graph.ragged if r.reason is None]
+        [('1', 6, 2)]
     """
 
     group: str

@@ -38,22 +38,19 @@ def ragged(groups: Sequence[Group], states: Mapping[str, State], ops: Iterable[O
 
 
 def _leaders(d: Group, groups: Sequence[Group], states: Mapping[str, State]) -> list[Group]:
-    """The groups that stand before `d` in a product of a state: those before it in most of them first, then the nearest."""
-    names = {m.name: None for m in d.members}
+    """The groups that stand before `d` in a product of a state: those before it in most of them first, then the nearest.
+
+    Of head dims that no head stands before, the heads that are an axis beside them everywhere: to say why that is not enough.
+    """
+    names = dict.fromkeys(m.name for m in d.members)
     lines = [p[: p.index(d.atom)] for n in names for s in states[n].axes for p in paths(s) if d.atom in p]
-    atoms = dict.fromkeys(a for line in lines for a in reversed(line))
-    order = sorted(atoms, key=lambda a: -sum(a in line for line in lines))
-    if not atoms:  # on axes of their own, everywhere
-        beside = [_beside(states[n].axes, d.atom) for n in names]
-        order = [a for a in beside[0] if all(a in s for s in beside)]
+    atoms = dict.fromkeys(a for line in lines for a in reversed(line) if a is not d.atom)
     by_atom = {g.atom: g for g in groups}
-    return [by_atom[a] for a in order if a in by_atom and a is not d.atom]
-
-
-def _beside(axes: Axes, d: Atom) -> dict[Atom, None]:
-    """The atoms of the axes that have no `d`."""
-    own = {a for s in axes if d in normal(s).atoms for a in normal(s).atoms}
-    return dict.fromkeys(a for s in axes for a in normal(s).atoms if a not in own)
+    found = [by_atom[a] for a in sorted(atoms, key=lambda a: -sum(a in line for line in lines)) if a in by_atom]
+    if found or d.kind != "head_dim":
+        return found
+    heads = (g for g in groups if g.kind == "head")
+    return [h for h in heads if {m.name for m in h.members} >= names.keys()]
 
 
 def _against(d: Group, h: Group, states: Mapping[str, State], ops: Sequence[OpRecord]) -> str | None:
