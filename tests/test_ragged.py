@@ -1,6 +1,7 @@
 """Ragged cuts: every head its own head dims, every convolution group its own channels; and where that must not be."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import bough
 from bough.errors import PlanError
+from bough.graph import Ragged
 from tests.zoo import randomize
 from tests.zoo.small_sequence import EinsumAttention
 
@@ -60,8 +62,6 @@ class Attention(nn.Module):
             q = q - q.mean(1, keepdim=True)
         elif self.odd == "running head":
             v = v.cumsum(1)
-        elif self.odd == "across heads":
-            return self.head(torch.einsum("bhnd,bgnd->bnhg", q, k).flatten(2) @ x.new_ones(self.heads**2, 8))
         k, v = (t[:, :, None].expand(-1, -1, self.heads // self.kv, -1, -1).reshape(q.shape) for t in (k, v))
         y = F.scaled_dot_product_attention(q, k, v) if self.flash else self._plainly(q, k, v)
         if self.odd == "talking values":
@@ -79,6 +79,26 @@ class Attention(nn.Module):
     def _rotated(self, t):
         cos, sin = torch.cat([self.angles, self.angles], -1).cos(), torch.cat([self.angles, self.angles], -1).sin()
         return t * cos + torch.cat([-t[..., self.dim // 2 :], t[..., : self.dim // 2]], -1) * sin
+
+
+class AcrossHeads(nn.Module):
+    """Every head's queries meet every head's keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.dim, self.embed, self.q, self.k, self.head = (
+            6,
+            nn.Linear(5, 8),
+            nn.Linear(8, 18),
+            nn.Linear(8, 18),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x):
+        x = self.embed(x)
+        q, k = (t.unflatten(-1, (-1, self.dim)) for t in (self.q(x), self.k(x)))
+        pairs = torch.einsum("bnhd,bngd->bnhg", q, k)
+        return self.head(x + (pairs + pairs.transpose(2, 3)).relu().sum((2, 3))[..., None])
 
 
 class Swapped(nn.Module):
@@ -218,6 +238,10 @@ def test_what_works_on_each_head_alone_is_no_obstacle(odd):
     check(graph, inputs, plan)
 
 
+def peculiar(odd):
+    return AcrossHeads() if odd == "across heads" else Attention(odd=odd)
+
+
 SHARED = {
     "norm": ("q/head_dim", "a statistic runs over it"),
     "scale": ("scale/head_dim", "scale has it without q/head"),
@@ -225,13 +249,14 @@ SHARED = {
     "mean head": ("q/head_dim", "it is used without the other (mean"),
     "running head": ("v/head_dim", "several units of the other are put together (cumsum"),
     "softmax of heads": ("v/head_dim", "several units of the other are put together (_softmax"),
+    "across heads": ("q/head_dim", "it is added up across units of the other (einsum"),
     "talking values": ("v/head_dim", "out.weight has it without mix/head"),
 }
 
 
 @pytest.mark.parametrize("odd", SHARED)
 def test_what_the_heads_share_keeps_the_same_dims_for_all(odd):
-    graph, inputs = traced(Attention(odd=odd))
+    graph, inputs = traced(peculiar(odd))
     name, why = SHARED[odd]
     assert name not in free(graph)
     plan = bough.plan(graph, bough.score(graph, bough.importance.Random(0)), keep=0.5, ragged=True)
@@ -241,10 +266,22 @@ def test_what_the_heads_share_keeps_the_same_dims_for_all(odd):
     check(graph, inputs, plan)
 
 
+@pytest.mark.parametrize("odd", ["mean head", "running head", "softmax of heads", "across heads"])
+def test_what_is_refused_would_not_equal_the_masked_model(odd):
+    graph, inputs = traced(peculiar(odd))
+    name = SHARED[odd][0]
+    (over,) = {r.over for r in graph.ragged if r.group == name}
+    scores = {**bough.score(graph, bough.importance.Random(0)), f"{name}/each": np.random.default_rng(0).random((3, 6))}
+    graph = dataclasses.replace(graph, ragged=(Ragged(name, over, None),))
+    plan = bough.plan(graph, scores, keep={name: 3}, ragged=True)
+    assert plan.ragged == {name: over}
+    apart = bough.cut(graph.model, plan)(inputs) - masked(graph.model, plan)(inputs)
+    assert apart.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (Attention(odd="across heads"), "it without"),
         (Grouped(again=True), "last.weight has it not behind stem on one axis"),
         (Grouped(shuffle=True), "deep.weight has it not behind stem on one axis"),
         (EinsumAttention(), "q has it not behind o/head on one axis"),
