@@ -266,6 +266,17 @@ def test_what_the_heads_share_keeps_the_same_dims_for_all(odd):
     check(graph, inputs, plan)
 
 
+def test_a_weight_that_is_undefined_where_masked_keeps_the_same_dims_for_all():
+    model = Attention()
+    nn.utils.parametrizations.weight_norm(model.q)
+    graph, inputs = traced(model)
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Random(0)), keep={"v/head_dim": 3}, ragged=True)
+    (why,) = {r.reason for r in graph.ragged if r.reason}
+    assert why.startswith("where it is masked nothing is defined (_weight_norm_interface")
+    report = bough.verify(graph.model, bough.cut(graph.model, plan), plan, inputs)
+    assert report.max_error < 1e-9
+
+
 @pytest.mark.parametrize("odd", ["mean head", "running head", "softmax of heads", "across heads"])
 def test_what_is_refused_would_not_equal_the_masked_model(odd):
     graph, inputs = traced(peculiar(odd))
