@@ -103,6 +103,7 @@ class OpRecord:
     detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales
     outcome: Any = None  # what a run on real values gave where control flow may depend on it (not floats)
     ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
+    combined: tuple[Space, ...] = ()  # axes whose units it adds up or compares with each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,34 @@ class Layer:
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "kind": "layer", "container": self.container, "exact": self.exact}
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Units of `group` that may be other ones for each unit of `over`, as many for each: every head its own head dims.
+
+    `reason`: why they have to be the same for all; None where they may differ.
+
+    Example:
+        >>> import torch, bough
+        >>> conv = torch.nn.Conv1d
+        >>> net = torch.nn.Sequential(conv(3, 4, 1), conv(4, 12, 1, groups=2), torch.nn.ReLU(), conv(12, 2, 1))
+        >>> graph = bough.trace(net, torch.randn(1, 3, 5))
+        >>> [(r.group, graph.group(r.group).size, graph.group(r.over).size) for r in graph.ragged if r.reason is None]
+        [('1', 6, 2)]
+    """
+
+    group: str
+    over: str
+    reason: str | None
+
+    @property
+    def scores(self) -> str:
+        """The key of their scores: an array [units of `over`, units of `group`]."""
+        return f"{self.group}/each"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"group": self.group, "over": self.over, "reason": self.reason}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -173,6 +202,7 @@ class Graph:
     layers: tuple[Layer, ...] = ()
     left_out: tuple[Layer, ...] = ()  # of a graph without some of its layers: these, and what the model notes of them
     layer_notes: tuple[dict[str, int], dict[str, list[int]]] = ({}, {})
+    ragged: tuple[Ragged, ...] = ()  # of each group that another one leads everywhere: whether its units may differ
     second: tuple[OpRecord, ...] = ()
 
     def group(self, name: str) -> Group:
@@ -194,6 +224,9 @@ class Graph:
         lines = [head, "-" * len(head)]
         for g in self.groups:
             lines.append(f"{g.name:48} {g.kind:9} {g.size:6} {len(g.members):6}  {'yes' if g.exact else 'renormalizes'}")
+        if any(r.reason is None for r in self.ragged):
+            lines += ["", "may be other units for each unit of another group (ragged):"]
+            lines += [f"  {r.group}: for each of {r.over}" for r in self.ragged if r.reason is None]
         if self.layers:
             lines += ["", "layers that can be left out:"]
             lines += [f"  {x.name}: {'exact' if x.exact else 'not residual'}" for x in self.layers]
@@ -212,6 +245,7 @@ class Graph:
         return {
             "groups": [g.to_dict() for g in self.groups],
             "layers": [x.to_dict() for x in self.layers],
+            "ragged": [r.to_dict() for r in self.ragged],
             "frozen": [f.to_dict() for f in self.frozen],
             "unknown_ops": [str(u) for u in self.unknown_ops],
             "cost": self.cost().to_dict(),

@@ -10,7 +10,9 @@ same by their coarsest common refinement; where there is none, both are frozen. 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import reduce
 from operator import mul
 from typing import Any
@@ -79,7 +81,19 @@ class Sum:
         return f"({' + '.join(map(repr, self.terms))})"
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Each:
+    """Units kept of an atom that differ for each unit of another: `units` [size of `over`, as many for each], ascending."""
+
+    over: Atom
+    units: Indices
+
+    def __len__(self) -> int:
+        return self.units.shape[1]
+
+
 Space = Atom | Product | Sum
+Kept = Indices | Each
 UNIT = Product((), formed=True)
 
 
@@ -307,18 +321,46 @@ def count(space: Space, kept: Mapping[Atom, Any]) -> Any:
     return sum(count(t, kept) for t in space.terms)
 
 
-def indices(space: Space, kept: Mapping[Atom, Indices]) -> Indices:
-    """The indices of `space` (int64, ascending) whose every coordinate is kept; atoms absent from `kept` are whole."""
+def indices(space: Space, kept: Mapping[Atom, Kept]) -> Indices:
+    """The indices of `space` (int64, ascending) whose every coordinate is kept; atoms absent from `kept` are whole.
+
+    Where an atom keeps other units for each unit of a second one (`Each`), the second stands before it in a product.
+    """
+    space = normal(space)
+    overs = {k.over for a in space.atoms if isinstance(k := kept.get(a), Each)}
+    return _indices(space, kept, overs, {}, 1)[0]
+
+
+def _indices(
+    space: Space, kept: Mapping[Atom, Kept], overs: set[Atom], at: Mapping[Atom, Indices], rows: int
+) -> Indices:  # fmt: skip
+    """The indices kept of `space` [rows, n], one row for each way to stand `at` units of what comes before it."""
+    if isinstance(space, Atom):
+        own = kept.get(space)
+        if isinstance(own, Each):
+            return own.units[at[own.over]]
+        return np.tile(np.arange(space.size) if own is None else own, (rows, 1))
+    if isinstance(space, Sum):
+        offsets = np.cumsum([0, *(t.size for t in space.terms)])
+        return np.hstack([_indices(t, kept, overs, at, rows) + o for t, o in zip(space.terms, offsets, strict=False)])
+    found = np.zeros(rows, dtype=np.int64)
+    for factor in space.factors:
+        own = _indices(factor, kept, overs, at, len(found))
+        at = {a: np.repeat(u, own.shape[1]) for a, u in at.items()}
+        if isinstance(factor, Atom) and factor in overs:
+            at[factor] = own.reshape(-1)
+        found = (found[:, None] * factor.size + own).reshape(-1)
+    return found.reshape(rows, -1)
+
+
+def paths(space: Space) -> list[tuple[Atom, ...]]:
+    """The atoms that an index of `space` has a unit of, the last one varying fastest: one tuple for each choice of terms."""
     space = normal(space)
     if isinstance(space, Atom):
-        return kept[space] if space in kept else np.arange(space.size)
-    if isinstance(space, Product):
-        result = np.zeros(1, dtype=np.int64)
-        for factor in space.factors:
-            result = (result[:, None] * factor.size + indices(factor, kept)).reshape(-1)
-        return result
-    offsets = np.cumsum([0, *(t.size for t in space.terms)])
-    return np.concatenate([indices(t, kept) + o for t, o in zip(space.terms, offsets, strict=False)])
+        return [(space,)]
+    if isinstance(space, Sum):
+        return [p for t in space.terms for p in paths(t)]
+    return [tuple(a for p in ways for a in p) for ways in itertools.product(*map(paths, space.factors))]
 
 
 def coordinates(space: Space, atom: Atom) -> list[Indices]:

@@ -20,5 +20,9 @@ class Criterion(Protocol):
 
 
 def score(graph: Graph, criterion: Criterion) -> UnitScores:
-    """The criterion's number for each unit of each group: {group name: float64 array [units]}."""
+    """The criterion's number for each unit of each group: {group name: float64 array [units]}.
+
+    Where units may differ for each unit of another group (`graph.ragged`), built-in criteria also give {`Ragged.scores`:
+    float64 array [units of the other, units]}, which `plan(..., ragged=True)` reads.
+    """
     return criterion(graph)

@@ -78,6 +78,7 @@ class Notes:
     macs: list[tuple[Space, ...]] = field(default_factory=list)
     integers: dict[str, Space] = field(default_factory=dict)
     renormalized: list[Space] = field(default_factory=list)
+    combined: list[Space] = field(default_factory=list)  # axes whose units the op adds up or compares with each other
     undefined: list[Space] = field(default_factory=list)  # axes along which a masked unit makes the op divide by zero
     scale_of: Space | None = None
 
@@ -139,6 +140,7 @@ class Context:
 
     def renormalizes(self, *spaces: Space) -> None:
         """The op computes a statistic over these axes: removing units changes it."""
+        self.notes.combined.extend(spaces)
         self.notes.renormalized.extend(s for s in spaces if not is_frozen(s))
 
     def pick(self, axis: Space, index: Typing, what: str = "indexed by a tensor") -> None:
@@ -156,6 +158,7 @@ class Context:
     def contract(self, a: Space, b: Space, null: bool) -> None:
         """Sums products over `a` = `b`; exact where one side is zero for masked units."""
         self.unify(a, b)
+        self.notes.combined.append(a)
         self.mark("consumed", a)
         if not null:
             self.renormalizes(a)

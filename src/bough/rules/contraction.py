@@ -119,6 +119,7 @@ def _einsum(c: Context, call: Any, result: Any) -> Typing:
             where[letter] = where.get(letter, 0) + 1
     weights = [t.weight for t in typed]
     for letter in space.keys() - set(output):
+        c.notes.combined.append(space[letter])
         if where[letter] > 1 or any(weights):
             c.contract(space[letter], space[letter], null[letter])
             if not any(weights):

@@ -20,6 +20,7 @@ from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
 from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
+from bough.tracing.ragged import ragged
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.wrapped import eagerly, traceable
@@ -69,7 +70,8 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
     groups, frozen = _groups(recorder, ops)
     graph = Graph(
         model, args, kwargs, ops, storages, recorder.states, tuple(recorder.equations), groups, frozen,
-        tuple(recorder.unknown), real, fingerprint(model), notes, watch.layers(numbers), second=tuple(recorder.ops[len(ops) :]),
+        tuple(recorder.unknown), real, fingerprint(model), notes, watch.layers(numbers),
+        ragged=ragged(groups, recorder.states, recorder.ops), second=tuple(recorder.ops[len(ops) :]),
     )  # fmt: skip
     missing = [n for n in _names(ignore) if not _matches_anything(n, model, graph)]
     if missing:
