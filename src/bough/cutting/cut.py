@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from bough.cutting.metadata import refresh
 from bough.cutting.passages import note
+from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
 from bough.tracing.execution import held_tensors
@@ -43,7 +43,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """
     inner = traceable(model)
     check(inner, plan)
-    slicer = _Slicer(plan)
+    slicer = Slicer(plan)
     small, copies = _copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
     _finish(unwrap(small), plan)
     note(plan, unwrap(small), ((n, t, copies[id(t)]) for n, t, parameter, _ in held_tensors(inner) if parameter))
@@ -67,10 +67,10 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
         )
     inner = traceable(model)
     check(inner, plan)
-    slicer = _Slicer(plan)
+    slicer = Slicer(plan)
     held = list(held_tensors(inner))
-    with _plainly():
-        values = [(t, n, _formatted(t, slicer(n, _plain(t), fresh=False))) for n, t, _, _ in held if _touched(n, plan)]
+    with plainly():
+        values = [(t, n, formatted(t, slicer(n, _plain(t), fresh=False))) for n, t, _, _ in held if _touched(n, plan)]
         done: list[tuple[Tensor, Tensor, Tensor | None]] = []
         for tensor, name, value in values:
             done.append((tensor, tensor.data, tensor.grad if tensor.is_leaf else None))
@@ -139,55 +139,11 @@ def _touched(name: str, plan: Plan) -> bool:
     return name in plan.kept or any(s.name == name for s in plan.scales)
 
 
-class _Slicer:
-    """Makes the tensors a plan wants; where several dims are cut, what lies between is kept in one reused buffer."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        self._indices: dict[tuple[int, torch.device], Tensor] = {}
-
-    def __call__(self, name: str, value: Tensor, *, fresh: bool) -> Tensor:
-        """The tensor `name` of value `value` as the plan wants it; a copy where `fresh`."""
-        scales = [s for s in self.plan.scales if s.name == name]
-        dims = self.plan.kept.get(name, {})
-        if scales:
-            value = value.clone()
-            for s in scales:
-                index = torch.tensor(s.indices, device=value.device)
-                part = value.index_select(s.dim, index)
-                value.index_copy_(s.dim, index, (part.double() * s.factor).to(value.dtype))
-        elif not dims:
-            return value.clone() if fresh else value
-        order = sorted(dims, key=lambda d: len(dims[d]) / value.shape[d])
-        for place, dim in enumerate(order):
-            index = self._index(dims[dim], value.device)
-            out = None if place == len(order) - 1 else self._buffer(value, dim, len(index), place)
-            value = torch.index_select(value, dim, index, out=out)
-        return value
-
-    def _index(self, indices: list[int], device: torch.device) -> Tensor:
-        key = (id(indices), device)  # the plan's lists live as long as this
-        if key not in self._indices:
-            self._indices[key] = torch.tensor(indices, device=device)
-        return self._indices[key]
-
-    def _buffer(self, value: Tensor, dim: int, kept: int, place: int) -> Tensor | None:
-        if place or value.device.type == "meta":
-            return None
-        shape = [kept if d == dim else n for d, n in enumerate(value.shape)]
-        size = torch.Size(shape).numel()
-        key = (value.dtype, value.device)
-        if key not in self._buffers or self._buffers[key].numel() < size:
-            self._buffers[key] = torch.empty(size, dtype=value.dtype, device=value.device)
-        return self._buffers[key][:size].view(shape)
-
-
 def _copied(model: nn.Module, change: Callable[[str, Tensor, bool], Tensor]) -> tuple[nn.Module, dict[int, Tensor]]:
     """A copy of `model` (with its wrappers) whose held tensors are what `change` makes of them, and the new by the old's id."""
     held = list(held_tensors(unwrap(model)))
-    with _plainly():
-        copies = {id(t): _like(t, _formatted(t, change(n, _plain(t), parameter))) for n, t, parameter, _ in held}
+    with plainly():
+        copies = {id(t): _like(t, formatted(t, change(n, _plain(t), parameter))) for n, t, parameter, _ in held}
     memo: dict[int, Any] = dict(copies)
     try:
         copied = copy.deepcopy(model, memo)
@@ -201,24 +157,9 @@ def _copied(model: nn.Module, change: Callable[[str, Tensor, bool], Tensor]) -> 
     return copied, copies
 
 
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """What is made inside is ordinary tensors without history, also where the caller is in inference mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 def _plain(tensor: Tensor) -> Tensor:
     """The values of a tensor, without its class and history."""
     return tensor.detach().as_subclass(Tensor)
-
-
-def _formatted(old: Tensor, new: Tensor) -> Tensor:
-    """`new` in the memory format of `old`."""
-    for dims, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if old.ndim == dims and old.is_contiguous(memory_format=form) and not old.is_contiguous():
-            return new.contiguous(memory_format=form)
-    return new
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
