@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
 from bough.tracing.execution import held_tensors
-from bough.tracing.held import read, rewrite
+from bough.tracing.held import read, rewrite, substituted
 from bough.tracing.layers import bypass, leave_out
 from bough.tracing.trace import fingerprint
 from bough.tracing.wrapped import held_by_reducer, traceable, unwrap
@@ -54,7 +55,8 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
     """Cuts in place and returns the model. All or nothing; gradients are dropped.
 
     Each parameter and buffer stays the same object, so whoever holds it (an optimizer, another model) holds the cut one;
-    `transfer_optimizer` carries an optimizer's state along.
+    `transfer_optimizer` carries an optimizer's state along. What only shares memory with one (a view, a detached tensor) keeps
+    the old values.
 
     Raises:
         PlanError: the plan was made for another model, or a tensor can not be cut in place; nothing is changed.
@@ -70,20 +72,14 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
     slicer = Slicer(plan)
     held = list(held_tensors(inner))
     with plainly():
-        values = [(t, n, formatted(t, slicer(n, _plain(t), fresh=False))) for n, t, _, _ in held if _touched(n, plan)]
-        done: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        for tensor, name, value in values:
-            done.append((tensor, tensor.data, tensor.grad if tensor.is_leaf else None))
-            try:
-                _put(tensor, value, None)
-            except (RuntimeError, TypeError) as error:
-                for earlier, data, grad in done:
-                    _put(earlier, data, grad)
-                raise PlanError(
-                    f"{name} ({type(tensor).__name__}) can not be cut in place: {error}. Nothing was changed; use bough.cut, "
-                    "which makes a new model"
-                ) from error
-    _finish(inner, plan)
+        values = {n: formatted(t, slicer(n, _plain(t), fresh=False)) for n, t, _, _ in held if _touched(n, plan)}
+        with substituted(inner, lambda _, n: n, only_on_error=True), _restored_on_error([t for _, t, _, _ in held]):
+            for name, tensor, _, _ in held:
+                if tensor.is_leaf:
+                    tensor.grad = None
+                if name in values:
+                    _put(name, tensor, values[name])
+            _finish(inner, plan)
     note(plan, inner, ((n, t, t) for n, t, parameter, _ in held if parameter))
     return model
 
@@ -125,6 +121,10 @@ def check(model: nn.Module, plan: Plan) -> None:
             f"this plan was made for another model: {type(model).__name__} has fingerprint {found}, "
             f"the plan's is {plan.fingerprint}"
         )
+    for name, dims in plan.kept.items():
+        for dim, kept in dims.items():
+            if not (kept and min(kept) >= 0 and max(kept) < held[name][dim]):
+                raise PlanError(f"this plan is damaged: of dim {dim} of {name}, of shape {held[name]}, it keeps {kept}")
     modules = {n for n, _ in model.named_modules()}
     for name in plan.left_out.keys() - modules:
         raise PlanError(f"this plan was made for another model: it leaves out {name}, which does not exist here")
@@ -175,20 +175,46 @@ def _carry_attributes(old: Tensor, new: Tensor, memo: dict[int, Any]) -> None:
             setattr(new, hooks, OrderedDict(copy.deepcopy(getattr(old, hooks), memo)))
 
 
-def _put(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+@contextmanager
+def _restored_on_error(tensors: list[Tensor]) -> Iterator[None]:
+    """Puts back each tensor's values and gradient where what is done inside fails."""
+    before = [(t, t.data, t.grad if t.is_leaf else None) for t in tensors]
+    try:
+        yield
+    except BaseException:
+        for tensor, data, grad in before:
+            if tensor.shape != data.shape or tensor.data_ptr() != data.data_ptr():
+                _set_data(tensor, data)
+            if tensor.is_leaf:
+                tensor.grad = grad
+        raise
+
+
+def _put(name: str, tensor: Tensor, value: Tensor) -> None:
+    try:
+        _set_data(tensor, value)
+    except (RuntimeError, TypeError) as error:
+        raise PlanError(
+            f"{name} ({type(tensor).__name__}) can not be cut in place: {error}. Nothing was changed; use bough.cut, which "
+            "makes a new model"
+        ) from error
+
+
+def _set_data(tensor: Tensor, value: Tensor) -> None:
     """Gives a tensor other data of another shape.
 
     Where an old graph is still alive, the tensor's accumulator of gradients is, too, and expects the old shape; torch
     makes a new one where the dtype changes, so the data goes through another dtype.
     """
-    if tensor.is_leaf:
+    if tensor.is_inference():  # it takes only what was made as it was
+        with torch.inference_mode():
+            tensor.data = value if value.is_inference() else value.clone()
+        return
+    if tensor.is_leaf and tensor.requires_grad:
+        other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
         tensor.grad = None
-        if tensor.requires_grad:
-            other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
-            tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = value
-    if grad is not None:
-        tensor.grad = grad
 
 
 def _finish(model: nn.Module, plan: Plan) -> None:

@@ -91,14 +91,20 @@ def _innermost(optimizer: Any) -> Any:
 def _moves(optimizer: Optimizer, plan: Plan) -> dict[int, Passage]:
     """The way through the cut of each of the optimizer's parameters that was in the model, by its id."""
     same: dict[int, bool] = {}  # plans compare slowly, and all parameters have the same few
-    moves, gone = {}, False
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            found = [p for p in passages(parameter) if same.setdefault(id(p.plan), p.plan is plan or p.plan == plan)]
-            alive = [p for p in found if p.alive()]
-            gone = gone or (bool(found) and not alive)
-            if alive:
-                moves[id(parameter)] = alive[-1]
+
+    def by_plan(way: Passage) -> bool:
+        if id(way.plan) not in same:
+            same[id(way.plan)] = way.plan is plan or way.plan == plan
+        return same[id(way.plan)]
+
+    moves: dict[int, Passage] = {}
+    gone = False
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        found = [way for way in passages(parameter) if by_plan(way)]
+        alive = [way for way in found if way.alive()]
+        gone = gone or (bool(found) and not alive)
+        if alive:
+            moves[id(parameter)] = alive[-1]
     if gone:
         raise PlanError("the model that was cut by this plan is gone: keep what bough.cut returns. Nothing was changed")
     if not moves:
@@ -111,11 +117,12 @@ def _moves(optimizer: Optimizer, plan: Plan) -> dict[int, Passage]:
 
 def _moved(group: Mapping[str, Any], moves: Mapping[int, Passage]) -> dict[str, list[Any]]:
     """What the lists of a parameter group become."""
-    ways = [(p, moves.get(id(p))) for p in group["params"]]
-    stay = [i for i, (_, way) in enumerate(ways) if way is None or way.after]
-    moved = {"params": [p if (way := ways[i][1]) is None else way.target() for i in stay for p in ways[i][:1]]}
+    ways = [moves.get(id(p)) for p in group["params"]]
+    stay = [i for i, way in enumerate(ways) if way is None or way.after]
+    parameters = [p if way is None else way.target() for p, way in zip(group["params"], ways, strict=True)]
+    moved = {"params": [parameters[i] for i in stay]}
     if "param_names" in group:
-        moved["param_names"] = [_renamed(group["param_names"][i], ways[i][1]) for i in stay]
+        moved["param_names"] = [_renamed(group["param_names"][i], ways[i]) for i in stay]
     return moved
 
 
