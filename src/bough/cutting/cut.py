@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from bough.cutting.passages import note
 from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
-from bough.tracing.execution import held_tensors
+from bough.tracing.execution import held_tensors, memory
 from bough.tracing.held import read, rewrite, substituted
 from bough.tracing.layers import bypass, leave_out
 from bough.tracing.trace import fingerprint
@@ -45,7 +46,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     inner = traceable(model)
     check(inner, plan)
     slicer = Slicer(plan)
-    small, copies = _copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
+    small, copies = copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True), plan)
     _finish(unwrap(small), plan)
     note(plan, unwrap(small), ((n, t, copies[id(t)]) for n, t, parameter, _ in held_tensors(inner) if parameter))
     return small
@@ -72,13 +73,14 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
     slicer = Slicer(plan)
     held = list(held_tensors(inner))
     with plainly():
-        values = {n: formatted(t, slicer(n, _plain(t), fresh=False)) for n, t, _, _ in held if _touched(n, plan)}
+        touched = [(n, t, parameter) for n, t, parameter, _ in held if n in plan.kept or any(s.name == n for s in plan.scales)]
+        values = _changed(touched, lambda name, tensor, _: slicer(name, tensor, fresh=False), plan)
         with substituted(inner, lambda _, n: n, only_on_error=True), _restored_on_error([t for _, t, _, _ in held]):
             for name, tensor, _, _ in held:
                 if tensor.is_leaf:
                     tensor.grad = None
-                if name in values:
-                    _put(name, tensor, values[name])
+                if id(tensor) in values:
+                    _put(name, tensor, values[id(tensor)])
             _finish(inner, plan)
     note(plan, inner, ((n, t, t) for n, t, parameter, _ in held if parameter))
     return model
@@ -100,10 +102,10 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
             value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
         return value
 
-    copied, _ = _copied(model, masked)
+    full, _ = copied(model, masked, plan)
     for name in plan.left_out:
-        bypass(unwrap(copied).get_submodule(name))
-    return copied
+        bypass(unwrap(full).get_submodule(name))
+    return full
 
 
 def check(model: nn.Module, plan: Plan) -> None:
@@ -135,26 +137,53 @@ def check(model: nn.Module, plan: Plan) -> None:
             raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
 
 
-def _touched(name: str, plan: Plan) -> bool:
-    return name in plan.kept or any(s.name == name for s in plan.scales)
+_Change = Callable[[str, Tensor, bool], Tensor]  # (name, values, is a parameter) -> new values
 
 
-def _copied(model: nn.Module, change: Callable[[str, Tensor, bool], Tensor]) -> tuple[nn.Module, dict[int, Tensor]]:
-    """A copy of `model` (with its wrappers) whose held tensors are what `change` makes of them, and the new by the old's id."""
-    held = list(held_tensors(unwrap(model)))
+def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change, plan: Plan | None) -> dict[int, Tensor]:
+    """The new values of each tensor (name, tensor, is a parameter), by its id; what shares memory goes on sharing it."""
+    values: dict[int, Tensor] = {}
+    made: dict[tuple[Any, ...], list[tuple[Any, Tensor]]] = {}
+    for name, tensor, parameter in held:
+        how = plan and (parameter, plan.kept.get(name), [replace(s, name="") for s in plan.scales if s.name == name])
+        alike = made.setdefault(memory(tensor), [])
+        value = next((v for h, v in alike if h == how), None)
+        if value is None:
+            value = formatted(tensor, change(name, _plain(tensor), parameter))
+            alike.append((how, value))
+        values[id(tensor)] = value
+    return values
+
+
+def copied(model: nn.Module, change: _Change, plan: Plan | None) -> tuple[nn.Module, dict[int, Tensor]]:
+    """A copy of `model` (with its wrappers) whose held tensors are what `change`, by a plan or by none, makes of them; and
+    the new tensors by the old ones' ids."""
+    held = [(n, t, parameter) for n, t, parameter, _ in held_tensors(unwrap(model))]
     with plainly():
-        copies = {id(t): _like(t, formatted(t, change(n, _plain(t), parameter))) for n, t, parameter, _ in held}
+        values = _changed(held, change, plan)
+        copies = {id(t): _like(t, values[id(t)]) for _, t, _ in held}
     memo: dict[int, Any] = dict(copies)
     try:
-        copied = copy.deepcopy(model, memo)
-        for _, old, _, _ in held:
+        new = copy.deepcopy(model, memo)
+        for _, old, _ in held:
             _carry_attributes(old, copies[id(old)], memo)
+        for module in model.modules():
+            _carry_slots(module, memo)
     except Exception as error:
         raise PlanError(
             f"{type(model).__name__} can not be copied: {type(error).__name__}: {error}. Cut it in place with bough.cut_, or "
             "take out what can not be copied"
         ) from error
-    return copied, copies
+    return new, copies
+
+
+def _carry_slots(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Copies what a module holds in `__slots__`, which copying a module loses."""
+    for kind in type(module).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if not name.startswith("__") and hasattr(module, name):
+                setattr(memo[id(module)], name, copy.deepcopy(getattr(module, name), memo))
 
 
 def _plain(tensor: Tensor) -> Tensor:
