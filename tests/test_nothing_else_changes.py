@@ -415,6 +415,14 @@ def test_distributed_data_parallel(gloo):
     assert wrapped.module[0].weight.grad is None
 
 
+def test_what_is_compiled_is_compiled_anew(cut):
+    model = torch.compile(mlp(), backend="eager")
+    plan = half(model)
+    model(X)
+    expected = bough.cut(model._orig_mod, plan)(X)
+    assert torch.allclose(cut(model, plan)(X), expected)
+
+
 # what is refused
 
 
@@ -431,31 +439,34 @@ def lazy() -> nn.Module:
 
 
 def observed() -> nn.Module:
-    from torch.ao.quantization import MinMaxObserver
+    from torch.ao.quantization import get_default_qconfig, prepare
 
-    model = mlp()
-    model.insert(1, MinMaxObserver())
-    return model
+    model = mlp().eval()
+    model.qconfig = get_default_qconfig("x86")
+    return prepare(model)
 
 
 def quantized() -> nn.Module:
-    from torch.ao.nn.quantized import Linear
+    from torch.ao.quantization import quantize_dynamic
+
+    return quantize_dynamic(mlp())
+
+
+def flat() -> nn.Module:
+    return torch.distributed.fsdp.FullyShardedDataParallel(mlp(), device_id=torch.device("cpu"))
+
+
+def sharded() -> nn.Module:
+    return torch.distributed.fsdp.fully_shard(mlp(), mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+
+
+def packed() -> nn.Module:
+    class GGUFParameter(nn.Parameter):
+        """As diffusers has it: bytes of blocks, whose shape is not that of the values."""
 
     model = mlp()
-    model[2] = Linear(8, 2)
+    model[0].weight = GGUFParameter(torch.zeros(8, 5, dtype=torch.uint8), requires_grad=False)
     return model
-
-
-class FullyShardedDataParallel(nn.Module):
-    """As torch's own, whose parameters are flat: by its name, for it can not be made in a small test."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.module = mlp()
-
-
-class GGUFParameter(torch.Tensor):
-    """A parameter of packed blocks, as in diffusers: its shape is not that of its values."""
 
 
 REFUSED = {
@@ -464,13 +475,15 @@ REFUSED = {
     lazy: "has no shape yet.*run the model once",
     observed: "observes values for quantization.*cut the model first",
     quantized: "part of a quantized model.*cut the model first",
-    FullyShardedDataParallel: "is sharded.*cut the model first",
+    flat: "is sharded.*cut the model first",
+    sharded: "is sharded.*cut the model first",
+    packed: r"0\.weight is a GGUFParameter.*packed values.*cut it, then quantize",
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*(torch.jit|torch.ao|quantiz).*")
+@pytest.mark.filterwarnings("ignore")  # much of this is deprecated
 @pytest.mark.parametrize("make", REFUSED, ids=lambda f: f.__name__)
-def test_what_can_not_be_cut_is_refused_with_what_to_do(make):
+def test_what_can_not_be_cut_is_refused_with_what_to_do(make, gloo):
     model, plan = make(), half(mlp())
     for call in (
         lambda: bough.trace(model, X),
@@ -491,3 +504,32 @@ def test_what_can_not_be_copied_is_told_and_can_be_cut_in_place():
     assert model[0].out_features == 8
     assert bough.cut_(model, plan)[0].out_features == 4
     assert model.lock
+
+
+def test_tensors_that_the_model_hides_freeze_what_they_meet():
+    class Hiding(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.__dict__.setdefault("cache", {}).setdefault("gain", torch.ones(self.out_features))
+            return super().forward(x) * self.cache["gain"]
+
+    model = mlp(Hiding(4, 8))
+    model(X)
+    graph = bough.trace(model, X)
+    assert not graph.groups
+    assert any("a tensor that the model does not hold" in f.reason for f in graph.frozen)
+
+
+def test_a_copy_that_fails_midway_leaves_the_model_as_it_was():
+    class Strict(nn.Linear):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "in_features" and name in self.__dict__:
+                raise AttributeError("constant")
+            super().__setattr__(name, value)
+
+    model = mlp()
+    model[2] = Strict(8, 2)
+    plan, before, text = half(model), copy.deepcopy(model.state_dict()), str(model)
+    with pytest.raises(AttributeError, match="constant"):
+        bough.cut(model, plan)
+    assert str(model) == text
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -298,6 +298,35 @@ def test_a_gradient_scaler_and_a_wrapped_optimizer_go_on():
         transfer_optimizer(Wrapped(optim.LBFGS(model.parameters())), plan)
 
 
+def test_optimizers_inside_others_are_carried_along():
+    class Lookahead(optim.Optimizer):
+        """Keeps state of its own beside that of the optimizer it wraps, whose groups it shares."""
+
+        def __init__(self, base: optim.Optimizer) -> None:
+            super().__init__(base.param_groups, {})
+            self.base, self.param_groups = base, base.param_groups
+            for group in self.param_groups:
+                for p in group["params"]:
+                    self.state[p]["slow"] = p.detach().clone()
+
+        def step(self) -> None:
+            self.base.step()
+            with torch.no_grad():
+                for p, state in self.state.items():
+                    p.copy_(state["slow"].lerp_(p, 0.5))
+
+    model, optimizer, plan, x = start(lambda groups: Lookahead(optim.Adam(groups, 0.01)))
+    reference, base, slow = copy.deepcopy((model, optimizer.base, dict(optimizer.state)))
+    other = Lookahead(base)
+    other.state.update(slow)
+    small = bough.cut(model, plan)
+    train(small, transfer_optimizer(optimizer, plan), x)
+    train(reference, other, x, after=projection(reference, plan))
+    assert far(small, reference, plan) < 1e-12
+    assert len(optimizer.base.state) == 13
+    assert all(p in optimizer.state for p in optimizer.base.state)
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

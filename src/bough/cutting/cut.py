@@ -28,7 +28,8 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """A new, smaller model; `model` stays as it was.
 
     Keeps mode, `requires_grad`, dtype, device, memory format, ties, parametrizations, hooks of modules and tensors, and
-    what is set on modules and parameters. Gradients are not copied. A wrapper (`torch.compile`, `DataParallel`,
+    what is set on modules and parameters, as `copy.deepcopy` does: hooks that are methods of the model are the copy's, hooks
+    that are functions are shared with the model. Gradients are not copied. A wrapper (`torch.compile`, `DataParallel`,
     `DistributedDataParallel`, `AveragedModel`) comes back as the same wrapper around the cut module.
 
     Raises:
@@ -167,6 +168,7 @@ def copied(model: nn.Module, change: _Change, plan: Plan | None) -> tuple[nn.Mod
         new = copy.deepcopy(model, memo)
         for _, old, _ in held:
             _carry_attributes(old, copies[id(old)], memo)
+            _carry_slots(old, memo)
         for module in model.modules():
             _carry_slots(module, memo)
     except Exception as error:
@@ -177,13 +179,13 @@ def copied(model: nn.Module, change: _Change, plan: Plan | None) -> tuple[nn.Mod
     return new, copies
 
 
-def _carry_slots(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Copies what a module holds in `__slots__`, which copying a module loses."""
-    for kind in type(module).__mro__:
+def _carry_slots(holder: nn.Module | Tensor, memo: dict[int, Any]) -> None:
+    """Copies what is held in `__slots__`, which copying a module loses."""
+    for kind in type(holder).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
-            if not name.startswith("__") and hasattr(module, name):
-                setattr(memo[id(module)], name, copy.deepcopy(getattr(module, name), memo))
+            if not name.startswith("__") and hasattr(holder, name):
+                setattr(memo[id(holder)], name, copy.deepcopy(getattr(holder, name), memo))
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ names that torch's optimizers use. Learning rates and steps without a unit (Adam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -62,34 +62,50 @@ def transfer_optimizer(optimizer: AnyOptimizer, plan: Plan) -> AnyOptimizer:
         >>> adam.state[small[0].weight]["exp_avg"].shape
         torch.Size([4, 4])
     """
-    kinds = [c.__name__ for c in type(_innermost(optimizer)).__mro__]
-    refused = next((k for k in kinds if k in _REFUSED), None)
-    if refused is not None:
-        raise PlanError(f"{refused} {_REFUSED[refused]}: make a new optimizer for the cut model. Nothing was changed")
-    moves = _moves(optimizer, plan)
-    carry = _Carrier(kinds[0], plan)
+    parts = _parts(optimizer)
+    for kind in (c.__name__ for part in parts for c in type(part).__mro__):
+        if kind in _REFUSED:
+            raise PlanError(f"{kind} {_REFUSED[kind]}: make a new optimizer for the cut model. Nothing was changed")
+    groups = list({id(g): g for part in parts for g in part.param_groups}.values())
+    moves = _moves(groups, plan)
     with plainly():
-        state = [
-            (p, s) if id(p) not in moves else (moves[id(p)].target(), carry(p, s, moves[id(p)]))
-            for p, s in optimizer.state.items()
-        ]
-    for group in optimizer.param_groups:
+        states = [(part.state, _after(part, moves, plan)) for part in {id(p.state): p for p in parts}.values()]
+    for group in groups:
         for key, values in _moved(group, moves).items():
             group[key][:] = values
-    optimizer.state.clear()
-    optimizer.state.update({p: s for p, s in state if p is not None})
+    for state, after in states:
+        state.clear()
+        state.update(after)
     return optimizer
 
 
-def _innermost(optimizer: Any) -> Any:
-    """The optimizer under wrappers such as accelerate's."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
+def _parts(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimizer and those it wraps, innermost first: accelerate's and lookahead's have others inside."""
+    parts: list[Optimizer] = []
+    waiting = [optimizer]
+    while waiting:
+        part = waiting.pop()
+        if not any(part is p for p in parts):
+            parts.insert(0, part)
+            waiting += [v for v in vars(part).values() if isinstance(v, Optimizer)]
+    return parts
 
 
-def _moves(optimizer: Optimizer, plan: Plan) -> dict[int, Passage]:
-    """The way through the cut of each of the optimizer's parameters that was in the model, by its id."""
+def _after(optimizer: Optimizer, moves: Mapping[int, Passage], plan: Plan) -> dict[Any, Any]:
+    """An optimizer's whole state after the cut."""
+    carry = _Carrier(type(optimizer).__name__, plan)
+    after: dict[Any, Any] = {}
+    for parameter, state in optimizer.state.items():
+        way = moves.get(id(parameter))
+        if way is None:
+            after[parameter] = state
+        elif (target := way.target()) is not None:
+            after[target] = carry(parameter, state, way)
+    return after
+
+
+def _moves(groups: Iterable[Mapping[str, Any]], plan: Plan) -> dict[int, Passage]:
+    """The way through the cut of each of the groups' parameters that was in the model, by its id."""
     same: dict[int, bool] = {}  # plans compare slowly, and all parameters have the same few
 
     def by_plan(way: Passage) -> bool:
@@ -99,7 +115,7 @@ def _moves(optimizer: Optimizer, plan: Plan) -> dict[int, Passage]:
 
     moves: dict[int, Passage] = {}
     gone = False
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+    for parameter in (p for group in groups for p in group["params"]):
         found = [way for way in passages(parameter) if by_plan(way)]
         alive = [way for way in found if way.alive()]
         gone = gone or (bool(found) and not alive)
@@ -141,7 +157,7 @@ class _Carrier:
 
     def __call__(self, parameter: Tensor, state: Any, way: Passage) -> Any:
         name = way.before
-        if not way.after or not (name in self.plan.kept or name in self.scaled):
+        if not (name in self.plan.kept or name in self.scaled):
             return state
         shape = tuple(self.plan.original_shapes.get(name, parameter.shape))
         if not isinstance(state, Mapping):
