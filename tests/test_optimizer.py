@@ -323,7 +323,7 @@ def test_optimizers_inside_others_are_carried_along():
     train(small, transfer_optimizer(optimizer, plan), x)
     train(reference, other, x, after=projection(reference, plan))
     assert far(small, reference, plan) < 1e-12
-    assert len(optimizer.base.state) == 13
+    assert len(optimizer.base.state) == 10
     assert all(p in optimizer.state for p in optimizer.base.state)
 
 

@@ -58,7 +58,7 @@ def transfer_optimizer(optimizer: AnyOptimizer, plan: Plan) -> AnyOptimizer:
         >>> graph = bough.trace(net, x)
         >>> plan = bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep=0.5)
         >>> small = bough.cut(net, plan)
-        >>> adam = transfer_optimizer(adam, plan)
+        >>> adam = bough.transfer_optimizer(adam, plan)
         >>> adam.state[small[0].weight]["exp_avg"].shape
         torch.Size([4, 4])
     """
