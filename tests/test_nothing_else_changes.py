@@ -275,6 +275,16 @@ def test_parameters_that_share_memory_go_on_sharing_it():
     assert torch.equal(model.b.weight, small.b.weight)
 
 
+def test_a_plan_that_would_untie_memory_is_refused():
+    model, other = SharedMemory(), SharedMemory()
+    other.b.weight = nn.Parameter(other.b.weight.detach().clone())
+    plan = half(other, X.double())
+    assert plan.kept["a.weight"] != plan.kept["b.weight"]
+    for call in (bough.cut, bough.cut_, bough.mask):
+        with pytest.raises(PlanError, match=r"a\.weight and b\.weight share their memory here"):
+            call(model, plan)
+
+
 # what modules and parameters carry
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -47,7 +47,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     inner = traceable(model)
     check(inner, plan)
     slicer = Slicer(plan)
-    small, copies = copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True), plan)
+    small, copies = copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
     _finish(unwrap(small), plan)
     note(plan, unwrap(small), ((n, t, copies[id(t)]) for n, t, parameter, _ in held_tensors(inner) if parameter))
     return small
@@ -75,7 +75,7 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
     held = list(held_tensors(inner))
     with plainly():
         touched = [(n, t, parameter) for n, t, parameter, _ in held if n in plan.kept or any(s.name == n for s in plan.scales)]
-        values = _changed(touched, lambda name, tensor, _: slicer(name, tensor, fresh=False), plan)
+        values = _changed(touched, lambda name, tensor, _: slicer(name, tensor, fresh=False))
         with substituted(inner, lambda _, n: n, only_on_error=True), _restored_on_error([t for _, t, _, _ in held]):
             for name, tensor, _, _ in held:
                 if tensor.is_leaf:
@@ -103,7 +103,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
             value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
         return value
 
-    full, _ = copied(model, masked, plan)
+    full, _ = copied(model, masked)
     for name in plan.left_out:
         bypass(unwrap(full).get_submodule(name))
     return full
@@ -128,6 +128,14 @@ def check(model: nn.Module, plan: Plan) -> None:
         for dim, kept in dims.items():
             if not (kept and min(kept) >= 0 and max(kept) < held[name][dim]):
                 raise PlanError(f"this plan is damaged: of dim {dim} of {name}, of shape {held[name]}, it keeps {kept}")
+    owners: dict[tuple[Hashable, ...], str] = {}
+    for name, tensor, _, _ in held_tensors(model):
+        owner = owners.setdefault(memory(tensor), name)
+        if _way(owner, plan) != _way(name, plan):
+            raise PlanError(
+                f"{owner} and {name} share their memory here, and the plan, made where they did not, cuts them in different "
+                "ways: make a plan for this model, or give each its own memory"
+            )
     modules = {n for n, _ in model.named_modules()}
     for name in plan.left_out.keys() - modules:
         raise PlanError(f"this plan was made for another model: it leaves out {name}, which does not exist here")
@@ -138,30 +146,31 @@ def check(model: nn.Module, plan: Plan) -> None:
             raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
 
 
+def _way(name: str, plan: Plan) -> tuple[Any, ...]:
+    """How a plan cuts and scales a tensor."""
+    return plan.kept.get(name, {}), [replace(s, name="") for s in plan.scales if s.name == name]
+
+
 _Change = Callable[[str, Tensor, bool], Tensor]  # (name, values, is a parameter) -> new values
 
 
-def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change, plan: Plan | None) -> dict[int, Tensor]:
+def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change) -> dict[int, Tensor]:
     """The new values of each tensor (name, tensor, is a parameter), by its id; what shares memory goes on sharing it."""
     values: dict[int, Tensor] = {}
-    made: dict[tuple[Any, ...], list[tuple[Any, Tensor]]] = {}
+    made: dict[tuple[Hashable, ...], Tensor] = {}
     for name, tensor, parameter in held:
-        how = plan and (parameter, plan.kept.get(name), [replace(s, name="") for s in plan.scales if s.name == name])
-        alike = made.setdefault(memory(tensor), [])
-        value = next((v for h, v in alike if h == how), None)
-        if value is None:
-            value = formatted(tensor, change(name, _plain(tensor), parameter))
-            alike.append((how, value))
-        values[id(tensor)] = value
+        key = (parameter, *memory(tensor))
+        if key not in made:
+            made[key] = formatted(tensor, change(name, _plain(tensor), parameter))
+        values[id(tensor)] = made[key]
     return values
 
 
-def copied(model: nn.Module, change: _Change, plan: Plan | None) -> tuple[nn.Module, dict[int, Tensor]]:
-    """A copy of `model` (with its wrappers) whose held tensors are what `change`, by a plan or by none, makes of them; and
-    the new tensors by the old ones' ids."""
+def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tensor]]:
+    """A copy of `model` (with its wrappers) whose held tensors are what `change` makes of them, and the new by the old's id."""
     held = [(n, t, parameter) for n, t, parameter, _ in held_tensors(unwrap(model))]
     with plainly():
-        values = _changed(held, change, plan)
+        values = _changed(held, change)
         copies = {id(t): _like(t, values[id(t)]) for _, t, _ in held}
     memo: dict[int, Any] = dict(copies)
     try:

@@ -42,7 +42,8 @@ def transfer_optimizer(optimizer: AnyOptimizer, plan: Plan) -> AnyOptimizer:
     parameters, in the same groups and order and with the same hyperparameters; those of layers left out are dropped, and
     parameters that are not the model's stay. Learning rate schedulers, gradient scalers and wrappers that hold the optimizer
     go on. State of a parameter's shape is sliced; numbers are kept; factored second moments (Adafactor's) are those of the
-    kept part, V = R C / mean(R), so their means over what was removed are taken out.
+    kept part, V = R C / mean(R), so their means over what was removed are taken out. (Adafactor and Muon also make a step's
+    length depend on the weight's shape, and from now on on the new one.)
 
     Raises:
         PlanError: the optimizer holds no parameter that was cut by this plan, or state that can not be sliced; nothing is

@@ -93,7 +93,7 @@ def _outputs(
     model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     reference = mask(model, plan).eval()
-    compared = copied(small, lambda name, tensor, parameter: tensor.clone(), None)[0].eval()
+    compared = copied(small, lambda name, tensor, parameter: tensor.clone())[0].eval()
     if dtype is not None:
         reference, compared = reference.to(dtype), compared.to(dtype)
     args, kwargs = split_inputs(_cast(example_inputs, dtype))
