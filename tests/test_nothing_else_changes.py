@@ -271,6 +271,10 @@ def test_parameters_that_share_memory_go_on_sharing_it():
     assert small.a.weight is not small.b.weight
     assert small.a.weight.data_ptr() == small.b.weight.data_ptr()
     assert bough.verify(model, small, plan, X.double()).equal
+    with torch.device("meta"):
+        empty = SharedMemory()
+    groups = [{(m.name, m.dim) for m in g.members} for g in bough.trace(empty, X.double().to("meta")).groups]
+    assert any({("a.weight", 0), ("b.weight", 0)} <= group for group in groups)
     assert bough.cut_(model, plan).a.weight.data_ptr() == model.b.weight.data_ptr()
     assert torch.equal(model.b.weight, small.b.weight)
 

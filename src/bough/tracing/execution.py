@@ -37,9 +37,10 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
 
 def memory(tensor: Tensor) -> tuple[Hashable, ...]:
     """Equal for tensors that are the same memory read in the same way: two parameters may be tied so, too."""
-    if tensor.device.type == "meta" or tensor.layout != torch.strided or not tensor.numel():
+    if tensor.layout != torch.strided or not tensor.numel():
         return (id(tensor),)
-    return tensor.device, tensor.dtype, tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+    place = tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return tensor.dtype, *place, tuple(tensor.shape), tensor.stride()
 
 
 def _strided(t: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
