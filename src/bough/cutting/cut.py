@@ -6,21 +6,20 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bough.cutting.check import check
 from bough.cutting.metadata import refresh
 from bough.cutting.passages import note
 from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
 from bough.tracing.execution import held_tensors, memory
-from bough.tracing.held import read, rewrite, substituted
+from bough.tracing.held import rewrite, substituted
 from bough.tracing.layers import bypass, leave_out
-from bough.tracing.trace import fingerprint
 from bough.tracing.wrapped import held_by_reducer, traceable, unwrap
 
 
@@ -109,61 +108,19 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     return full
 
 
-def check(model: nn.Module, plan: Plan) -> None:
-    """Raises PlanError where the plan was not made for a model like this one."""
-    found = fingerprint(model)
-    held = {n: list(t.shape) for n, t, _, _ in held_tensors(model)}
-    for name, shape in plan.original_shapes.items():
-        if held.get(name) != shape:
-            has = f"has shape {held[name]} here" if name in held else "does not exist here"
-            raise PlanError(
-                f"this plan was made for another model: {name} {has}, and had shape {shape} where the plan was made"
-            )
-    if found != plan.fingerprint:
-        raise PlanError(
-            f"this plan was made for another model: {type(model).__name__} has fingerprint {found}, "
-            f"the plan's is {plan.fingerprint}"
-        )
-    for name, dims in plan.kept.items():
-        for dim, kept in dims.items():
-            if not (kept and min(kept) >= 0 and max(kept) < held[name][dim]):
-                raise PlanError(f"this plan is damaged: of dim {dim} of {name}, of shape {held[name]}, it keeps {kept}")
-    owners: dict[tuple[Hashable, ...], str] = {}
-    for name, tensor, _, _ in held_tensors(model):
-        owner = owners.setdefault(memory(tensor), name)
-        if _way(owner, plan) != _way(name, plan):
-            raise PlanError(
-                f"{owner} and {name} share their memory here, and the plan, made where they did not, cuts them in different "
-                "ways: make a plan for this model, or give each its own memory"
-            )
-    modules = {n for n, _ in model.named_modules()}
-    for name in plan.left_out.keys() - modules:
-        raise PlanError(f"this plan was made for another model: it leaves out {name}, which does not exist here")
-    for key in (*plan.attributes, *plan.sequences):
-        try:
-            read(model, tuple(key.split(":")))
-        except (AttributeError, KeyError, IndexError, ValueError):
-            raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
-
-
-def _way(name: str, plan: Plan) -> tuple[Any, ...]:
-    """How a plan cuts and scales a tensor."""
-    return plan.kept.get(name, {}), [replace(s, name="") for s in plan.scales if s.name == name]
-
-
 _Change = Callable[[str, Tensor, bool], Tensor]  # (name, values, is a parameter) -> new values
 
 
 def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change) -> dict[int, Tensor]:
     """The new values of each tensor (name, tensor, is a parameter), by its id; what shares memory goes on sharing it."""
-    values: dict[int, Tensor] = {}
+    held = list(held)
+    of_parameters = {memory(t) for _, t, parameter in held if parameter}
     made: dict[tuple[Hashable, ...], Tensor] = {}
-    for name, tensor, parameter in held:
-        key = (parameter, *memory(tensor))
+    for name, tensor, _ in held:
+        key = memory(tensor)
         if key not in made:
-            made[key] = formatted(tensor, change(name, _plain(tensor), parameter))
-        values[id(tensor)] = made[key]
-    return values
+            made[key] = formatted(tensor, change(name, _plain(tensor), key in of_parameters))
+    return {id(t): made[memory(t)] for _, t, _ in held}
 
 
 def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tensor]]:
