@@ -108,6 +108,9 @@ class _Flow:
     def _scale(self, name: str, factors: Wish) -> list[Scale]:
         if not self.graph.states[name].parameter:
             raise _Unfoldable(f"it reaches the buffer {name}")
+        axes = self.graph.states[name].axes
+        if axes and any(other.axes is axes for other in self.graph.states.values() if other.name != name):
+            raise _Unfoldable(f"it reaches {name}, whose memory is another tensor's, too")
         factors = np.where(np.isnan(factors), 1.0, factors)
         for dim in range(factors.ndim):
             line = np.moveaxis(factors, dim, 0).reshape(factors.shape[dim], -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from bough.rules import POINTWISE, RULES, Context, Notes, Typing
 from bough.rules.indexing import inherit_ranges
 from bough.spaces import Space, normal
 from bough.tracing.arguments import meanings, normalized_shape
-from bough.tracing.execution import Execution, held_tensors
+from bough.tracing.execution import Execution, held_tensors, memory
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.stream import Call, tensors_in
 
@@ -44,8 +44,9 @@ class Recorder:
         self.storages: list[list[Any]] = []  # [axes, itemsize, born, dies]
         self._count = 0
         self._alive: list[Tensor] = []
+        tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
         for name, tensor, parameter, saved in held_tensors(model):
-            axes = tuple(self.context.fresh(n) for n in tensor.shape)
+            axes = tied.setdefault(memory(tensor), tuple(self.context.fresh(n) for n in tensor.shape))
             self.states[name] = State(name, axes, tensor.element_size(), parameter, saved)
 
     def begin(self, execution: Execution) -> None:
