@@ -61,11 +61,11 @@ class Replay:
         self.ops = (*graph.ops, *graph.second)
         self.conflicts: list[Conflict] = []
         self.rescales: list[Rescale] = []
-        self._at = 0
+        self.reached = 0  # ops that were repeated
 
     def begin(self, execution: Execution, first: int) -> None:
         """A run begins, with the op of number `first`."""
-        self.execution, self._at = execution, first
+        self.execution, self.reached = execution, first
 
     def owned(self, tensor: Tensor) -> Tensor:
         return self.execution.stand_ins.get(id(tensor), tensor)
@@ -107,18 +107,18 @@ class Replay:
     def _next(self, call: Call) -> OpRecord:
         """The recorded op that the call repeats. Rearrangements may fall away where a width has become 1."""
         ops = self.ops
-        at = self._at
+        at = self.reached
         if at < len(ops) and ops[at].name == "lift_fresh" and call.name == "scalar_tensor":  # a number on another device
-            self._at = at + 1
+            self.reached = at + 1
             return ops[at]
         while at < len(ops) and ops[at].name != call.name and ops[at].name in _REARRANGING:
             at += 1
-        if at > self._at and (at == len(ops) or ops[at].where != f"{call.file}:{call.line}"):
-            at = self._at
+        if at > self.reached and (at == len(ops) or ops[at].where != f"{call.file}:{call.line}"):
+            at = self.reached
         if at >= len(ops) or ops[at].name != call.name:
             was = ops[at].name if at < len(ops) else "the end"
             raise Diverged(f"{call.name} where {was} was, {call.where}")
-        self._at = at + 1
+        self.reached = at + 1
         return ops[at]
 
     def _as_recorded(self, call: Call, record: OpRecord, shapes: list[tuple[int, ...]]) -> Any:
@@ -200,7 +200,7 @@ def _depends_on_data(func: Any) -> bool:
 def _in_form(call: Call, made: list[Tensor]) -> Any:
     """Results as the op returns them: one tensor, a list, or a tuple."""
     returns = getattr(getattr(call.func, "_schema", None), "returns", None)
-    if returns is not None and len(returns) == 1 and "[]" in str(returns[0].type):
+    if returns is not None and len(returns) == 1 and returns[0].type.kind() == "ListType":
         return made
     return made[0] if len(made) == 1 else tuple(made)
 
@@ -228,7 +228,7 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, int
             )  # fmt: skip
     except Exception as error:
         if not handler.conflicts:
-            done = graph.ops[-1] if graph.ops else None
+            done = handler.ops[handler.reached - 1] if handler.reached else None
             what = f"the control flow changes: {error}" if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
             handler.conflicts.append(Conflict(what, done, frozenset()))
     return handler
