@@ -36,11 +36,27 @@ def refresh(module: nn.Module) -> None:
         module.head_dim = module.out_proj.weight.shape[1] // module.num_heads
         if module._qkv_same_embed_dim:
             module.kdim = module.vdim = module.embed_dim
+    elif isinstance(module, nn.RNNBase):
+        _refresh_recurrent(module)
+    elif isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
 
 
-def _weight(module: nn.Module) -> Tensor | None:
-    """The weight; of a parametrized one a copy is asked, as computing it may change the parametrization's buffers."""
-    if parametrize.is_parametrized(module, "weight"):
-        computed: Tensor = copy.deepcopy(module.parametrizations["weight"])()  # type: ignore[index,operator]
+def _refresh_recurrent(module: nn.RNNBase) -> None:
+    inputs, hidden = _weight(module, "weight_ih_l0"), _weight(module, "weight_hh_l0")
+    assert inputs is not None
+    assert hidden is not None
+    module.input_size, module.hidden_size = inputs.shape[1], hidden.shape[1]
+    if module.proj_size:
+        projection = _weight(module, "weight_hr_l0")
+        assert projection is not None
+        module.proj_size, module.hidden_size = projection.shape
+    module.flatten_parameters()  # cuDNN wants them in one piece of memory
+
+
+def _weight(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """A weight; of a parametrized one a copy is asked, as computing it may change the parametrization's buffers."""
+    if parametrize.is_parametrized(module, name):
+        computed: Tensor = copy.deepcopy(module.parametrizations[name])()  # type: ignore[index,operator]
         return computed
-    return getattr(module, "weight", None)
+    return getattr(module, name, None)

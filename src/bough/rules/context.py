@@ -117,7 +117,7 @@ class Context:
     def fresh(self, size: int) -> Space:
         return Atom(size) if size != 1 else UNIT
 
-    def data(self, size: int, what: str = "data") -> Space:
+    def data(self, size: int, what: str | Reason = "data") -> Space:
         return Atom(size, what) if size != 1 else UNIT
 
     def mark(self, kind: str, *spaces: Space) -> None:
