@@ -1,0 +1,236 @@
+"""Recurrent nets, cut to half without a hint, equal the originals whose units are silenced by hand."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+
+import bough
+from tests.zoo import randomize
+
+KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN, "relu": nn.RNN}
+CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "tanh": nn.RNNCell, "relu": nn.RNNCell}
+READS = ("steps", "mean", "last", "both", "cells")
+
+
+@dataclass(frozen=True)
+class Options:
+    kind: str = "lstm"
+    inputs: int = 8
+    hidden: int = 6
+    layers: int = 1
+    bias: bool = True
+    batch_first: bool = True
+    bidirectional: bool = False
+    projection: int = 0
+    lengths: tuple[int, ...] = ()  # packed where given
+    enforce_sorted: bool = True
+    learned: bool = False  # first states
+    reads: str = "steps"
+
+    @property
+    def directions(self):
+        return 1 + self.bidirectional
+
+
+def layer(o, inputs, hidden, projection):
+    more = {"nonlinearity": o.kind} if o.kind in ("tanh", "relu") else {}
+    more |= {"proj_size": projection} if projection else {}
+    return KINDS[o.kind](
+        inputs, hidden, num_layers=o.layers, bias=o.bias, batch_first=o.batch_first, bidirectional=o.bidirectional, **more
+    )
+
+
+class Net(nn.Module):
+    """A recurrent layer between two linear ones."""
+
+    def __init__(self, o: Options):
+        super().__init__()
+        self.options = o
+        self.embed, self.rnn = nn.Linear(5, o.inputs), layer(o, o.inputs, o.hidden, o.projection)
+        handed_on = o.projection or o.hidden
+        width = {"last": handed_on, "both": 2 * handed_on, "cells": o.hidden}.get(o.reads, handed_on * o.directions)
+        self.head = nn.Linear(width, 3)
+        if o.learned:
+            sizes = (handed_on, o.hidden) if o.kind == "lstm" else (o.hidden,)
+            self.first = nn.ParameterList(torch.randn(o.layers * o.directions, 1, n) for n in sizes)
+
+    def states(self, batch):
+        given = [s.expand(-1, batch, -1).contiguous() for s in self.first]
+        return tuple(given) if len(given) > 1 else given[0]
+
+    def forward(self, x):
+        o = self.options
+        x = F.relu(self.embed(x))
+        states = self.states(len(x)) if o.learned else None
+        x = x if o.batch_first else x.transpose(0, 1)
+        if o.lengths:
+            x = pack_padded_sequence(x, torch.tensor(o.lengths), o.batch_first, o.enforce_sorted)
+        out, last = self.rnn(x, states)
+        if o.lengths:
+            out, _ = pad_packed_sequence(out, o.batch_first)
+        hidden, cells = last if o.kind == "lstm" else (last, last)
+        read = {
+            "steps": lambda: out,
+            "mean": lambda: out.mean(1 if o.batch_first else 0),
+            "last": lambda: hidden[-1],
+            "both": lambda: torch.cat((hidden[-2], hidden[-1]), -1),
+            "cells": lambda: cells[0],
+        }
+        return self.head(read[o.reads]())
+
+
+@st.composite
+def options(draw):
+    kind = draw(st.sampled_from([*KINDS]))
+    layers, both = draw(st.integers(1, 3)), draw(st.booleans())
+    hidden = draw(st.integers(2, 7))
+    lengths = draw(st.sampled_from([(), (6, 4), (3, 6)]))
+    reads = [r for r in READS if (r != "cells" or kind == "lstm") and (r != "both" or layers * (1 + both) > 1)]
+    return Options(
+        kind, draw(st.integers(2, 7)), hidden, layers, draw(st.booleans()), draw(st.booleans()), both,
+        projection=draw(st.integers(0, hidden - 1)) if kind == "lstm" else 0,
+        lengths=lengths, enforce_sorted=lengths == (6, 4), learned=draw(st.booleans()), reads=draw(st.sampled_from(reads)),
+    )  # fmt: skip
+
+
+def built(make, *args):
+    torch.manual_seed(0)
+    return randomize(make(*args).eval())
+
+
+def planned(model, inputs, keep=0.5, **more):
+    graph = bough.trace(model, inputs)
+    assert not graph.unknown_ops
+    assert not graph.real
+    assert all(g.exact for g in graph.groups)
+    return bough.plan(graph, bough.score(graph, bough.importance.Random(1)), keep=keep, **more)
+
+
+def gone(plan, name, dim, size):
+    """The units that a plan takes away, read off a dim that they alone make up."""
+    return sorted({*range(size)} - {*plan.kept.get(name, {}).get(dim, range(size))})
+
+
+def zero(parameter, rows):
+    parameter.data[rows] = 0
+
+
+def silence(rnn, hidden, cells):
+    """Zeroes what makes these units: a row in every gate of each layer and direction, or a row of the projection."""
+    for name, p in rnn.named_parameters():
+        if name.startswith("weight_hr"):
+            zero(p, hidden)
+        else:
+            size = rnn.hidden_size
+            zero(p, [gate * size + unit for gate in range(len(p) // size) for unit in cells])
+
+
+def silenced(model, plan):
+    """The original, whose removed units give zero: what reads them is left as it is."""
+    model = copy.deepcopy(model)
+    o = model.options
+    hidden = gone(plan, "rnn.weight_hh_l0", 1, o.projection or o.hidden)
+    cells = gone(plan, "rnn.weight_hr_l0", 1, o.hidden) if o.projection else hidden
+    zero(model.embed.weight, gone(plan, "embed.weight", 0, o.inputs))
+    zero(model.embed.bias, gone(plan, "embed.weight", 0, o.inputs))
+    silence(model.rnn, hidden, cells)
+    for state, units in zip(model.first if o.learned else (), (hidden, cells), strict=False):
+        state.data[..., units] = 0
+    return model
+
+
+def error(a, b, *inputs):
+    with torch.no_grad():
+        return (a(*inputs) - b(*inputs)).abs().max().item()
+
+
+def check(o):
+    model, x = built(Net, o), torch.randn(2, 6, 5, dtype=torch.double)
+    plan = planned(model, x)
+    small = bough.cut(model, plan)
+    assert error(silenced(model, plan), small, x) < 1e-9
+    assert bough.verify(model, small, plan, x).equal
+    return model, plan, small, x
+
+
+@given(options())
+@settings(max_examples=60)
+def test_cut_equals_silenced(o):
+    check(o)
+
+
+TABLE = {
+    "lstm": Options(),
+    "lstm_stack": Options(layers=3, bidirectional=True),
+    "lstm_projected": Options(projection=4, layers=2, bidirectional=True),
+    "lstm_steps_first": Options(batch_first=False, reads="cells", learned=True),
+    "lstm_packed": Options(lengths=(6, 4), bidirectional=True),
+    "lstm_packed_unsorted": Options(lengths=(3, 6), enforce_sorted=False, learned=True, reads="last"),
+    "lstm_packed_projected": Options(lengths=(6, 4), projection=4, bias=False),
+    "gru": Options("gru", reads="mean"),
+    "gru_stack": Options("gru", layers=2, bidirectional=True, reads="both"),
+    "gru_packed": Options("gru", lengths=(3, 6), enforce_sorted=False, batch_first=False),
+    "tanh": Options("tanh", learned=True),
+    "relu": Options("relu", layers=2, bidirectional=True, bias=False),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_all_widths_go_to_half_and_the_module_says_so(name):
+    o = TABLE[name]
+    _, plan, small, _ = check(o)
+    assert all(2 * kept == total for kept, total in plan.groups.values())
+    assert not plan.frozen
+    assert (small.rnn.input_size, small.rnn.hidden_size) == (o.inputs // 2, o.hidden // 2)
+    assert small.rnn.proj_size == o.projection // 2
+    fresh = layer(o, small.rnn.input_size, small.rnn.hidden_size, small.rnn.proj_size)
+    fresh.load_state_dict(small.rnn.state_dict())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_in_place_gives_the_same(name):
+    model, plan, small, x = check(TABLE[name])
+    weights = list(model.rnn.parameters())
+    assert bough.cut_(model, plan) is model
+    assert error(model, small, x) == 0
+    assert all(a is b for a, b in zip(model.rnn._flat_weights, weights, strict=True))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_cut_model_trains_copies_and_moves(name):
+    _, _, small, x = check(TABLE[name])
+    small.train()(x).sum().backward()
+    assert all(p.grad is not None for p in small.rnn.parameters())
+    assert error(copy.deepcopy(small), small, x) == 0
+    assert error(copy.deepcopy(small).float().double(), small, x) < 1e-5
+
+
+def test_cost_counts_each_gate_of_each_step():
+    o = Options(projection=4, layers=2, bidirectional=True)
+    graph = bough.trace(Net(o), torch.randn(2, 6, 5))
+    steps = 2 * 6
+    first, second = 4 * 6 * (8 + 4) + 4 * 6, 4 * 6 * (8 + 4) + 4 * 6
+    assert graph.cost().macs == steps * (5 * 8 + 2 * (first + second) + 8 * 3)
+    packed = bough.trace(Net(Options("gru", lengths=(6, 4))), torch.randn(2, 6, 5))
+    assert packed.cost().macs == 12 * 5 * 8 + 10 * 3 * 6 * (8 + 6) + 12 * 6 * 3  # ten rows are not padding
+
+
+def test_saved_and_loaded(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        return Net(Options(layers=2, bidirectional=True)).eval()
+
+    x = torch.randn(2, 6, 5)
+    result = bough.prune(build(), x, bough.Budget(params="50%"))
+    bough.save(result, tmp_path)
+    again = bough.load(tmp_path, build)
+    assert torch.equal(again(x), result.model(x))
+    assert again.rnn.hidden_size == result.model.rnn.hidden_size < 6
+    assert result.report.equal
