@@ -100,6 +100,7 @@ class OpRecord:
     detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales
     outcome: Any = None  # what a run on real values gave where control flow may depend on it (not floats)
     ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
+    narrower: tuple[tuple[Space, Space], ...] = ()  # pairs of which the first must stay smaller than the second
 
 
 @dataclass(frozen=True, eq=False, slots=True)

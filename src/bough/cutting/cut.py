@@ -188,7 +188,7 @@ def _copied(model: nn.Module, change: Callable[[str, Tensor, bool], Tensor]) -> 
     held = list(held_tensors(unwrap(model)))
     with _plainly():
         copies = {id(t): _like(t, _formatted(t, change(n, _plain(t), parameter))) for n, t, parameter, _ in held}
-    memo: dict[int, Any] = dict(copies)
+    memo: dict[int, Any] = {**_computed(model), **copies}
     try:
         copied = copy.deepcopy(model, memo)
         for _, old, _, _ in held:
@@ -199,6 +199,12 @@ def _copied(model: nn.Module, change: Callable[[str, Tensor, bool], Tensor]) -> 
             "take out what can not be copied"
         ) from error
     return copied, copies
+
+
+def _computed(model: nn.Module) -> dict[int, Tensor]:
+    """What recurrent layers hold of parametrized weights, which they compute anew when they run: it can not be copied."""
+    layers = (m for m in model.modules() if isinstance(m, nn.RNNBase))
+    return {id(t): t.detach() for m in layers for t in m._flat_weights if isinstance(t, Tensor) and not t.is_leaf}
 
 
 @contextmanager

@@ -42,15 +42,19 @@ def refresh(module: nn.Module) -> None:
         module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
 
 
+_RECURRENT = (  # weight of the first layer, dim, what it tells
+    ("weight_ih_l0", 1, "input_size"),
+    ("weight_hh_l0", 1, "hidden_size"),
+    ("weight_hr_l0", 1, "hidden_size"),
+    ("weight_hr_l0", 0, "proj_size"),
+)
+
+
 def _refresh_recurrent(module: nn.RNNBase) -> None:
-    inputs, hidden = _weight(module, "weight_ih_l0"), _weight(module, "weight_hh_l0")
-    assert inputs is not None
-    assert hidden is not None
-    module.input_size, module.hidden_size = inputs.shape[1], hidden.shape[1]
-    if module.proj_size:
-        projection = _weight(module, "weight_hr_l0")
-        assert projection is not None
-        module.proj_size, module.hidden_size = projection.shape
+    for name, dim, attribute in _RECURRENT:
+        weight = _weight(module, name)
+        if weight is not None and name not in module.__dict__:  # there: what a hook computed before the cut
+            setattr(module, attribute, weight.shape[dim])
     module.flatten_parameters()  # cuDNN wants them in one piece of memory
 
 

@@ -79,6 +79,7 @@ class Notes:
     integers: dict[str, Space] = field(default_factory=dict)
     renormalized: list[Space] = field(default_factory=list)
     undefined: list[Space] = field(default_factory=list)  # axes along which a masked unit makes the op divide by zero
+    narrower: list[tuple[Space, Space]] = field(default_factory=list)  # the first must stay smaller than the second
     scale_of: Space | None = None
 
 

@@ -72,7 +72,9 @@ def _layers(c: Context, call: Any, result: Any) -> list[Typing]:
     r = Recurrence.of(call.args)
     x, states = c.of(r.x), [c.of(s) for s in r.states]
     hidden, cells = states[0].axes[-1], states[-1].axes[-1]
-    if not r.projected:
+    if r.projected:
+        c.notes.narrower.append((hidden, cells))  # torch takes states of equal sizes for those of no projection
+    else:
         c.unify(hidden, cells)
     batch, steps = _axes_before(c, r, x, states), x.axes[:-1]
     into = Typing(x.axes, x.null)

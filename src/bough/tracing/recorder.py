@@ -167,6 +167,7 @@ class Recorder:
                 tuple(notes.renormalized), tuple(notes.undefined),
                 scalars, notes.scale_of, detail, self._outcome(result, results),
                 tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
+                tuple(notes.narrower),
             )
         )  # fmt: skip
         self._last: Notes = notes

@@ -77,6 +77,10 @@ class Replay:
         expected = [sizes(axes, self.kept) for axes in record.results]
         if record.outcome is not None and not call.name.endswith("_"):
             return self._as_recorded(call, record, expected)
+        for narrow, wide in record.narrower:
+            if count(narrow, self.kept) >= count(wide, self.kept):
+                self._conflict(record, f"its {wide.size} units must stay more than {count(narrow, self.kept)}", (wide,))
+                return self._expected(call, expected)
         if self.graph.real and call.name == "select":  # of as many units as there were
             x, dim, at = call.args
             call = dataclasses.replace(call, args=(x, dim, min(at, x.shape[dim] - 1)))

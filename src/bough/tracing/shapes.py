@@ -93,7 +93,7 @@ def _recurrent(*args: Any, **named: Any) -> Any:
     batch = r.states[0].shape[1] if r.packed else r.x.shape[0 if r.batch_first else 1]
     for state in r.states:
         _demand(state.shape[:2] == (r.layers * r.directions, batch), r.x, state)
-    _demand(hidden < cells if r.projected else hidden == cells, *r.states)  # equal sizes mean no projection
+    _demand(r.projected == (hidden != cells), *r.states)
     gates, width = r.params[0].shape[0] // cells, r.x.shape[-1]
     for layer in r.weights():
         for w in layer:
