@@ -166,7 +166,7 @@ def check(o):
 
 
 @given(options())
-@settings(max_examples=25)
+@settings(max_examples=20)
 def test_cut_equals_silenced(o):
     check(o)
 
@@ -281,6 +281,34 @@ def test_steps_and_layers_are_no_units():
     graph = bough.trace(Across(), torch.randn(2, 6, 5))
     assert [g.name for g in graph.groups] == ["rnn"]
     assert "steps of a recurrence" in {f.name: f.reason for f in graph.frozen}["embed"]
+
+
+class Summed(nn.Module):
+    """A sum over the units, whose first states are zero, or the model's own but no parameters."""
+
+    def __init__(self, kind, at_zero):
+        super().__init__()
+        self.rnn, self.at_zero = layer(Options(kind), 5, 6, 0), at_zero
+        self.register_buffer("first", torch.rand(1, 2, 6))
+
+    def forward(self, x):
+        first = torch.zeros_like(self.first) if self.at_zero else self.first
+        out, last = self.rnn(x, (first, first) if isinstance(self.rnn, nn.LSTM) else first)
+        return out.sum(-1), last[-1].sum(-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at_zero", [True, False])
+def test_a_unit_without_weights_stays_zero_if_it_begins_at_zero(kind, at_zero):
+    """In an RNN it is zero from the first step."""
+    model, x = built(Summed, kind, at_zero), torch.randn(2, 6, 5).double()
+    graph = bough.trace(model, x)
+    (group,) = graph.groups
+    assert group.exact == (at_zero or kind in ("tanh", "relu"))
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Random(1)), keep=0.5)
+    small = bough.cut(model, plan)
+    assert small.rnn.hidden_size == small.first.shape[-1] == 3
+    assert bough.verify(model, small, plan, x).equal
 
 
 @pytest.mark.parametrize("way", ["weight_norm", "spectral_norm"])

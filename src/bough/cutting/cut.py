@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bough.cutting.metadata import refresh
+from bough.cutting.metadata import flatten, refresh
 from bough.cutting.passages import note
 from bough.errors import PlanError
 from bough.planning.plan import Plan
@@ -105,6 +105,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         return value
 
     copied, _ = _copied(model, masked)
+    flatten(copied)
     for name in plan.left_out:
         bypass(unwrap(copied).get_submodule(name))
     return copied
@@ -261,4 +262,5 @@ def _finish(model: nn.Module, plan: Plan) -> None:
     owners = {name.rpartition(".")[0] for name in plan.kept}
     for module in {*owners, *(o.rpartition(".")[0] for o in owners)}:
         refresh(model.get_submodule(module))
+    flatten(model)
     leave_out(model, [(name, *how) for name, how in plan.left_out.items()])

@@ -55,7 +55,14 @@ def _refresh_recurrent(module: nn.RNNBase) -> None:
         weight = _weight(module, name)
         if weight is not None and name not in module.__dict__:  # there: what a hook computed before the cut
             setattr(module, attribute, weight.shape[dim])
-    module.flatten_parameters()  # cuDNN wants them in one piece of memory
+
+
+def flatten(model: nn.Module) -> None:
+    """Puts the weights of each recurrent layer in one piece of memory, where cuDNN wants them so."""
+    for module in model.modules():
+        # weights that are computed anew as it runs are then put there by the layer itself
+        if isinstance(module, nn.RNNBase) and all(isinstance(w, nn.Parameter) for w in module._flat_weights):
+            module.flatten_parameters()
 
 
 def _weight(module: nn.Module, name: str = "weight") -> Tensor | None:
