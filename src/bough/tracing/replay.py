@@ -78,8 +78,9 @@ class Replay:
         if record.outcome is not None and not call.name.endswith("_"):
             return self._as_recorded(call, record, expected)
         for narrow, wide in record.narrower:
-            if count(narrow, self.kept) >= count(wide, self.kept):
-                self._conflict(record, f"its {wide.size} units must stay more than {count(narrow, self.kept)}", (wide,))
+            least, left = (int(count(s, self.kept)) for s in (narrow, wide))
+            if left <= least:
+                self._conflict(record, f"it must stay wider than {least}, and would be {left}", (wide,))
                 return self._expected(call, expected)
         if self.graph.real and call.name == "select":  # of as many units as there were
             x, dim, at = call.args
