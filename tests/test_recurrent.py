@@ -311,6 +311,20 @@ def test_a_unit_without_weights_stays_zero_if_it_begins_at_zero(kind, at_zero):
     assert bough.verify(model, small, plan, x).equal
 
 
+def test_moving_weights_in_memory_is_no_part_of_the_run():
+    class Flattening(Net):
+        """What `flatten_parameters` does on a GPU."""
+
+        def forward(self, x):
+            torch._cudnn_rnn_flatten_weight(self.rnn._flat_weights, 4, 8, 2, 6, 0, 1, True, False)
+            return super().forward(x)
+
+    for real in (False, True):
+        graph = bough.trace(Flattening(Options()), torch.randn(2, 6, 5), real=real)
+        assert not graph.unknown_ops
+        assert [g.name for g in graph.groups] == ["embed", "rnn"]
+
+
 @pytest.mark.parametrize("way", ["weight_norm", "spectral_norm"])
 def test_parametrized_weights(way):
     model, x = built(Net, Options()), torch.randn(2, 6, 5).double()

@@ -227,6 +227,8 @@ class _FunctionMode(TorchFunctionMode):
             return handler.device(args[0]).type == _FLAGS[func]
         if func == _DATA:
             return args[0].detach()
+        if func == torch._cudnn_rnn_flatten_weight:  # moves weights in memory, for which the run itself has no use
+            return None
         if func in WHOLE:
             args, kwargs = _positional(WHOLE[func], args, kwargs)
             args = stream.quietly(swap, args, handler.owned)
