@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bough.tracing.location import here
 from bough.tracing.provenance import TracedInt
 
-RECURRENT = (
+_RECURRENT = (
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
     "_pad_packed_sequence",
 )
@@ -44,7 +44,7 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
-    **{getattr(torch._VF, name): name for name in RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
+    **{getattr(torch._VF, name): name for name in _RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
 }
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
