@@ -104,6 +104,7 @@ class OpRecord:
     outcome: Any = None  # what a run on real values gave where control flow may depend on it (not floats)
     ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
     combined: tuple[Space, ...] = ()  # axes whose units it adds up or compares with each other
+    narrower: tuple[tuple[Space, Space], ...] = ()  # pairs of which the first must stay smaller than the second
 
 
 @dataclass(frozen=True, slots=True)

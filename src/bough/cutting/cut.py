@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bough.cutting.check import check
-from bough.cutting.metadata import refresh
+from bough.cutting.metadata import flatten, refresh
 from bough.cutting.passages import note
 from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
@@ -103,6 +103,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         return value
 
     full, _ = copied(model, masked)
+    flatten(full)
     for name in plan.left_out:
         bypass(unwrap(full).get_submodule(name))
     return full
@@ -129,7 +130,7 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
     with plainly():
         values = _changed(held, change)
         copies = {id(t): _like(t, values[id(t)]) for _, t, _ in held}
-    memo: dict[int, Any] = dict(copies)
+    memo: dict[int, Any] = {**_computed(model), **copies}
     try:
         new = copy.deepcopy(model, memo)
         for _, old, _ in held:
@@ -143,6 +144,12 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
             "take out what can not be copied"
         ) from error
     return new, copies
+
+
+def _computed(model: nn.Module) -> dict[int, Tensor]:
+    """What recurrent layers hold of parametrized weights, which they compute anew when they run: it can not be copied."""
+    layers = (m for m in model.modules() if isinstance(m, nn.RNNBase))
+    return {id(t): t.detach() for m in layers for t in m._flat_weights if isinstance(t, Tensor) and not t.is_leaf}
 
 
 def _carry_slots(holder: nn.Module | Tensor, memo: dict[int, Any]) -> None:
@@ -219,4 +226,5 @@ def _finish(model: nn.Module, plan: Plan) -> None:
     owners = {name.rpartition(".")[0] for name in plan.kept}
     for module in {*owners, *(o.rpartition(".")[0] for o in owners)}:
         refresh(model.get_submodule(module))
+    flatten(model)
     leave_out(model, [(name, *how) for name, how in plan.left_out.items()])

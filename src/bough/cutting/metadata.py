@@ -41,11 +41,39 @@ def _widths(module: nn.Module, weight: Tensor | None) -> Iterator[tuple[str, Any
         if module._qkv_same_embed_dim:
             yield "kdim", embed
             yield "vdim", embed
+    elif isinstance(module, nn.RNNBase):
+        yield from _recurrent(module)
+    elif isinstance(module, nn.RNNCellBase):
+        yield "hidden_size", module.weight_hh.shape[1]
+        yield "input_size", module.weight_ih.shape[1]
 
 
-def _weight(module: nn.Module) -> Tensor | None:
-    """The weight; of a parametrized one a copy is asked, as computing it may change the parametrization's buffers."""
-    if parametrize.is_parametrized(module, "weight"):
-        computed: Tensor = copy.deepcopy(module.parametrizations["weight"])()  # type: ignore[index,operator]
+_RECURRENT = (  # weight of the first layer, dim, what it tells
+    ("weight_ih_l0", 1, "input_size"),
+    ("weight_hh_l0", 1, "hidden_size"),
+    ("weight_hr_l0", 1, "hidden_size"),
+    ("weight_hr_l0", 0, "proj_size"),
+)
+
+
+def _recurrent(module: nn.RNNBase) -> Iterator[tuple[str, Any]]:
+    for name, dim, attribute in _RECURRENT:
+        weight = _weight(module, name)
+        if weight is not None and name not in module.__dict__:  # there: what a hook computed before the cut
+            yield attribute, weight.shape[dim]
+
+
+def flatten(model: nn.Module) -> None:
+    """Puts the weights of each recurrent layer in one piece of memory, where cuDNN wants them so."""
+    for module in model.modules():
+        # weights that are computed anew as it runs are then put there by the layer itself
+        if isinstance(module, nn.RNNBase) and all(isinstance(w, nn.Parameter) for w in module._flat_weights):
+            module.flatten_parameters()
+
+
+def _weight(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """A weight; of a parametrized one a copy is asked, as computing it may change the parametrization's buffers."""
+    if parametrize.is_parametrized(module, name):
+        computed: Tensor = copy.deepcopy(module.parametrizations[name])()  # type: ignore[index,operator]
         return computed
-    return getattr(module, "weight", None)
+    return getattr(module, name, None)

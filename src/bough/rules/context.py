@@ -80,6 +80,7 @@ class Notes:
     renormalized: list[Space] = field(default_factory=list)
     combined: list[Space] = field(default_factory=list)  # axes whose units the op adds up or compares with each other
     undefined: list[Space] = field(default_factory=list)  # axes along which a masked unit makes the op divide by zero
+    narrower: list[tuple[Space, Space]] = field(default_factory=list)  # the first must stay smaller than the second
     scale_of: Space | None = None
 
 
@@ -120,7 +121,7 @@ class Context:
     def fresh(self, size: int) -> Space:
         return Atom(size) if size != 1 else UNIT
 
-    def data(self, size: int, what: str = "data") -> Space:
+    def data(self, size: int, what: str | Reason = "data") -> Space:
         return Atom(size, what) if size != 1 else UNIT
 
     def mark(self, kind: str, *spaces: Space) -> None:

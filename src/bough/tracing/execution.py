@@ -49,6 +49,9 @@ def _strided(t: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     return torch.empty(shape, dtype=t.dtype, device="meta")
 
 
+_READS_INTEGERS = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))  # lengths: the shapes depend on them
+
+
 class Execution:
     """Stand-ins by the identity of what they stand for."""
 
@@ -102,8 +105,9 @@ class Execution:
             if any(t.device.type == "meta" for t in tensors):
                 if call.name in ("index", "index_put", "index_put_"):
                     args = (args[0], [p for i in args[1] for p in _positions(i)], *args[2:])
-                args = swap(args, _to_meta)
-                kwargs = {k: swap(v, _to_meta) for k, v in kwargs.items()}
+                move = _floats_to_meta if call.name in _READS_INTEGERS else _to_meta
+                args = swap(args, move)
+                kwargs = {k: swap(v, move) for k, v in kwargs.items()}
                 if "device" in kwargs:
                     kwargs["device"] = torch.device("meta")
                 shape = SHAPES.get(call.name)
@@ -115,6 +119,10 @@ class Execution:
 
 def _to_meta(t: Tensor) -> Tensor:
     return t if t.device.type == "meta" else _strided(t)
+
+
+def _floats_to_meta(t: Tensor) -> Tensor:
+    return _to_meta(t) if t.is_floating_point() or t.is_complex() else t
 
 
 def _positions(index: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -173,7 +173,8 @@ class Recorder:
                 tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
                 tuple(notes.renormalized), tuple(notes.undefined),
                 scalars, notes.scale_of, detail, self._outcome(result, results),
-                tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r), tuple(notes.combined),
+                tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
+                tuple(notes.combined), tuple(notes.narrower),
             )
         )  # fmt: skip
         self._last: Notes = notes

@@ -84,6 +84,11 @@ class Replay:
         expected = [sizes(axes, self.kept) for axes in record.results]
         if record.outcome is not None and not call.name.endswith("_"):
             return self._as_recorded(call, record, expected)
+        for narrow, wide in record.narrower:
+            least, left = (int(count(s, self.kept)) for s in (narrow, wide))
+            if left <= least:
+                self._conflict(record, f"it must stay wider than {least}, and would be {left}", (wide,))
+                return self._expected(call, expected)
         if self.graph.real and call.name == "select":  # of as many units as there were
             x, dim, at = call.args
             call = dataclasses.replace(call, args=(x, dim, min(at, x.shape[dim] - 1)))
@@ -98,8 +103,8 @@ class Replay:
         results = tensors_in(result)
         for tensor, shape, axes in zip(results, expected, record.results, strict=False):
             if tuple(tensor.shape) != shape:
-                wrong = tuple(a for a, n, m in zip(axes, tensor.shape, shape, strict=False) if n != m) or axes
-                self._conflict(record, f"stale integer: the shape is {list(tensor.shape)} and should be {list(shape)}", wrong)
+                what = f"stale integer: the shape is {list(tensor.shape)} and should be {list(shape)}"
+                self._conflict(record, what, _stale(axes, tuple(tensor.shape), shape))
                 return self._expected(call, expected)
         self._scalars(record, call)
         return result
@@ -176,6 +181,12 @@ class Replay:
 
     def _blame(self, record: OpRecord) -> frozenset[Atom]:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
+
+
+def _stale(axes: tuple[Space, ...], found: tuple[int, ...], expected: tuple[int, ...]) -> tuple[Space, ...]:
+    """The axes that are as long as they were and should not be; other wrong ones may only have followed (a -1 in a view)."""
+    wrong = [(a, n) for a, n, m in zip(axes, found, expected, strict=False) if n != m]
+    return tuple(a for a, n in wrong if n == a.size) or tuple(a for a, _ in wrong) or axes
 
 
 _REARRANGING = frozenset(

@@ -24,6 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bough.tracing.location import here
 from bough.tracing.provenance import TracedInt
 
+_RECURRENT = (
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+    "_pad_packed_sequence",
+)
 # Kept whole because ATen's own decomposition depends on strides, sizes or the device, or is long.
 WHOLE: dict[Any, str] = {
     torch._C._nn.linear: "linear",
@@ -40,6 +44,7 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
+    **{getattr(torch._VF, name): name for name in _RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
 }
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
@@ -222,6 +227,8 @@ class _FunctionMode(TorchFunctionMode):
             return handler.device(args[0]).type == _FLAGS[func]
         if func == _DATA:
             return args[0].detach()
+        if func == torch._cudnn_rnn_flatten_weight:  # moves weights in memory, for which the run itself has no use
+            return None
         if func in WHOLE:
             args, kwargs = _positional(WHOLE[func], args, kwargs)
             args = stream.quietly(swap, args, handler.owned)
