@@ -120,6 +120,10 @@ class Context:
     def data(self, size: int, what: str = "data") -> Space:
         return Atom(size, what) if size != 1 else UNIT
 
+    def empty(self, tensor: Tensor) -> tuple[Space, ...]:
+        """Axes of a tensor that says nothing: data."""
+        return tuple(self.data(n) for n in tensor.shape)
+
     def mark(self, kind: str, *spaces: Space) -> None:
         self.marks.extend((kind, s) for s in spaces)
 

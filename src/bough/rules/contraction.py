@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bough.rules.context import KERNEL, Context, Typing, argument, rule
@@ -99,9 +100,23 @@ def _einsum(c: Context, call: Any, result: Any) -> Typing:
     operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
     typed = [c.of(t) for t in operands]
     inputs, output = _letters(call.args[0], [len(t.axes) for t in typed])
-    space: dict[str, Space] = {}
-    null: dict[str, bool] = {}
-    where: dict[str, int] = {}
+    return _product(c, typed, inputs, output)
+
+
+@rule("_trilinear")
+def _trilinear(c: Context, call: Any, result: Any) -> Typing:
+    """The product of three tensors, stretched along the axes that each lacks, summed over some."""
+    typed = [c.of(t) for t in call.args[:3]]
+    rank = len(typed[0].axes) + len(call.args[3])
+    inputs = [[d for d in range(rank) if d not in lacks] for lacks in call.args[3:6]]
+    return _product(c, typed, inputs, [d for d in range(rank) if d not in call.args[6]])
+
+
+def _product(c: Context, typed: list[Typing], inputs: Sequence[Sequence[Any]], output: Sequence[Any]) -> Typing:
+    """Multiplies tensors whose axes have names (`inputs`), and sums over the names that are not in `output`."""
+    space: dict[Any, Space] = {}
+    null: dict[Any, bool] = {}
+    where: dict[Any, int] = {}
     for letters, t in zip(inputs, typed, strict=True):
         for letter, axis, zero in zip(letters, t.axes, t.null, strict=True):
             if axis.size == 1 and letter in space:
@@ -140,6 +155,22 @@ def _letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
         joined = "".join(t.replace("...", "") for t in terms)
         right = ("..." if "..." in left else "") + "".join(sorted(x for x in set(joined) if joined.count(x) == 1))
     return inputs, right.replace("...", extra)
+
+
+@rule("addmv", "addr", "addbmm")
+def _added(c: Context, call: Any, result: Any) -> Typing:
+    """A product (matrix by vector, outer, summed over a batch) that is added to a tensor."""
+    names = {"addmv": ("ij", "j", "i"), "addr": ("i", "j", "ij"), "addbmm": ("bij", "bjk", "ik")}
+    base, one, two = (c.of(t) for t in call.args[:3])
+    first, second, output = names[call.name.rstrip("_")]
+    made = _product(c, [one, two], [first, second], output)
+    null = list(made.null)
+    for i in range(1, len(made.axes) + 1):
+        own = len(base.axes) >= i and base.axes[-i].size == made.axes[-i].size
+        if own:
+            c.unify(base.axes[-i], made.axes[-i])
+        null[-i] = null[-i] and own and base.null[-i]
+    return Typing(made.axes, tuple(null))
 
 
 @rule("mv", "dot", "vdot")

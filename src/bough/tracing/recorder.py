@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bough.graph import OpRecord, State, UnknownOp
+from bough.graph import OpRecord, State, UnknownOp, atoms_of
 from bough.rules import POINTWISE, RULES, Context, Notes, Typing
 from bough.rules.indexing import inherit_ranges
 from bough.spaces import Space, normal
@@ -21,10 +21,11 @@ from bough.tracing.stream import Call, tensors_in
 class Value:
     """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
 
-    __slots__ = ("constant", "number", "shape", "state", "storage", "typing")
+    __slots__ = ("constant", "number", "shape", "state", "storage", "typing", "written")
 
     def __init__(self, typing: Typing, number: int, storage: int, state: str = "", constant: bool = False) -> None:
         self.typing, self.number, self.storage, self.state = typing, number, storage, state
+        self.written: list[Space] = []  # spaces whose masked units a write to this memory made other than zero; views share it
         self.constant = constant  # depends neither on weights nor on inputs
         self.shape: torch.Size | None = None
 
@@ -74,7 +75,13 @@ class Recorder:
         return value  # type: ignore[no-any-return]
 
     def typing(self, tensor: Tensor) -> Typing:
-        return self.value(tensor).typing
+        value = self.value(tensor)
+        typing = value.typing
+        if not value.written or not any(typing.null):
+            return typing
+        atoms = atoms_of(tuple(value.written))
+        null = tuple(n and atoms.isdisjoint(normal(a).atoms) for n, a in zip(typing.null, typing.axes, strict=True))
+        return Typing(typing.axes, null, typing.weight, typing.ranges)
 
     # The handler's side of the stream
 
@@ -137,13 +144,19 @@ class Recorder:
         for tensor, typing in zip(results, typed, strict=True):
             old = getattr(tensor, "_bough", None)
             if old is not None:  # in place, or handed through
-                for a, b in zip(old.typing.axes, typing.axes, strict=True):
+                for a, b in zip(old.typing.axes, typing.axes, strict=True) if call.writes else ():
                     self.context.unify(a, b)
                 old.typing = Typing(typing.axes, typing.null, old.typing.weight)
                 new = self._value(old.typing, tensor.element_size(), call.index, old.storage, constant)
+                new.written = old.written
+                if call.writes:
+                    new.written += [a for a, n in zip(typing.axes, typing.null, strict=True) if not n]
             else:
-                shared = _storage_shared(tensor, tensors, values)
-                new = self._value(typing, tensor.element_size(), call.index, shared, constant)
+                shared = _viewed(tensor, tensors, values)
+                storage = None if shared is None else shared.storage
+                new = self._value(typing, tensor.element_size(), call.index, storage, constant)
+                if shared is not None:
+                    new.written = shared.written
             self._attach(tensor, new)
             numbers.append(new.number)
         notes = self.context.notes
@@ -165,7 +178,7 @@ class Recorder:
                 tuple(v.number for v in values), tuple(v.typing.axes for v in values), tuple(v.state for v in values),
                 tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
                 tuple(notes.renormalized), tuple(notes.undefined),
-                scalars, notes.scale_of, detail, self._outcome(result, results),
+                scalars, notes.scale_of, detail, None if constant and results else self._outcome(result, results),
                 tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
             )
         )  # fmt: skip
@@ -177,8 +190,8 @@ class Recorder:
         arguments.update(call.kwargs)
         for key, given in arguments.items():
             if isinstance(given, Tensor):
-                plain = given.dim() == 0 and given.is_floating_point() and given.device.type != "meta"
-                if plain and self.value(given).constant:
+                plain = given.numel() == 1 and given.dtype is not torch.bool and not given.is_complex()
+                if plain and floats and given.device.type != "meta" and self.value(given).constant:
                     yield key, float(given)
             elif type(given) is float or (type(given) in (int, TracedInt) and floats and call.pointwise):
                 yield key, float(given)
@@ -213,12 +226,12 @@ class Recorder:
         return self.module_names.get(id(call.module), ""), f"{call.file}:{call.line}"
 
 
-def _storage_shared(result: Tensor, tensors: list[Tensor], values: list[Value]) -> int | None:
-    """The number of the storage of an argument that the result is a view of."""
+def _viewed(result: Tensor, tensors: list[Tensor], values: list[Value]) -> Value | None:
+    """The argument that the result is a view of."""
     memory = result.untyped_storage()._cdata
     for tensor, value in zip(tensors, values, strict=True):
         if tensor.device == result.device and tensor.untyped_storage()._cdata == memory:
-            return value.storage
+            return value
     return None
 
 
