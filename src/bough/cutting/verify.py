@@ -206,7 +206,7 @@ class _KeptOnly:
         axes = iter(record.arguments)
         args = swap(call.args, lambda t: self._slice(t, next(axes)))
         kwargs = {k: swap(v, lambda t: self._slice(t, next(axes))) for k, v in call.kwargs.items()}
-        args = _adapted(call.name, args, record.renormalized, self.kept)
+        args = _adapted(call.name, args, record, self.kept)
         result = call.func(*args, **kwargs)
         results = [self._spread(t, a) for t, a in zip(tensors_in(result), record.results, strict=True)]
         results = [self._numbered(t, r) for t, r in zip(results, record.ranges, strict=True)]
@@ -242,12 +242,14 @@ class _KeptOnly:
         return tensor
 
 
-def _adapted(name: str, args: tuple[Any, ...], renormalized: tuple[Space, ...], kept: Mapping[Atom, Any]) -> tuple[Any, ...]:
+def _adapted(name: str, args: tuple[Any, ...], record: OpRecord, kept: Mapping[Atom, Any]) -> tuple[Any, ...]:
     """The integer arguments of a normalization on fewer units."""
     if name in ("layer_norm", "rms_norm"):
         n = len(args[1])
         return (args[0], list(args[0].shape[-n:]), *args[2:])
     if name == "group_norm":
-        each = len(indices(renormalized[0], kept))
+        channels, positions = record.arguments[0][1], record.arguments[0][2:]
+        within = [s for s in record.renormalized if all(s is not p for p in positions)]
+        each = len(indices(within[0], kept)) if within else channels.size // int(args[1])
         return (args[0], args[0].shape[1] // each, *args[2:])
     return args

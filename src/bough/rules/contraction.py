@@ -209,7 +209,8 @@ def _convolution(c: Context, call: Any, result: Any) -> Typing:
         c.mark("consumed", g)
         c.macs(x.axes[0], *_spatial(c, x, result, transposed), g, each_in, each_out, *kernel)
     c.mark("channel", outer)
-    null = _bias(c, bias, outer) and w.null[1 if transposed else 0]
+    null = w.null[1 if transposed else 0] or (groups == x.axes[1].size == outer.size and x.null[1])  # or depthwise
+    null = _bias(c, bias, outer) and null
     spatial = tuple(c.data(n, "spatial position") for n in result.shape[2:])
     return Typing((x.axes[0], outer, *spatial), (x.null[0] and bias is None, null, *(True,) * len(spatial)))
 

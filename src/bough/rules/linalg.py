@@ -64,7 +64,7 @@ def _cross(c: Context, call: Any, result: Any) -> Any:
 @rule("trace")
 def _trace(c: Context, call: Any, result: Any) -> Typing:
     x = c.of(call.args[0])
-    c.contract(*x.axes, x.null[0] or x.null[1])
+    c.contract(x.axes[0], x.axes[1], x.null[0] or x.null[1])
     return Typing((), ())
 
 

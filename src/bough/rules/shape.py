@@ -140,6 +140,18 @@ def _cat(c: Context, call: Any, result: Any) -> Typing:
     return Typing(tuple(axes), tuple(null), all(p.weight for p in parts))
 
 
+@rule("block_diag")
+def _block_diag(c: Context, call: Any, result: Any) -> Typing:
+    """Matrices along a diagonal, zeros elsewhere."""
+    parts = [c.of(t) for t in call.args[0]]
+    if any(len(p.axes) != 2 for p in parts):
+        for axis in (a for p in parts for a in p.axes):
+            c.freeze(axis, "a row or a number among the blocks of a matrix")
+        return Typing(c.empty(result), (False, False))
+    null = tuple(all(p.null[d] for p in parts) for d in (0, 1))
+    return Typing(tuple(concat(*(p.axes[d] for p in parts)) for d in (0, 1)), null, all(p.weight for p in parts))
+
+
 @rule("stack")
 def _stack(c: Context, call: Any, result: Any) -> Typing:
     parts = [c.of(t) for t in call.args[0]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bough.rules.context import KERNEL, Context, Typing, argument, rule
-from bough.spaces import Product, Space, freeze, product
+from bough.spaces import Product, Space, freeze
 
 
 def _places(c: Context, n: int, what: str = "spatial position") -> Space:
@@ -130,10 +130,3 @@ def _time_batch_channel(c: Context, call: Any, result: Any) -> Typing:
     c.macs(time, x.axes[1], w.axes[2], *w.axes[:2])
     c.freeze(x.axes[0], "spatial position")
     return Typing((time, x.axes[1], w.axes[2]), (True, False, w.null[2] and bias.null[0]))
-
-
-def shuffled(c: Context, axis: Space, groups: int) -> Space:
-    """Channels read as groups x K and written as K x groups."""
-    g, k = c.fresh(groups), c.fresh(axis.size // groups)
-    c.unify(axis, Product((g, k)))
-    return product(k, g)

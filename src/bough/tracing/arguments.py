@@ -126,6 +126,7 @@ MEANINGS: dict[Any, Callable[..., Pairs]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _noted(6, "groups")),
     **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _noted(6, "groups")),
     torch.group_norm: _noted(1, "num_groups"),
+    **dict.fromkeys((torch.channel_shuffle, torch.native_channel_shuffle), _noted(1, "groups")),
     **dict.fromkeys((Tensor.chunk, torch.chunk), _chunk),
     torch.arange: _arange,
     F.one_hot: _one_hot,

@@ -102,6 +102,10 @@ class Execution:
                 result = shape(*args, **kwargs) if shape is not None and "out" not in kwargs else NotImplemented
                 if result is not NotImplemented:
                     return result
+            elif (
+                call.name == "scalar_tensor" and "device" in kwargs
+            ):  # a number that C++ makes beside a tensor of the meta device
+                kwargs = {**kwargs, "device": torch.device("cpu")}
         return call.func(*args, **kwargs)
 
 

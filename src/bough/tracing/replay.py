@@ -92,7 +92,8 @@ class Replay:
         for tensor, shape, axes in zip(results, expected, record.results, strict=False):
             if tuple(tensor.shape) != shape:
                 wrong = tuple(a for a, n, m in zip(axes, tensor.shape, shape, strict=False) if n != m) or axes
-                self._conflict(record, f"stale integer: the shape is {list(tensor.shape)} and should be {list(shape)}", wrong)
+                what = f"stale integer: the shape is {list(tensor.shape)} and should be {list(shape)}"
+                self._conflict(record, what, wrong, self._stale(axes, tuple(tensor.shape)))
                 return self._expected(call, expected)
         self._scalars(record, call)
         return result
@@ -128,11 +129,23 @@ class Replay:
                 made.append(cut.clamp(max=top) if top is not None else cut.clone())
         return _in_form(call, made)
 
-    def _conflict(self, record: OpRecord, what: str, axes: tuple[Any, ...]) -> None:
+    def _stale(self, axes: tuple[Space, ...], shape: tuple[int, ...]) -> frozenset[Atom]:
+        """A cut atom for each axis of a wrong size that explains it: the size is as if that atom were whole.
+
+        Of several the smallest, as numbers written into code are; where that is wrong, the next replay tells.
+        """
+        guilty: set[Atom] = set()
+        for axis, n in zip(axes, shape, strict=False):
+            if n != count(axis, self.kept):
+                told = [a for a in self._cut((axis,)) if n == count(axis, {**self.kept, a: a.size})]
+                guilty.update(sorted(told, key=lambda a: a.size)[:1])
+        return frozenset(guilty)
+
+    def _conflict(self, record: OpRecord, what: str, axes: tuple[Any, ...], guilty: frozenset[Atom] = frozenset()) -> None:
         spaces: list[Space] = []
         for a in axes:
             spaces.extend(a if isinstance(a, tuple) else (a,))
-        cut = self._cut(tuple(spaces)) or self._cut(tuple(s for axes in record.arguments for s in axes))
+        cut = guilty or self._cut(tuple(spaces)) or self._cut(tuple(s for axes in record.arguments for s in axes))
         self.conflicts.append(Conflict(what, record, cut))
         if not cut:
             raise Diverged(what)
