@@ -1,27 +1,23 @@
-"""Ops that leave the units where they are: name -> (layout, what becomes of the units, options -> op).
-
-The second entry is what a sum over the op's result makes of the units: "exact" where masked units come out zero,
-"renormalizes" where they do not, or where a statistic runs over them; "frozen" where no unit may go.
-"""
+"""Ops that leave the units where they are."""
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 
-def _plain(f):
-    return lambda d: f
+def always(f):
+    """An op without options."""
+    return lambda options: f
 
 
-def _in_place(change):
-    """The op on a copy, in place."""
+def in_place(change):
+    """An op that changes a copy of what it is given."""
 
     def op(x):
         x = x.clone()
         change(x)
         return x
 
-    return lambda d: op
+    return always(op)
 
 
 ZERO_STAYS = {
@@ -57,7 +53,6 @@ ZERO_STAYS = {
     "nan_to_num": torch.nan_to_num,
     "negative": torch.neg,
     "power": lambda x: x**3,
-    "power_of_a_tensor": lambda x: x.abs() ** torch.tensor(1.5, dtype=x.dtype),
     "times_a_number": lambda x: 3 * x,
     "divided": lambda x: x / 7,
     "divided_by_a_positive": lambda x: x / (1 + x * x),
@@ -82,13 +77,14 @@ ZERO_STAYS = {
     "masked_by_a_comparison": lambda x: x * (x > 0.1),
     "softmax_over_tokens_times": lambda x: x * x.softmax(0),
     "hypot": lambda x: torch.hypot(x, x.sin()),
-    "atan2": lambda x: torch.atan2(x, x * x + 1),
     "to_half_and_back": lambda x: x.to(torch.float32).to(x.dtype),
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
     "feature_dropout": lambda x: F.dropout1d(x, 0.5, training=False),
     "alpha_dropout": lambda x: F.alpha_dropout(x, 0.5, training=False),
 }
 ZERO_MOVES = {
+    "atan2": lambda x: torch.atan2(x, x * x + 1),
+    "power_of_a_tensor": lambda x: x.abs() ** torch.tensor(1.5, dtype=x.dtype),
     "sigmoid": torch.sigmoid,
     "hardsigmoid": F.hardsigmoid,
     "exp": torch.exp,
@@ -142,7 +138,6 @@ ZERO_MOVES = {
     "cumulated": lambda x: x.exp().cumsum(-1),
     "cumulated_maximum": lambda x: x.logcumsumexp(-1),
     "centred_by_median": lambda x: x - x.median(-1, keepdim=True)[0],
-    "local_response": lambda x: F.local_response_norm(x.transpose(1, 2), 3).transpose(1, 2),
 }
 IN_PLACE = {
     "relu_": lambda x: x.relu_(),
@@ -165,7 +160,12 @@ IN_PLACE = {
 }
 
 CASES = {
-    **{n: ("tokens", "exact", _plain(f)) for n, f in ZERO_STAYS.items()},
-    **{n: ("tokens", "renormalizes", _plain(f)) for n, f in ZERO_MOVES.items()},
-    **{n: ("tokens", "any", _in_place(f)) for n, f in IN_PLACE.items()},
+    **{n: ("tokens", "exact", always(f)) for n, f in ZERO_STAYS.items()},
+    **{n: ("tokens", "renormalizes", always(f)) for n, f in ZERO_MOVES.items()},
+    **{n: ("tokens", "cut", in_place(f)) for n, f in IN_PLACE.items()},
+    "local_response": (
+        "tokens",
+        "frozen",
+        always(lambda x: F.local_response_norm(x.transpose(1, 2), 3).transpose(1, 2)),
+    ),
 }

@@ -1,4 +1,4 @@
-"""Modules and functions with weights of their own: name -> (layout, what a sum makes of the units, options -> op)."""
+"""Modules and functions with weights of their own."""
 
 import torch
 from torch import nn
@@ -44,7 +44,7 @@ class Deform(nn.Module):
         return self.conv(x, self.offset(x), self.mask(x).sigmoid() if self.masked else None)
 
 
-class Spatial(nn.Module):
+class Within(nn.Module):
     """x -> f(module, x) with a module inside."""
 
     def __init__(self, f, **modules):
@@ -55,10 +55,6 @@ class Spatial(nn.Module):
 
     def forward(self, x):
         return self.f(self, x)
-
-
-def _layers(f, **makers):
-    return lambda d: Spatial(f, **{k: m(d.units) for k, m in makers.items()})
 
 
 def _fractional(m, x):
@@ -77,10 +73,6 @@ def _roi(kind, **options):
     return make
 
 
-def gated_by(f):
-    return f
-
-
 TOKENS = {
     "linear": ("exact", lambda d: nn.Linear(d.units, 6)),
     "linear_without_bias": ("exact", lambda d: nn.Linear(d.units, d.units, bias=False)),
@@ -91,16 +83,16 @@ TOKENS = {
     "layer_scale": ("exact", _with(lambda m, x: x + m.w * x.tanh(), w=("c",))),
     "position_embedding": ("exact", _with(lambda m, x: x + m.w, w=(1, 6, "c"))),
     "class_token": ("exact", _with(lambda m, x: torch.cat((m.w.expand(len(x), -1, -1), x), 1), w=(1, 1, "c"))),
-    "query_tokens": ("renormalizes", _with(lambda m, x: (m.w @ x.mT).softmax(-1) @ x, w=(3, "c"))),
+    "query_tokens": ("exact", _with(lambda m, x: (m.w @ x.mT).softmax(-1) @ x, w=(3, "c"))),
     "einsum_heads": ("exact", _with(lambda m, x: torch.einsum("btc,chd->bthd", x, m.w).flatten(2), w=("c", 2, 3))),
     "einsum_by_head": (
         "exact",
-        _with(lambda m, x: torch.einsum("bthd,hde->bthe", x.unflatten(-1, (2, -1)), m.w).flatten(2), w=(2, 4, 4)),
+        _with(lambda m, x: torch.einsum("bthd,hde->bthe", x.unflatten(-1, (2, -1)), m.w).flatten(2), w=(2, "c/2", "c/2")),
     ),
-    "bilinear": ("exact", lambda d: Spatial(lambda m, x: m.b(x, x.sin()), b=nn.Bilinear(d.units, d.units, 5))),
+    "bilinear": ("exact", lambda d: Within(lambda m, x: m.b(x, x.sin()), b=nn.Bilinear(d.units, d.units, 5))),
     "bilinear_without_bias": (
         "exact",
-        lambda d: Spatial(lambda m, x: m.b(x, x), b=nn.Bilinear(d.units, d.units, 5, bias=False)),
+        lambda d: Within(lambda m, x: m.b(x, x), b=nn.Bilinear(d.units, d.units, 5, bias=False)),
     ),
     "addmm": ("exact", _with(lambda m, x: torch.addmm(m.b, x.flatten(0, 1), m.w)[None], b=(6,), w=("c", 6))),
     "addmm_beta": (
@@ -115,7 +107,7 @@ TOKENS = {
     "tensordot": ("exact", _with(lambda m, x: torch.tensordot(x, m.w, dims=1), w=("c", 5))),
     "cdist_to_prototypes": ("exact", _with(lambda m, x: torch.cdist(x, m.w), w=(7, "c"))),
     "cosine_to_prototypes": (
-        "renormalizes",
+        "exact",
         _with(lambda m, x: F.normalize(x, dim=-1) @ F.normalize(m.w, dim=-1).t(), w=(7, "c")),
     ),
     "complex_weights": (
@@ -124,7 +116,7 @@ TOKENS = {
             lambda m, x: torch.view_as_real(
                 torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.view_as_complex(m.w)
             ).flatten(-2),
-            w=(4, 2),
+            w=("c/2", 2),
         ),
     ),
     "rotary_complex": (
@@ -148,16 +140,16 @@ TOKENS = {
     "layer_norm_over_both": ("renormalizes", lambda d: nn.LayerNorm((6, d.units))),
     "rms_norm": ("renormalizes", lambda d: nn.RMSNorm(d.units)),
     "batch_norm_tokens": ("renormalizes", lambda d: nn.BatchNorm1d(6)),
-    "batch_norm": ("exact", lambda d: Spatial(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), n=nn.BatchNorm1d(d.units))),
+    "batch_norm": ("exact", lambda d: Within(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), n=nn.BatchNorm1d(d.units))),
     "group_norm_with_units_as_positions": ("renormalizes", lambda d: nn.GroupNorm(2, 6)),
     "instance_norm_over_units": ("renormalizes", lambda d: nn.InstanceNorm1d(6, affine=True)),
-    "prelu": ("exact", lambda d: Spatial(lambda m, x: m.p(x.transpose(1, 2)).transpose(1, 2), p=nn.PReLU(d.units))),
-    "embedding_of_argmax": ("any", lambda d: Spatial(lambda m, x: m.e(x.argmax(-1)), e=nn.Embedding(d.units, 5))),
+    "prelu": ("exact", lambda d: Within(lambda m, x: m.p(x.transpose(1, 2)).transpose(1, 2), p=nn.PReLU(d.units))),
+    "embedding_of_argmax": ("cut", lambda d: Within(lambda m, x: m.e(x.argmax(-1)), e=nn.Embedding(d.units, 5))),
     "mixture_of_tables": ("renormalizes", _with(lambda m, x: x.softmax(-1) @ m.w, w=("c", 5))),
     "codebook": ("exact", _with(lambda m, x: m.w[torch.cdist(x, m.w).argmin(-1)], w=(7, "c"))),
     "straight_through": ("exact", _with(lambda m, x: x + (m.w[torch.cdist(x, m.w).argmin(-1)] - x).detach(), w=(7, "c"))),
     "weight_norm": ("exact", lambda d: parametrizations.weight_norm(nn.Linear(d.units, d.units))),
-    "spectral_norm": ("any", lambda d: parametrizations.spectral_norm(nn.Linear(d.units, 6)).eval()),
+    "spectral_norm": ("cut", lambda d: parametrizations.spectral_norm(nn.Linear(d.units, 6)).eval()),
     "orthogonal": ("frozen", lambda d: parametrizations.orthogonal(nn.Linear(d.units, d.units))),
     "orthogonal_cayley": (
         "frozen",
@@ -168,49 +160,49 @@ TOKENS = {
         lambda d: parametrizations.orthogonal(nn.Linear(d.units, d.units), orthogonal_map="householder"),
     ),
     "attention": (
-        "any",
-        lambda d: Spatial(lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(d.units, 2, batch_first=True)),
+        "cut",
+        lambda d: Within(lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(d.units, 2, batch_first=True)),
     ),
     "attention_weights": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: sum(t.mean() for t in m.a(x, x, x, average_attn_weights=False)) + x,
             a=nn.MultiheadAttention(d.units, 2, batch_first=True),
         ),
     ),
     "attention_bias_kv": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: m.a(x, x, x)[0],
             a=nn.MultiheadAttention(d.units, 2, batch_first=True, add_bias_kv=True, add_zero_attn=True),
         ),
     ),
-    "encoder_layer": ("any", lambda d: nn.TransformerEncoderLayer(d.units, 2, 12, batch_first=True)),
+    "encoder_layer": ("cut", lambda d: nn.TransformerEncoderLayer(d.units, 2, 12, batch_first=True)),
     "decoder_layer": (
-        "any",
-        lambda d: Spatial(lambda m, x: m.l(x, x), l=nn.TransformerDecoderLayer(d.units, 2, 12, batch_first=True)),
+        "cut",
+        lambda d: Within(lambda m, x: m.l(x, x), l=nn.TransformerDecoderLayer(d.units, 2, 12, batch_first=True)),
     ),
     "max_norm_embedding": (
-        "any",
-        lambda d: Spatial(lambda m, x: x + m.e(torch.arange(6)), e=nn.Embedding(9, d.units, max_norm=1.0)),
+        "cut",
+        lambda d: Within(lambda m, x: x + m.e(torch.arange(6)), e=nn.Embedding(9, d.units, max_norm=1.0)),
     ),
     "bag_mean": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: x + m.e(torch.tensor([[1, 2], [3, 4]]))[:, None],
             e=nn.EmbeddingBag(9, d.units, mode="mean", padding_idx=3),
         ),
     ),
     "bag_max": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: x + m.e(torch.tensor([1, 2, 3]), torch.tensor([0, 1]))[:, None],
             e=nn.EmbeddingBag(9, d.units, mode="max"),
         ),
     ),
     "bag_weighted": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: (
                 x + m.e(torch.tensor([1, 2, 3]), torch.tensor([0, 1]), torch.tensor([0.3, 0.5, 2.0], dtype=x.dtype))[:, None]
             ),
@@ -218,15 +210,15 @@ TOKENS = {
         ),
     ),
     "adaptive_softmax": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: m.s.log_prob(x.flatten(0, 1))[None],
             s=nn.AdaptiveLogSoftmaxWithLoss(d.units, 12, [4, 8], div_value=1.0),
         ),
     ),
     "highway": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: m.g(x).sigmoid() * m.h(x).relu() + (1 - m.g(x).sigmoid()) * x,
             g=nn.Linear(d.units, d.units),
             h=nn.Linear(d.units, d.units),
@@ -234,42 +226,49 @@ TOKENS = {
     ),
     "low_rank": (
         "exact",
-        lambda d: Spatial(
+        lambda d: Within(
             lambda m, x: x + m.v(m.u(x)) * 2.0, u=nn.Linear(d.units, 4, bias=False), v=nn.Linear(4, d.units, bias=False)
         ),
     ),
     "weight_standardized": (
-        "any",
+        "cut",
         _with(lambda m, x: F.linear(x, (m.w - m.w.mean(1, keepdim=True)) / (m.w.std(1, keepdim=True) + 1e-3)), w=(6, "c")),
     ),
-    "tied_twice": ("any", _with(lambda m, x: F.linear(F.linear(x, m.w), m.w.t()), w=(6, "c"))),
-    "hypernetwork": ("any", _with(lambda m, x: torch.bmm(x, (x.mean(1) @ m.w).unflatten(-1, (-1, 3))), w=("c", 24))),
-    "batched_linear": ("any", _with(lambda m, x: torch.baddbmm(m.b, x, m.w), b=(2, 1, 5), w=(2, "c", 5))),
-    "masked_weight": ("any", _with(lambda m, x: F.linear(x, m.w * (m.w.detach().abs() > 0.1)), w=(6, "c"))),
+    "tied_twice": ("cut", _with(lambda m, x: F.linear(F.linear(x, m.w), m.w.t()), w=(6, "c"))),
+    "hypernetwork": ("cut", _with(lambda m, x: torch.bmm(x, (x.mean(1) @ m.w).unflatten(-1, (-1, 3))), w=("c", "3c"))),
+    "batched_linear": ("cut", _with(lambda m, x: torch.baddbmm(m.b, x, m.w), b=(2, 1, 5), w=(2, "c", 5))),
+    "masked_weight": ("cut", _with(lambda m, x: F.linear(x, m.w * (m.w.detach().abs() > 0.1)), w=(6, "c"))),
     "causal_weight": ("frozen", _with(lambda m, x: F.linear(x, m.w.tril()), w=("c", "c"))),
     "low_rank_matrix": ("exact", _with(lambda m, x: x @ (m.u @ m.v), u=("c", 3), v=(3, 6))),
-    "kron_weight": ("any", _with(lambda m, x: F.linear(x, torch.kron(m.u, m.v)), u=(3, 2), v=(2, 4))),
-    "block_diagonal": ("any", _with(lambda m, x: F.linear(x, torch.block_diag(m.u, m.v)), u=(3, 4), v=(2, 4))),
+    "kron_weight": ("cut", _with(lambda m, x: F.linear(x, torch.kron(m.u, m.v)), u=(3, 2), v=(2, "c/2"))),
+    "block_diagonal": ("cut", _with(lambda m, x: F.linear(x, torch.block_diag(m.u, m.v)), u=(3, "c/2"), v=(2, "c/2"))),
     "diagonal_weight": ("exact", _with(lambda m, x: x @ torch.diag(m.w), w=("c",))),
     "diag_embed_weight": ("exact", _with(lambda m, x: x @ torch.diag_embed(m.w), w=("c",))),
-    "trace_of_weight": ("any", _with(lambda m, x: x * m.w.trace() @ m.w, w=("c", "c"))),
+    "trace_of_weight": ("cut", _with(lambda m, x: x * m.w.trace() @ m.w, w=("c", "c"))),
     "inverse_of_weight": ("frozen", _with(lambda m, x: x @ torch.linalg.inv(m.w), w=("c", "c"))),
     "slice_of_weight": (
-        "any",
-        _with(lambda m, x: F.linear(x[..., :4], m.w[:, :4]) + F.linear(x[..., 4:], m.w[:, 4:]), w=(6, "c")),
+        "cut",
+        _with(
+            lambda m, x: (
+                F.linear(x[..., : x.shape[-1] // 2], m.w[:, : x.shape[-1] // 2])
+                + F.linear(x[..., x.shape[-1] // 2 :], m.w[:, x.shape[-1] // 2 :])
+            ),
+            w=(6, "c"),
+        ),
     ),
-    "table_flipped": ("any", _with(lambda m, x: x + m.w.flip(0), w=(6, "c"))),
-    "norm_of_weight": ("any", _with(lambda m, x: F.linear(x, m.w / m.w.norm()), w=(6, "c"))),
-    "logsumexp_pool": ("renormalizes", _with(lambda m, x: (x @ m.w).logsumexp(1, keepdim=True), w=("c", "c"))),
-    "attention_pool": ("any", _with(lambda m, x: ((x @ m.w).softmax(1)[..., None] * x).sum(1, keepdim=True), w=("c",))),
-    "autocast": ("any", lambda d: Spatial(lambda m, x: m.go(x), go=_Autocast(d.units))),
+    "table_flipped": ("cut", _with(lambda m, x: x + m.w.flip(0), w=(6, "c"))),
+    "norm_of_weight": ("cut", _with(lambda m, x: F.linear(x, m.w / m.w.norm()), w=(6, "c"))),
+    "logsumexp_pool": ("exact", _with(lambda m, x: (x @ m.w).logsumexp(1, keepdim=True), w=("c", "c"))),
+    "attention_pool": ("cut", _with(lambda m, x: ((x @ m.w).softmax(1)[..., None] * x).sum(1, keepdim=True), w=("c",))),
+    "flex_attention": ("cut", lambda d: Flexible(d.units)),
+    "autocast": ("cut", lambda d: Within(lambda m, x: m.go(x), go=_Autocast(d.units))),
     "checkpoint": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: torch.utils.checkpoint.checkpoint(m.l, x, use_reentrant=True), l=nn.Linear(d.units, d.units)
         ),
     ),
-    "own_function": ("any", lambda d: lambda x: _Twice.apply(x)),
+    "own_function": ("cut", lambda d: lambda x: _Twice.apply(x)),
 }
 
 
@@ -293,6 +292,20 @@ class _Twice(torch.autograd.Function):
         return g * 2
 
 
+class Flexible(nn.Module):
+    """Attention through a higher-order op."""
+
+    def __init__(self, c):
+        super().__init__()
+        from torch.nn.attention.flex_attention import flex_attention
+
+        self.attend, self.qkv, self.out = flex_attention, nn.Linear(c, 24), nn.Linear(8, c)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+
 IMAGE = {
     "conv": ("exact", lambda d: nn.Conv2d(d.units, 6, 3)),
     "conv_same": ("exact", lambda d: nn.Conv2d(d.units, 6, 3, padding="same")),
@@ -308,11 +321,11 @@ IMAGE = {
     "batch_norm": ("exact", lambda d: nn.BatchNorm2d(d.units)),
     "batch_norm_without_weights": ("renormalizes", lambda d: nn.BatchNorm2d(d.units, affine=False)),
     "batch_norm_of_the_batch": ("exact", lambda d: nn.BatchNorm2d(d.units, track_running_stats=False)),
-    "instance_norm": ("any", lambda d: nn.InstanceNorm2d(d.units)),
+    "instance_norm": ("cut", lambda d: nn.InstanceNorm2d(d.units)),
     "instance_norm_affine": ("exact", lambda d: nn.InstanceNorm2d(d.units, affine=True)),
     "group_norm": ("renormalizes", lambda d: nn.GroupNorm(2, d.units)),
     "group_norm_alone": ("renormalizes", lambda d: nn.GroupNorm(1, d.units)),
-    "group_norm_each": ("any", lambda d: nn.GroupNorm(d.units, d.units)),
+    "group_norm_each": ("cut", lambda d: nn.GroupNorm(d.units, d.units)),
     "local_response_norm": ("frozen", lambda d: nn.LocalResponseNorm(3)),
     "max_pool": ("exact", lambda d: nn.MaxPool2d(2, padding=1)),
     "max_pool_ceil": ("exact", lambda d: nn.MaxPool2d(4, ceil_mode=True)),
@@ -321,7 +334,7 @@ IMAGE = {
     "adaptive_max": ("exact", lambda d: nn.AdaptiveMaxPool2d(2)),
     "adaptive_avg_one": ("exact", lambda d: nn.AdaptiveAvgPool2d(1)),
     "max_unpool": ("exact", lambda d: lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)),
-    "fractional": ("exact", lambda d: Spatial(_fractional)),
+    "fractional": ("exact", lambda d: Within(_fractional)),
     "nearest": ("exact", lambda d: nn.Upsample(scale_factor=2)),
     "nearest_exact": ("exact", lambda d: nn.Upsample(scale_factor=2, mode="nearest-exact")),
     "bicubic": ("exact", lambda d: nn.Upsample(scale_factor=1.5, mode="bicubic")),
@@ -331,11 +344,11 @@ IMAGE = {
     "constant_pad": ("renormalizes", lambda d: nn.ConstantPad2d(1, 2.0)),
     "reflection_pad": ("exact", lambda d: nn.ReflectionPad2d(1)),
     "replication_pad": ("exact", lambda d: nn.ReplicationPad2d(1)),
-    "channel_pad": ("any", lambda d: lambda x: F.pad(x, (0, 0, 0, 0, 2, 2))),
-    "pixel_shuffle": ("any", lambda d: nn.PixelShuffle(2)),
+    "channel_pad": ("cut", lambda d: lambda x: F.pad(x, (0, 0, 0, 0, 2, 2))),
+    "pixel_shuffle": ("cut", lambda d: nn.PixelShuffle(2)),
     "pixel_unshuffle": ("exact", lambda d: nn.PixelUnshuffle(2)),
     "channel_shuffle": ("exact", lambda d: nn.ChannelShuffle(2)),
-    "channel_shuffle_groups": ("any", lambda d: nn.Sequential(nn.ChannelShuffle(2), nn.Conv2d(d.units, 6, 1, groups=2))),
+    "channel_shuffle_groups": ("cut", lambda d: nn.Sequential(nn.ChannelShuffle(2), nn.Conv2d(d.units, 6, 1, groups=2))),
     "unfold": ("exact", lambda d: lambda x: F.fold(F.unfold(x, 2, stride=2), (6, 6), 2, stride=2)),
     "grid_sample": (
         "exact",
@@ -358,8 +371,8 @@ IMAGE = {
         ),
     ),
     "spatial_transformer": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: F.grid_sample(
                 x, F.affine_grid(m.l(x.mean((2, 3))).view(-1, 2, 3), x.shape, align_corners=False), align_corners=False
             ),
@@ -385,8 +398,8 @@ IMAGE = {
         lambda d: lambda x: (((t := x.flatten(2)) @ t.mT).softmax(-1) @ t).unflatten(-1, (6, 6)),
     ),
     "squeeze_excite": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: x * m.u(m.d(x.mean((2, 3), keepdim=True)).relu()).sigmoid(),
             d=nn.Conv2d(d.units, 4, 1),
             u=nn.Conv2d(4, d.units, 1),
@@ -394,17 +407,17 @@ IMAGE = {
     ),
     "efficient_channel_attention": (
         "frozen",
-        lambda d: Spatial(
+        lambda d: Within(
             lambda m, x: x * m.c(x.mean((2, 3))[:, None]).sigmoid().squeeze(1)[..., None, None], c=nn.Conv1d(1, 1, 3, padding=1)
         ),
     ),
     "spatial_attention": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: x * m.c(torch.stack((x.mean(1), x.amax(1)), 1)).sigmoid(), c=nn.Conv2d(2, 1, 3, padding=1)
         ),
     ),
-    "simam": ("any", lambda d: lambda x: x * ((x - x.mean((2, 3), keepdim=True)).pow(2) / 3).sigmoid()),
+    "simam": ("cut", lambda d: lambda x: x * ((x - x.mean((2, 3), keepdim=True)).pow(2) / 3).sigmoid()),
     "global_response": (
         "renormalizes",
         lambda d: (
@@ -413,17 +426,20 @@ IMAGE = {
     ),
     "channels_last_linear": (
         "exact",
-        lambda d: Spatial(lambda m, x: m.l(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), l=nn.Linear(d.units, 5)),
+        lambda d: Within(lambda m, x: m.l(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), l=nn.Linear(d.units, 5)),
     ),
-    "maxout": ("any", lambda d: lambda x: x.unflatten(1, (-1, 2)).amax(2)),
-    "maxout_by_max": ("any", lambda d: lambda x: x.view(len(x), x.shape[1] // 2, 2, 6, 6).max(2)[0]),
+    "maxout": ("cut", lambda d: lambda x: x.unflatten(1, (-1, 2)).amax(2)),
+    "maxout_by_max": ("cut", lambda d: lambda x: x.view(len(x), x.shape[1] // 2, 2, 6, 6).max(2)[0]),
     "crelu": ("exact", lambda d: lambda x: torch.cat((x, -x), 1).relu()),
-    "shift": ("any", lambda d: lambda x: torch.cat((x[:, :4].roll(1, 2), x[:, 4:].roll(1, 3)), 1)),
-    "deformable": ("any", lambda d: Deform(d.units, 1, 1)),
-    "deformable_groups": ("any", lambda d: Deform(d.units, 2, 1)),
-    "deformable_parts": ("any", lambda d: Deform(d.units, 1, 2)),
-    "deformable_both": ("any", lambda d: Deform(d.units, 2, 2)),
-    "deformable_without_mask": ("any", lambda d: Deform(d.units, 1, 2, masked=False)),
+    "shift": (
+        "cut",
+        lambda d: lambda x: torch.cat((x[:, : x.shape[1] // 2].roll(1, 2), x[:, x.shape[1] // 2 :].roll(1, 3)), 1),
+    ),
+    "deformable": ("cut", lambda d: Deform(d.units, 1, 1)),
+    "deformable_groups": ("cut", lambda d: Deform(d.units, 2, 1)),
+    "deformable_parts": ("cut", lambda d: Deform(d.units, 1, 2)),
+    "deformable_both": ("cut", lambda d: Deform(d.units, 2, 2)),
+    "deformable_without_mask": ("cut", lambda d: Deform(d.units, 1, 2, masked=False)),
     "roi_align": ("exact", _roi("roi_align", sampling_ratio=2)),
     "blur_depthwise": (
         "exact",
@@ -434,8 +450,8 @@ IMAGE = {
         lambda d: Apply(lambda m, x: F.conv2d(x, m.k.expand(x.shape[1], 1, 3, 3), groups=x.shape[1]), k=torch.rand(1, 1, 3, 3)),
     ),
     "dynamic_filter": (
-        "any",
-        lambda d: Spatial(
+        "cut",
+        lambda d: Within(
             lambda m, x: F.conv2d(x.flatten(0, 1)[None], m.l(x.mean((2, 3))).view(-1, 1, 3, 3), groups=x.shape[0] * x.shape[1])[
                 0
             ].unflatten(0, (len(x), -1)),
@@ -443,13 +459,13 @@ IMAGE = {
         ),
     ),
     "weight_standardized": (
-        "any",
+        "cut",
         lambda d: Apply(
             lambda m, x: F.conv2d(x, (m.w - m.w.mean((1, 2, 3), keepdim=True)) / m.w.std((1, 2, 3), keepdim=True)),
             w=torch.randn(6, d.units, 3, 3),
         ),
     ),
-    "conv_spectral_norm": ("any", lambda d: parametrizations.spectral_norm(nn.Conv2d(d.units, 6, 3)).eval()),
+    "conv_spectral_norm": ("cut", lambda d: parametrizations.spectral_norm(nn.Conv2d(d.units, 6, 3)).eval()),
     "alpha_dropout": ("exact", lambda d: nn.FeatureAlphaDropout()),
     "dropout2d": ("exact", lambda d: nn.Dropout2d()),
     "drop_path": ("exact", lambda d: lambda x: x * x.new_ones((len(x), 1, 1, 1))),
@@ -460,10 +476,10 @@ SIGNAL = {
     "conv1d": ("exact", lambda d: nn.Conv1d(d.units, 6, 3, dilation=2)),
     "conv1d_depthwise_causal": (
         "exact",
-        lambda d: Spatial(lambda m, x: m.c(F.pad(x, (2, 0))), c=nn.Conv1d(d.units, d.units, 3, groups=d.units)),
+        lambda d: Within(lambda m, x: m.c(F.pad(x, (2, 0))), c=nn.Conv1d(d.units, d.units, 3, groups=d.units)),
     ),
     "transposed1d": ("exact", lambda d: nn.ConvTranspose1d(d.units, 6, 4, 2, 1)),
-    "lp_pool1d": ("any", lambda d: nn.Sequential(nn.Sigmoid(), nn.LPPool1d(3, 2))),
+    "lp_pool1d": ("cut", lambda d: nn.Sequential(nn.Sigmoid(), nn.LPPool1d(3, 2))),
     "adaptive_max1d": ("exact", lambda d: nn.AdaptiveMaxPool1d(3)),
     "max_unpool1d": ("exact", lambda d: lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), 2)),
     "linear1d": ("exact", lambda d: nn.Upsample(scale_factor=2, mode="linear")),
@@ -477,7 +493,7 @@ SIGNAL = {
     ),
     "cumulated": ("exact", lambda d: lambda x: x.cumsum(-1)),
     "stft": (
-        "any",
+        "frozen",
         lambda d: (
             lambda x: (
                 torch.stft(x.flatten(0, 1), 4, 2, window=torch.hann_window(4, dtype=x.dtype), return_complex=True)
@@ -487,7 +503,7 @@ SIGNAL = {
             )
         ),
     ),
-    "gated": ("any", lambda d: lambda x: F.glu(x, 1)),
+    "gated": ("cut", lambda d: lambda x: F.glu(x, 1)),
     "causal_mean": ("exact", lambda d: lambda x: x.cumsum(-1) / torch.arange(1, x.shape[-1] + 1, dtype=x.dtype)),
     "long_convolution": (
         "exact",
@@ -509,7 +525,7 @@ VOLUME = {
     ),
 }
 CASES = {
-    f"{layout}/{n}": (layout, kind, make)
+    f"{n}_of_{layout}": (layout, kind, make)
     for layout, table in (("tokens", TOKENS), ("image", IMAGE), ("signal", SIGNAL), ("volume", VOLUME))
     for n, (kind, make) in table.items()
 }

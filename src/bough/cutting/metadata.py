@@ -32,7 +32,8 @@ def refresh(module: nn.Module) -> None:
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.MultiheadAttention):
-        module.embed_dim = module.out_proj.weight.shape[0]
+        queries = module.in_proj_weight if module._qkv_same_embed_dim else module.q_proj_weight
+        module.embed_dim = queries.shape[1]  # what comes in; the output may be narrower
         module.head_dim = module.out_proj.weight.shape[1] // module.num_heads
         if module._qkv_same_embed_dim:
             module.kdim = module.vdim = module.embed_dim

@@ -19,6 +19,7 @@ from bough.spaces import Atom, Space, indices, normal
 from bough.tracing.execution import Execution
 from bough.tracing.stream import Call, swap, tensors_in
 from bough.tracing.trace import flatten, run, split_inputs, trace
+from bough.tracing.wrapped import eagerly
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _outputs(
     if dtype is not None:
         reference, compared = reference.to(dtype), compared.to(dtype)
     args, kwargs = split_inputs(_cast(example_inputs, dtype))
-    with torch.no_grad(), _Precisely(dtype):
+    with torch.no_grad(), _Precisely(dtype), eagerly():
         expected = list(flatten(_kept_only(reference, plan, args, kwargs)))
         actual = list(flatten(compared(*_copies(args), **_copies(kwargs))))
     return expected, actual
@@ -107,6 +108,8 @@ def _outputs(
 class _Precisely(TorchDispatchMode):
     """Floats that a model asks for by dtype are made in the compared dtype, where that is the wider one: many compute
     rotary angles or a softmax in float32, whose last bits depend on how wide the tensor is."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()

@@ -227,6 +227,20 @@ def _embedding(c: Context, call: Any, result: Any) -> Typing:
     return Typing((*index.axes, w.axes[1]), (*(False,) * len(index.axes), w.null[1]))
 
 
+@rule("flex_attention")
+def _flex_attention(c: Context, call: Any, result: Any) -> list[Typing]:
+    """Attention whose scores go through a function of the head's and the token's number; the widths of heads are free."""
+    q, k, v = (c.of(t) for t in call.args[:3])
+    for axis in (*q.axes[:-1], *k.axes[:-1], *v.axes[:-1]):
+        c.freeze(axis, "numbered in the function of the scores")
+    c.contract(q.axes[-1], k.axes[-1], q.null[-1] or k.null[-1])
+    c.mark("head_dim", q.axes[-1], v.axes[-1])
+    c.macs(*q.axes, k.axes[-2])
+    c.macs(*q.axes[:-1], k.axes[-2], v.axes[-1])
+    out = Typing((*q.axes[:-1], v.axes[-1]), (False,) * 3 + (v.null[-1],))
+    return [out, *(Typing(q.axes[:-1] if r.dim() == 3 else c.empty(r), (False,) * r.dim()) for r in result[1:])]
+
+
 @rule("scaled_dot_product_attention")
 def _attention(c: Context, call: Any, result: Any) -> Typing:
     q, k, v = (c.of(t) for t in call.args[:3])

@@ -66,6 +66,8 @@ def _index(c: Context, call: Any, result: Any) -> Typing:
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
 def _index_put(c: Context, call: Any, result: Any) -> Typing:
     x, values = c.of(call.args[0]), c.of(call.args[2])
+    if len(call.args[1]) == 1 and call.args[1][0].dtype in _BOOLS() and call.args[2].numel() == 1:
+        return _fill(c, x, c.of(call.args[1][0]))
     dims, picked, at = _indexed(c, x, call.args[1])
     _pick(c, x, dims, call.args[1])
     rest = [d for d in range(len(x.axes)) if d not in dims]
@@ -78,6 +80,13 @@ def _index_put(c: Context, call: Any, result: Any) -> Typing:
         if k <= len(values.axes) and target[-k] is x.axes[d]:
             null[d] = x.null[d] and values.null[-k]
     return Typing(x.axes, tuple(null), x.weight)
+
+
+def _fill(c: Context, x: Typing, mask: Typing) -> Typing:
+    """One number, where a mask over the first axes says."""
+    for a, b in zip(x.axes, mask.axes, strict=False):
+        c.unify(a, b)
+    return Typing(x.axes, (False,) * len(x.axes), x.weight)
 
 
 @rule("index_select")

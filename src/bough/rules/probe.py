@@ -38,7 +38,7 @@ def _plain(value: Any) -> Any:
 
 def _probed(call: Any, tensors: list[Tensor], zeros: list[bool]) -> str:
     """The worst of what comes out; an op that can not be run here is "other"."""
-    numbers = [(0.0,) if zero else (0.0, *_ANYTHING) for zero in zeros]
+    numbers = [(0.0, -0.0) if zero else (0.0, *_ANYTHING) for zero in zeros]
     rows = list(itertools.product(*numbers))
     apart = torch.tensor([all(z or v != 0 for z, v in zip(zeros, row, strict=True)) for row in rows])
     operands = iter([_column(t.dtype, [row[i] for row in rows]) for i, t in enumerate(tensors)])

@@ -78,6 +78,17 @@ def _masked_scatter(c: Context, call: Any, result: Any) -> Typing:
     return Typing(x.axes, null)
 
 
+@rule("segment_reduce")
+def _segments(c: Context, call: Any, result: Any) -> Typing:
+    """Sums, means, ... of consecutive slices along one axis."""
+    x = c.of(call.args[0])
+    d = call.kwargs.get("axis", 0) % len(x.axes)
+    c.freeze(x.axes[d], "reduced in segments")
+    plain = call.kwargs.get("initial") in (None, 0)
+    axes = (*x.axes[:d], c.data(result.shape[d]), *x.axes[d + 1 :])
+    return Typing(axes, tuple(n and plain for n in x.null))
+
+
 @rule("put")
 def _put(c: Context, call: Any, result: Any) -> Typing:
     x = c.of(call.args[0])

@@ -13,7 +13,7 @@ from bough.rules import POINTWISE, RULES, Context, Notes, Typing
 from bough.rules.indexing import inherit_ranges
 from bough.spaces import Space, normal
 from bough.tracing.arguments import meanings, normalized_shape
-from bough.tracing.execution import Execution, held_tensors
+from bough.tracing.execution import Execution, held_tensors, number_in
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.stream import Call, tensors_in
 
@@ -190,9 +190,9 @@ class Recorder:
         arguments.update(call.kwargs)
         for key, given in arguments.items():
             if isinstance(given, Tensor):
-                plain = given.numel() == 1 and given.dtype is not torch.bool and not given.is_complex()
-                if plain and floats and given.device.type != "meta" and self.value(given).constant:
-                    yield key, float(given)
+                number = number_in(given) if floats and self.value(given).constant else None
+                if number is not None:
+                    yield key, number
             elif type(given) is float or (type(given) in (int, TracedInt) and floats and call.pointwise):
                 yield key, float(given)
 

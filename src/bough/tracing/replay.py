@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bough.graph import Graph, OpRecord, atoms_of, sizes
 from bough.spaces import Atom, Space, count
-from bough.tracing.execution import Execution
+from bough.tracing.execution import Execution, number_in
 from bough.tracing.held import rewrite
 from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path
@@ -166,10 +166,8 @@ class Replay:
                 self.rescales.append(Rescale(record, (after / before) ** 0.5, 0))
         for key, old in record.scalars:
             given = call.args[key] if isinstance(key, int) else call.kwargs[key]
-            if isinstance(given, Tensor) and given.device.type == "meta":
-                continue
-            new = float(given)
-            if old == new:
+            new = number_in(given) if isinstance(given, Tensor) else float(given)
+            if new is None or old == new:
                 continue
             factor = _restoring(call.name.rstrip("_"), key, old, new)
             if factor is None:
@@ -186,11 +184,14 @@ _REARRANGING = frozenset(
 )
 
 
+_SCALES = (("scaled_dot_product_attention", 6), ("scaled_dot_product_attention", "scale"), ("flex_attention", 5))
+
+
 def _restoring(name: str, key: int | str, old: float, new: float) -> float | None:
     """The factor on the other argument that undoes a changed number, where there is one."""
     if not old or not new:
         return None
-    if name == "mul" or (name == "scaled_dot_product_attention" and key in (6, "scale")):
+    if name == "mul" or (name, key) in _SCALES:
         return old / new
     return new / old if name in ("div", "true_divide") and key == 1 else None
 

@@ -146,7 +146,9 @@ def _facts(func: Any) -> tuple[str, bool, bool]:
     """(rule name, pointwise, writes to the memory of an argument) of an ATen overload."""
     facts = _FACTS.get(func)
     if facts is None:
-        schema = func._schema
+        schema = getattr(func, "_schema", None)
+        if schema is None:
+            return _FACTS.setdefault(func, (str(func.name()), False, False))
         name = schema.name.removeprefix("aten::")
         writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
         writes = writes and torch.Tag.inplace_view not in func.tags  # such as t_: another look at the same memory
@@ -161,6 +163,8 @@ def _works_in_place(name: str) -> bool:
 
 
 class _DispatchMode(TorchDispatchMode):
+    supports_higher_order_operators = True  # such as flex_attention: ops like any other, with functions among their arguments
+
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self.stream = stream
