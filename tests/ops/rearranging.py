@@ -21,7 +21,7 @@ EXACT = {
     "adjoint": lambda x: x.mT.mT,
     "adjoint_H": lambda x: x.mH.mH,
     "negative_dims": lambda x: x.unsqueeze(-2).squeeze(-2),
-    "squeezed_all": lambda x: x[:1, :1].squeeze(),
+    "squeezed_all": lambda x: x[:1, :1].squeeze().unsqueeze(0),
     "expanded": lambda x: x[:, :1].expand(-1, 4, -1) + x[:, :4],
     "expanded_as": lambda x: x[:, :1].expand_as(x),
     "broadcast_to": lambda x: torch.broadcast_to(x[:1], x.shape),

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bough.spaces import UNIT, Atom, Space, Sum, freeze, is_frozen, unify
+from bough.spaces import UNIT, Atom, Product, Space, Sum, freeze, is_frozen, normal, unify
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ class Notes:
     integers: dict[str, Space] = field(default_factory=dict)
     renormalized: list[Space] = field(default_factory=list)
     undefined: list[Space] = field(default_factory=list)  # axes along which a masked unit makes the op divide by zero
+    counts: list[tuple[int, Space]] = field(default_factory=list)  # (position of an integer argument, what it counts)
     scale_of: Space | None = None
 
 
@@ -99,6 +100,10 @@ class Context:
         self.notes = Notes()
         self.last_read, self.read = self.read, None
 
+    @property
+    def name(self) -> str:
+        return self.call.name if self.call is not None else ""
+
     def reason(self, what: str) -> Reason:
         assert self.call is not None
         module, where = self._locate(self.call)
@@ -108,7 +113,7 @@ class Context:
         if a is not b:
             mixed = any(atom.reason is not None for s in (a, b) for atom in s.atoms)
             what = "mixed with data axes by a reshape" if mixed else "unaligned axes"
-            unify(a, b, _Lazy(self, self.call, what))
+            unify(a, b, _Lazy(self, self.call, what, (a, b)))
 
     def freeze(self, space: Space, what: str) -> None:
         if not is_frozen(space):
@@ -157,13 +162,22 @@ class Context:
 class _Lazy:
     """A reason that is worded only when someone reads it."""
 
-    def __init__(self, context: Context, call: Op | None, what: str) -> None:
-        self.context, self.call, self.what = context, call, what
+    def __init__(self, context: Context, call: Op | None, what: str, spaces: tuple[Space, Space]) -> None:
+        self.context, self.call, self.what, self.spaces = context, call, what, spaces
 
     def __str__(self) -> str:
         assert self.call is not None
         module, where = self.context._locate(self.call)
-        return str(Reason(self.what, self.call.name, module, where))
+        a, b = map(_sizes, self.spaces)
+        return str(Reason(f"{self.what}: {a} and {b}" if a != b else self.what, self.call.name, module, where))
+
+
+def _sizes(space: Space) -> str:
+    """How a space is made of its parts: "3 x 4", "6 + 2"."""
+    space = normal(space)
+    if isinstance(space, Sum):
+        return " + ".join(map(_sizes, space.terms))
+    return " x ".join(map(_sizes, space.factors)) if isinstance(space, Product) else str(space.size)
 
 
 def same(c: Context, call: Any, result: Any) -> Typing:

@@ -200,7 +200,8 @@ def _like(c: Context, call: Any, result: Any) -> Typing:
 
 
 @rule("arange", "linspace", "eye", "logspace", "tril_indices", "triu_indices", "randperm", "one_hot", "hann_window",
-      "bartlett_window", "blackman_window", "hamming_window", "kaiser_window", "range", "fft_fftfreq", "fft_rfftfreq")  # fmt: skip
+      "bartlett_window", "blackman_window", "hamming_window", "kaiser_window", "range", "fft_fftfreq",
+      "fft_rfftfreq")  # fmt: skip
 def _ordinal(c: Context, call: Any, result: Any) -> Typing:
     """Values that tell an index: which units are kept would matter."""
     for t in call.args:
@@ -220,6 +221,15 @@ def _nonzero(c: Context, call: Any, result: Any) -> Typing:
     return Typing(tuple(c.data(n) for n in result.shape), (False,) * result.dim(), ranges=numbered)
 
 
+@rule("isin")
+def _isin(c: Context, call: Any, result: Any) -> Typing:
+    """Each element against all of a second tensor."""
+    for axis in c.of(call.args[1]).axes if hasattr(call.args[1], "dim") else ():
+        c.freeze(axis, "compared with each element")
+    x = c.of(call.args[0]) if hasattr(call.args[0], "dim") else Typing((), ())
+    return Typing(x.axes, (False,) * len(x.axes))
+
+
 @rule("bincount", "histc")
 def _counted(c: Context, call: Any, result: Any) -> Typing:
     """How often each number occurs: an axis of the numbered units."""
@@ -229,8 +239,9 @@ def _counted(c: Context, call: Any, result: Any) -> Typing:
     return Typing((axis,), (True,))
 
 
-@rule("masked_select", "unique", "_unique", "_unique2", "unique_dim", "unique_consecutive", "multinomial", "searchsorted", "bucketize",
-      "repeat_interleave", "nonzero_static", "histogram", "_histogramdd_bin_edges", "_histogramdd_from_bin_cts")  # fmt: skip
+@rule("masked_select", "unique", "_unique", "_unique2", "unique_dim", "unique_consecutive", "multinomial", "searchsorted",
+      "bucketize", "repeat_interleave", "nonzero_static", "histogram", "_histogramdd_bin_edges",
+      "_histogramdd_from_bin_cts")  # fmt: skip
 def _data_dependent(c: Context, call: Any, result: Any) -> Any:
     x = c.of(call.args[0])
     for axis in x.axes:

@@ -71,6 +71,7 @@ def _group_norm(c: Context, call: Any, result: Any) -> Typing:
     groups = call.args[1]
     g, each = c.fresh(groups), c.fresh(x.axes[1].size // groups)
     c.notes.integers["num_groups"] = g
+    c.notes.counts.append((1, g))
     c.unify(x.axes[1], Product((g, each)))
     c.renormalizes(each, *x.axes[2:])
     null = _affine(c, [argument(call, 2, "weight"), argument(call, 3, "bias")], (x.axes[1],))

@@ -63,7 +63,7 @@ def _dropout(c: Context, call: Any, result: Any) -> list[Typing]:
 
 
 @rule("copy", "hardswish", "hardsigmoid", "hardshrink", "prelu", "_prelu_kernel", "rrelu", "celu", "floor_divide", "rsub",
-      "masked_fill", "where", "bitwise_not", "fill", "zero", "_masked_scale", "_add_relu", "isin", "rrelu_with_noise")  # fmt: skip
+      "masked_fill", "where", "bitwise_not", "fill", "zero", "_masked_scale", "_add_relu", "rrelu_with_noise")  # fmt: skip
 def _untagged(c: Context, call: Any, result: Any) -> Any:
     return pointwise(c, call, result)
 

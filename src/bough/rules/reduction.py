@@ -99,7 +99,8 @@ def _running(c: Context, call: Any, result: Any) -> Typing:
     for axis in x.axes[d : d + 1]:
         if call.name != "cumsum" or not x.null[d]:
             c.renormalizes(axis)
-    return Typing(x.axes, tuple(n and i != d for i, n in enumerate(x.null)))
+    zeros = call.name != "logcumsumexp"
+    return Typing(x.axes, tuple(n and i != d and zeros for i, n in enumerate(x.null)))
 
 
 @rule("cummax", "cummin", "flip", "roll", "rot90", "tril", "triu", "sort", "argsort", "kthvalue")

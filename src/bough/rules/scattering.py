@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bough.rules.context import Context, Typing, argument, rule
-from bough.rules.shape import segments
+from bough.rules.shape import part
 
 
 def _both(x: Typing, source: Typing, written: set[int]) -> tuple[bool, ...]:
@@ -26,7 +26,7 @@ def _slice_scatter(c: Context, call: Any, result: Any) -> Typing:
         if i != d or size == n:
             c.unify(a, b)
     if step == 1 and 0 < size < n:
-        c.unify(segments(c, x.axes[d], [start, size, n - start - size])[1], source.axes[d])
+        c.unify(part(c, x.axes[d], start, size), source.axes[d])
     elif size < n:
         for axis in (x.axes[d], source.axes[d]):
             c.freeze(axis, f"written with step {step}")
@@ -39,7 +39,7 @@ def _select_scatter(c: Context, call: Any, result: Any) -> Typing:
     d = argument(call, 2, "dim") % len(x.axes)
     n = x.axes[d].size
     at = argument(call, 3, "index") % n
-    segments(c, x.axes[d], [at, 1, n - at - 1])
+    part(c, x.axes[d], at, 1)
     for a, b in zip((a for i, a in enumerate(x.axes) if i != d), source.axes, strict=True):
         c.unify(a, b)
     return Typing(x.axes, _both(x, source, {d}))

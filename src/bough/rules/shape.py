@@ -176,6 +176,15 @@ def segments(c: Context, axis: Space, sizes: list[int]) -> list[Space]:
     return parts
 
 
+def part(c: Context, axis: Space, start: int, size: int) -> Space:
+    """One segment of `axis`; the op's index is the size of what lies before it."""
+    before, here, _ = segments(c, axis, [start, size, axis.size - start - size])
+    if start:
+        c.notes.integers["start"] = before
+        c.notes.counts.append((3 if c.name.endswith("_scatter") else 2, before))
+    return here
+
+
 def _with(x: Typing, d: int, axis: Space) -> Typing:
     return Typing((*x.axes[:d], axis, *x.axes[d + 1 :]), x.null, x.weight)
 
@@ -203,7 +212,7 @@ def _slice(c: Context, call: Any, result: Any) -> Typing:
     if size == 0:
         return _with(x, d, c.data(0))
     if step == 1:
-        return _with(x, d, segments(c, axis, [start, size, n - start - size])[1])
+        return _with(x, d, part(c, axis, start, size))
     if is_frozen(axis) and len(normal(axis).atoms) <= 1:
         return _with(x, d, c.data(size))
     if n % step or start >= step:
@@ -223,7 +232,7 @@ def _select(c: Context, call: Any, result: Any) -> Typing:
     if c.last_read is not None and c.last_read[0] == call.args[2]:
         c.pick(x.axes[d], Typing((), (), ranges=c.last_read[1]))
     else:
-        segments(c, x.axes[d], [at, 1, n - at - 1])
+        part(c, x.axes[d], at, 1)
     return Typing((*x.axes[:d], *x.axes[d + 1 :]), (*x.null[:d], *x.null[d + 1 :]), x.weight)
 
 

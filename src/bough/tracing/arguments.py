@@ -62,6 +62,10 @@ def _getitem(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: 
     source, target = of(args[0]), of(result)
     if sum(isinstance(i, (slice, int)) for i in index) < args[0].dim() and Ellipsis not in index:
         index = (*index, Ellipsis)
+    starts = [i.start if isinstance(i, slice) else i for i in index if isinstance(i, (slice, int))]
+    traced = [s for s in starts if isinstance(s, TracedInt)]
+    if "start" in notes.integers and len(traced) == 1 and sum(bool(s) for s in starts) == 1:
+        yield traced[0], notes.integers["start"]
     d = out = 0
     for i in index:
         if i is Ellipsis:

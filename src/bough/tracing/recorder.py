@@ -171,7 +171,7 @@ class Recorder:
         if call.name == "group_norm":
             self._equate([(call.args[1], notes.integers["num_groups"])], where)
         detail = tuple(_plain(a) for a in call.args)
-        scalars = () if constant else tuple(self._scalars(call, any(t.is_floating_point() for t in results)))
+        scalars = tuple(self._scalars(call, any(t.is_floating_point() for t in results)))
         self.ops.append(
             OpRecord(
                 call.index, call.name, module, where,
@@ -179,6 +179,7 @@ class Recorder:
                 tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
                 tuple(notes.renormalized), tuple(notes.undefined),
                 scalars, notes.scale_of, detail, None if constant and results else self._outcome(result, results),
+                tuple(notes.counts),
                 tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
             )
         )  # fmt: skip
