@@ -251,7 +251,14 @@ FROZEN = {
     "masked_select": lambda x: x.masked_select(x > -9).unsqueeze(0),
     "bincount_weights": lambda x: torch.bincount(torch.arange(x.shape[-1]) % 3, x[0, 0]).reshape(1, 1, 3),
 }
-CUT = {  # exact in truth, but not told: copies of a unit may be counted apart
+CUT = {  # of some of these, only units outside of a segment that code refers to by number
+    "unit_by_number": lambda x: x * x[..., 3, None],
+    "slice_by_numbers": lambda x: x + x[..., 2:3],
+    "unit_written": lambda x: x.clone().index_copy(1, torch.tensor([0]), x[:, 1:2]).slice_scatter(x[..., 4:5], -1, 2, 3),
+    "units_written_in_place": lambda x: (lambda y: (y[..., 2].copy_(x[..., 3]), y)[1])(x.clone()),
+    "group_norm_by_a_number": lambda x: F.group_norm(x.transpose(1, 2), 2).transpose(1, 2),
+    "divided_by_the_width_in_a_tensor": lambda x: x / torch.tensor(x.shape[-1]),
+    "times_the_root_of_the_width": lambda x: x * x.shape[-1] ** -0.5,
     "repeated_units": lambda x: x.repeat(1, 1, 2),
     "tile": lambda x: torch.tile(x, (2,)),
     "interleaved_units": lambda x: x.repeat_interleave(2, -1),
@@ -260,6 +267,10 @@ CUT = {  # exact in truth, but not told: copies of a unit may be counted apart
     "mse_unreduced": lambda x: x + F.mse_loss(x, x.sin(), reduction="none"),
 }
 HELD = {  # a number that torch computes from the width, or a path that it chooses by it
+    "mean_by_ones": lambda x: x + (x @ (torch.ones(x.shape[-1], dtype=x.dtype) / x.shape[-1]))[..., None],
+    "full_of_a_share": lambda x: x * torch.full((x.shape[-1],), 1.0 / x.shape[-1], dtype=x.dtype),
+    "numbers_over_the_width": lambda x: x * (torch.arange(6, dtype=x.dtype) / x.shape[-1])[:, None],
+    "temperature_in_a_tensor": lambda x: (x @ x.mT / torch.full((1,), x.shape[-1] ** 0.5, dtype=x.dtype)).softmax(-1) @ x,
     "cross_entropy_to_soft": lambda x: x + F.cross_entropy(x, x.softmax(-1)),
     "corrcoef": lambda x: x + torch.corrcoef(x[0]).mean(),
     "attention_without_weights": lambda x: F.scaled_dot_product_attention(x, x, x),

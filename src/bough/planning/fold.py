@@ -100,6 +100,8 @@ class _Flow:
             if key not in self.maker:
                 raise _Unfoldable("it reaches an input of the model")
             maker, output = self.maker[key]
+            if not maker.arguments:
+                raise _Unfoldable(f"it reaches a constant ({maker.name}, {maker.where})")
             for i, part in _through(maker, output, factors, side):
                 if not (np.isnan(part) | (part == 1)).all():  # who wants no change speaks up when someone else does
                     tell(maker, i, part)
