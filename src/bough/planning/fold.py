@@ -178,6 +178,8 @@ def _places(op: OpRecord, i: int) -> list[NDArray[np.int64]]:
         return np.split(ids, np.cumsum([r[dim] for r in results])[:-1], axis=dim)
     if name == "cat":
         dim = detail[1] if len(detail) > 1 else 0
+        if any(len(axes) != len(shape) for axes in op.arguments):
+            raise _Unfoldable(f"it meets {op.name} of tensors of different dims in {op.module} ({op.where})")
         parts = [ids if j == i else np.full(_shape(op, j), -1) for j in range(len(op.arguments))]
         return [np.concatenate(parts, axis=dim)]
     raise _Unfoldable(f"it meets {op.name} in {op.module} ({op.where})")

@@ -171,14 +171,16 @@ class Recorder:
         if call.name == "group_norm":
             self._equate([(call.args[1], notes.integers["num_groups"])], where)
         detail = tuple(_plain(a) for a in call.args)
-        scalars = tuple(self._scalars(call, any(t.is_floating_point() for t in results)))
+        number = constant and all(t.numel() == 1 for t in results)  # known where it is used
+        made = number and bool(results) and not values  # of a width, perhaps: of the new one then
+        scalars = () if number else tuple(self._scalars(call, any(t.is_floating_point() for t in results)))
         self.ops.append(
             OpRecord(
                 call.index, call.name, module, where,
                 tuple(v.number for v in values), tuple(v.typing.axes for v in values), tuple(v.state for v in values),
                 tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
                 tuple(notes.renormalized), tuple(notes.undefined),
-                scalars, notes.scale_of, detail, None if constant and results else self._outcome(result, results),
+                scalars, notes.scale_of, detail, None if made else self._outcome(result, results),
                 tuple(notes.counts),
                 tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
             )
