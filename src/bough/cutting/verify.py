@@ -18,6 +18,7 @@ from bough.spaces import Atom, Space, indices, normal
 from bough.tracing.execution import Execution
 from bough.tracing.stream import Call, swap, tensors_in
 from bough.tracing.trace import flatten, run, split_inputs, trace
+from bough.tracing.wrapped import eagerly
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def _outputs(
     if dtype is not None:
         reference, compared = reference.to(dtype), compared.to(dtype)
     args, kwargs = split_inputs(_cast(example_inputs, dtype))
-    with torch.no_grad(), _Precisely(dtype):
+    with torch.no_grad(), _Precisely(dtype), eagerly():
         expected = list(flatten(_kept_only(reference, plan, args, kwargs)))
         actual = list(flatten(compared(*_copies(args), **_copies(kwargs))))
     return expected, actual
@@ -106,6 +107,8 @@ def _outputs(
 class _Precisely(TorchDispatchMode):
     """Floats that a model asks for by dtype are made in the compared dtype, where that is the wider one: many compute
     rotary angles or a softmax in float32, whose last bits depend on how wide the tensor is."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -205,7 +208,7 @@ class _KeptOnly:
         axes = iter(record.arguments)
         args = swap(call.args, lambda t: self._slice(t, next(axes)))
         kwargs = {k: swap(v, lambda t: self._slice(t, next(axes))) for k, v in call.kwargs.items()}
-        args = _adapted(call.name, args, record.renormalized, self.kept)
+        args = _adapted(call.name, args, record, self.kept)
         result = call.func(*args, **kwargs)
         results = [self._spread(t, a) for t, a in zip(tensors_in(result), record.results, strict=True)]
         results = [self._numbered(t, r) for t, r in zip(results, record.ranges, strict=True)]
@@ -241,12 +244,14 @@ class _KeptOnly:
         return tensor
 
 
-def _adapted(name: str, args: tuple[Any, ...], renormalized: tuple[Space, ...], kept: Mapping[Atom, Any]) -> tuple[Any, ...]:
+def _adapted(name: str, args: tuple[Any, ...], record: OpRecord, kept: Mapping[Atom, Any]) -> tuple[Any, ...]:
     """The integer arguments of a normalization on fewer units."""
     if name in ("layer_norm", "rms_norm"):
         n = len(args[1])
         return (args[0], list(args[0].shape[-n:]), *args[2:])
     if name == "group_norm":
-        each = len(indices(renormalized[0], kept))
+        channels, positions = record.arguments[0][1], record.arguments[0][2:]
+        within = [s for s in record.renormalized if all(s is not p for p in positions)]
+        each = len(indices(within[0], kept)) if within else channels.size // int(args[1])
         return (args[0], args[0].shape[1] // each, *args[2:])
     return args

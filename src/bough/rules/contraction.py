@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bough.rules.context import KERNEL, Context, Typing, argument, rule
@@ -104,9 +105,23 @@ def _einsum(c: Context, call: Any, result: Any) -> Typing:
     operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
     typed = [c.of(t) for t in operands]
     inputs, output = _letters(call.args[0], [len(t.axes) for t in typed])
-    space: dict[str, Space] = {}
-    null: dict[str, bool] = {}
-    where: dict[str, int] = {}
+    return _product(c, typed, inputs, output)
+
+
+@rule("_trilinear")
+def _trilinear(c: Context, call: Any, result: Any) -> Typing:
+    """The product of three tensors, stretched along the axes that each lacks, summed over some."""
+    typed = [c.of(t) for t in call.args[:3]]
+    rank = len(typed[0].axes) + len(call.args[3])
+    inputs = [[d for d in range(rank) if d not in lacks] for lacks in call.args[3:6]]
+    return _product(c, typed, inputs, [d for d in range(rank) if d not in call.args[6]])
+
+
+def _product(c: Context, typed: list[Typing], inputs: Sequence[Sequence[Any]], output: Sequence[Any]) -> Typing:
+    """Multiplies tensors whose axes have names (`inputs`), and sums over the names that are not in `output`."""
+    space: dict[Any, Space] = {}
+    null: dict[Any, bool] = {}
+    where: dict[Any, int] = {}
     for letters, t in zip(inputs, typed, strict=True):
         for letter, axis, zero in zip(letters, t.axes, t.null, strict=True):
             if axis.size == 1 and letter in space:
@@ -148,6 +163,22 @@ def _letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
     return inputs, right.replace("...", extra)
 
 
+@rule("addmv", "addr", "addbmm")
+def _added(c: Context, call: Any, result: Any) -> Typing:
+    """A product (matrix by vector, outer, summed over a batch) that is added to a tensor."""
+    names = {"addmv": ("ij", "j", "i"), "addr": ("i", "j", "ij"), "addbmm": ("bij", "bjk", "ik")}
+    base, one, two = (c.of(t) for t in call.args[:3])
+    first, second, output = names[call.name.rstrip("_")]
+    made = _product(c, [one, two], [first, second], output)
+    null = list(made.null)
+    for i in range(1, len(made.axes) + 1):
+        own = len(base.axes) >= i and base.axes[-i].size == made.axes[-i].size
+        if own:
+            c.unify(base.axes[-i], made.axes[-i])
+        null[-i] = null[-i] and own and base.null[-i]
+    return Typing(made.axes, tuple(null))
+
+
 @rule("mv", "dot", "vdot")
 def _vector(c: Context, call: Any, result: Any) -> Typing:
     a, b = c.of(call.args[0]), c.of(call.args[1])
@@ -184,7 +215,8 @@ def _convolution(c: Context, call: Any, result: Any) -> Typing:
         c.mark("consumed", g)
         c.macs(x.axes[0], *_spatial(c, x, result, transposed), g, each_in, each_out, *kernel)
     c.mark("channel", outer)
-    null = _bias(c, bias, outer) and w.null[1 if transposed else 0]
+    null = w.null[1 if transposed else 0] or (groups == x.axes[1].size == outer.size and x.null[1])  # or depthwise
+    null = _bias(c, bias, outer) and null
     spatial = tuple(c.data(n, "spatial position") for n in result.shape[2:])
     return Typing((x.axes[0], outer, *spatial), (x.null[0] and bias is None, null, *(True,) * len(spatial)))
 
@@ -199,6 +231,20 @@ def _embedding(c: Context, call: Any, result: Any) -> Typing:
     c.pick(w.axes[0], index, "indexed by data")
     c.mark("residual", w.axes[1])
     return Typing((*index.axes, w.axes[1]), (*(False,) * len(index.axes), w.null[1]))
+
+
+@rule("flex_attention")
+def _flex_attention(c: Context, call: Any, result: Any) -> list[Typing]:
+    """Attention whose scores go through a function of the head's and the token's number; the widths of heads are free."""
+    q, k, v = (c.of(t) for t in call.args[:3])
+    for axis in (*q.axes[:-1], *k.axes[:-1], *v.axes[:-1]):
+        c.freeze(axis, "numbered in the function of the scores")
+    c.contract(q.axes[-1], k.axes[-1], q.null[-1] or k.null[-1])
+    c.mark("head_dim", q.axes[-1], v.axes[-1])
+    c.macs(*q.axes, k.axes[-2])
+    c.macs(*q.axes[:-1], k.axes[-2], v.axes[-1])
+    out = Typing((*q.axes[:-1], v.axes[-1]), (False,) * 3 + (v.null[-1],))
+    return [out, *(Typing(q.axes[:-1] if r.dim() == 3 else c.empty(r), (False,) * r.dim()) for r in result[1:])]
 
 
 @rule("scaled_dot_product_attention")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bough.graph import OpRecord, State, UnknownOp
+from bough.graph import OpRecord, State, UnknownOp, atoms_of
 from bough.rules import POINTWISE, RULES, Context, Notes, Typing
 from bough.rules.indexing import inherit_ranges
 from bough.spaces import Space, normal
 from bough.tracing.arguments import meanings, normalized_shape
-from bough.tracing.execution import Execution, held_tensors, memory
+from bough.tracing.execution import Execution, held_tensors, memory, number_in
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.stream import Call, tensors_in
 
@@ -21,10 +21,11 @@ from bough.tracing.stream import Call, tensors_in
 class Value:
     """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
 
-    __slots__ = ("constant", "number", "shape", "state", "storage", "typing")
+    __slots__ = ("constant", "number", "shape", "state", "storage", "typing", "written")
 
     def __init__(self, typing: Typing, number: int, storage: int, state: str = "", constant: bool = False) -> None:
         self.typing, self.number, self.storage, self.state = typing, number, storage, state
+        self.written: list[Space] = []  # spaces whose masked units a write to this memory made other than zero; views share it
         self.constant = constant  # depends neither on weights nor on inputs
         self.shape: torch.Size | None = None
 
@@ -81,7 +82,13 @@ class Recorder:
         return value  # type: ignore[no-any-return]
 
     def typing(self, tensor: Tensor) -> Typing:
-        return self.value(tensor).typing
+        value = self.value(tensor)
+        typing = value.typing
+        if not value.written or not any(typing.null):
+            return typing
+        atoms = atoms_of(tuple(value.written))
+        null = tuple(n and atoms.isdisjoint(normal(a).atoms) for n, a in zip(typing.null, typing.axes, strict=True))
+        return Typing(typing.axes, null, typing.weight, typing.ranges)
 
     # The handler's side of the stream
 
@@ -144,13 +151,19 @@ class Recorder:
         for tensor, typing in zip(results, typed, strict=True):
             old = getattr(tensor, "_bough", None)
             if old is not None:  # in place, or handed through
-                for a, b in zip(old.typing.axes, typing.axes, strict=True):
+                for a, b in zip(old.typing.axes, typing.axes, strict=True) if call.writes else ():
                     self.context.unify(a, b)
                 old.typing = Typing(typing.axes, typing.null, old.typing.weight)
                 new = self._value(old.typing, tensor.element_size(), call.index, old.storage, constant)
+                new.written = old.written
+                if call.writes:
+                    new.written += [a for a, n in zip(typing.axes, typing.null, strict=True) if not n]
             else:
-                shared = _storage_shared(tensor, tensors, values)
-                new = self._value(typing, tensor.element_size(), call.index, shared, constant)
+                shared = _viewed(tensor, tensors, values)
+                storage = None if shared is None else shared.storage
+                new = self._value(typing, tensor.element_size(), call.index, storage, constant)
+                if shared is not None:
+                    new.written = shared.written
             self._attach(tensor, new)
             numbers.append(new.number)
         notes = self.context.notes
@@ -165,14 +178,17 @@ class Recorder:
         if call.name == "group_norm":
             self._equate([(call.args[1], notes.integers["num_groups"])], where)
         detail = tuple(_plain(a) for a in call.args)
-        scalars = () if constant else tuple(self._scalars(call, any(t.is_floating_point() for t in results)))
+        number = constant and all(t.numel() == 1 for t in results)  # known where it is used
+        made = number and bool(results) and not values  # of a width, perhaps: of the new one then
+        scalars = () if number else tuple(self._scalars(call, any(t.is_floating_point() for t in results)))
         self.ops.append(
             OpRecord(
                 call.index, call.name, module, where,
                 tuple(v.number for v in values), tuple(v.typing.axes for v in values), tuple(v.state for v in values),
                 tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
                 tuple(notes.renormalized), tuple(notes.undefined),
-                scalars, notes.scale_of, detail, self._outcome(result, results),
+                scalars, notes.scale_of, detail, None if made else self._outcome(result, results),
+                tuple(notes.counts),
                 tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
                 tuple(notes.combined), tuple(notes.narrower),
             )
@@ -185,9 +201,9 @@ class Recorder:
         arguments.update(call.kwargs)
         for key, given in arguments.items():
             if isinstance(given, Tensor):
-                plain = given.dim() == 0 and given.is_floating_point() and given.device.type != "meta"
-                if plain and self.value(given).constant:
-                    yield key, float(given)
+                number = number_in(given) if floats and self.value(given).constant else None
+                if number is not None:
+                    yield key, number
             elif type(given) is float or (type(given) in (int, TracedInt) and floats and call.pointwise):
                 yield key, float(given)
 
@@ -221,12 +237,12 @@ class Recorder:
         return self.module_names.get(id(call.module), ""), f"{call.file}:{call.line}"
 
 
-def _storage_shared(result: Tensor, tensors: list[Tensor], values: list[Value]) -> int | None:
-    """The number of the storage of an argument that the result is a view of."""
+def _viewed(result: Tensor, tensors: list[Tensor], values: list[Value]) -> Value | None:
+    """The argument that the result is a view of."""
     memory = result.untyped_storage()._cdata
     for tensor, value in zip(tensors, values, strict=True):
         if tensor.device == result.device and tensor.untyped_storage()._cdata == memory:
-            return value.storage
+            return value
     return None
 
 

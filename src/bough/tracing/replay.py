@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bough.graph import Graph, OpRecord, atoms_of, sizes
 from bough.spaces import Atom, Space, count
-from bough.tracing.execution import Execution
+from bough.tracing.execution import Execution, number_in
 from bough.tracing.held import rewrite
 from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path
@@ -92,6 +92,8 @@ class Replay:
         if self.graph.real and call.name == "select":  # of as many units as there were
             x, dim, at = call.args
             call = dataclasses.replace(call, args=(x, dim, min(at, x.shape[dim] - 1)))
+        if sum(not self._counts(record, call, position, space) for position, space in record.counts):
+            return self._expected(call, expected)
         try:
             result = self.execution.run(call)
         except Exception as error:
@@ -103,8 +105,9 @@ class Replay:
         results = tensors_in(result)
         for tensor, shape, axes in zip(results, expected, record.results, strict=False):
             if tuple(tensor.shape) != shape:
+                wrong = tuple(a for a, n, m in zip(axes, tensor.shape, shape, strict=False) if n != m) or axes
                 what = f"stale integer: the shape is {list(tensor.shape)} and should be {list(shape)}"
-                self._conflict(record, what, _stale(axes, tuple(tensor.shape), shape))
+                self._conflict(record, what, wrong, self._stale(axes, tuple(tensor.shape)))
                 return self._expected(call, expected)
         self._scalars(record, call)
         return result
@@ -143,11 +146,33 @@ class Replay:
                 made.append(cut.clamp(max=top) if top is not None else cut.clone())
         return _in_form(call, made)
 
-    def _conflict(self, record: OpRecord, what: str, axes: tuple[Any, ...]) -> None:
+    def _counts(self, record: OpRecord, call: Call, position: int, counted: Space) -> bool:
+        """Whether an integer that no shape depends on, such as a number of groups or the start of a slice, is right."""
+        given = call.args[position] if len(call.args) > position else call.kwargs.get("start", call.kwargs.get("index"))
+        value, should = given or 0, count(counted, self.kept)
+        if value < 0:  # from the end
+            value += call.args[0].shape[call.args[position - 1]]
+        if value != should:
+            self._conflict(record, f"stale integer: {value}, which should be {should}", (counted,))
+        return bool(value == should)
+
+    def _stale(self, axes: tuple[Space, ...], shape: tuple[int, ...]) -> frozenset[Atom]:
+        """A cut atom for each axis of a wrong size that explains it: the size is as if that atom were whole.
+
+        Of several the smallest, as numbers written into code are; where that is wrong, the next replay tells.
+        """
+        guilty: set[Atom] = set()
+        for axis, n in zip(axes, shape, strict=False):
+            if n != count(axis, self.kept):
+                told = [a for a in self._cut((axis,)) if n == count(axis, {**self.kept, a: a.size})]
+                guilty.update(sorted(told, key=lambda a: a.size)[:1])
+        return frozenset(guilty)
+
+    def _conflict(self, record: OpRecord, what: str, axes: tuple[Any, ...], guilty: frozenset[Atom] = frozenset()) -> None:
         spaces: list[Space] = []
         for a in axes:
             spaces.extend(a if isinstance(a, tuple) else (a,))
-        cut = self._cut(tuple(spaces)) or self._cut(tuple(s for axes in record.arguments for s in axes))
+        cut = guilty or self._cut(tuple(spaces)) or self._cut(tuple(s for axes in record.arguments for s in axes))
         self.conflicts.append(Conflict(what, record, cut))
         if not cut:
             raise Diverged(what)
@@ -168,10 +193,8 @@ class Replay:
                 self.rescales.append(Rescale(record, (after / before) ** 0.5, 0))
         for key, old in record.scalars:
             given = call.args[key] if isinstance(key, int) else call.kwargs[key]
-            if isinstance(given, Tensor) and given.device.type == "meta":
-                continue
-            new = float(given)
-            if old == new:
+            new = number_in(given) if isinstance(given, Tensor) else float(given)
+            if new is None or old == new:
                 continue
             factor = _restoring(call.name.rstrip("_"), key, old, new)
             if factor is None:
@@ -183,22 +206,19 @@ class Replay:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
 
 
-def _stale(axes: tuple[Space, ...], found: tuple[int, ...], expected: tuple[int, ...]) -> tuple[Space, ...]:
-    """The axes that are as long as they were and should not be; other wrong ones may only have followed (a -1 in a view)."""
-    wrong = [(a, n) for a, n, m in zip(axes, found, expected, strict=False) if n != m]
-    return tuple(a for a, n in wrong if n == a.size) or tuple(a for a, _ in wrong) or axes
-
-
 _REARRANGING = frozenset(
     ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_")
 )
+
+
+_SCALES = (("scaled_dot_product_attention", 6), ("scaled_dot_product_attention", "scale"), ("flex_attention", 5))
 
 
 def _restoring(name: str, key: int | str, old: float, new: float) -> float | None:
     """The factor on the other argument that undoes a changed number, where there is one."""
     if not old or not new:
         return None
-    if name == "mul" or (name == "scaled_dot_product_attention" and key in (6, "scale")):
+    if name == "mul" or (name, key) in _SCALES:
         return old / new
     return new / old if name in ("div", "true_divide") and key == 1 else None
 

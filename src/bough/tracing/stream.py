@@ -43,6 +43,7 @@ WHOLE: dict[Any, str] = {
     Tensor.contiguous: "contiguous",
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
+    **dict.fromkeys((torch.take_along_dim, Tensor.take_along_dim), "take_along_dim"),
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
     **{getattr(torch._VF, name): name for name in _RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
 }
@@ -55,6 +56,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "matmul": ("input", "other"),
     "bmm": ("input", "mat2"),
     "reshape": ("input", "shape"),
+    "take_along_dim": ("input", "indices", "dim"),
 }
 _CHUNKS = {torch.chunk, Tensor.chunk}  # equations hold between their results, whatever the arguments
 _STEP_INTO = {F.__name__, torch.functional.__name__}
@@ -73,7 +75,7 @@ class Call:
     file: str
     line: int
     pointwise: bool
-    aliases: bool
+    writes: bool  # to the memory of an argument
 
     @property
     def where(self) -> str:
@@ -127,9 +129,9 @@ class Stream:
         self._functions.__exit__(*error)
         self._dispatch.__exit__(*error)
 
-    def submit(self, name: str, func: Any, args: Any, kwargs: Any, pointwise: bool, aliases: bool) -> Any:
+    def submit(self, name: str, func: Any, args: Any, kwargs: Any, pointwise: bool, writes: bool) -> Any:
         module, file, line = here()
-        call = Call(self.count, name, func, args, kwargs, module, file, line, pointwise, aliases)
+        call = Call(self.count, name, func, args, kwargs, module, file, line, pointwise, writes)
         self.count += 1
         return self.quietly(self.handler.op, call)
 
@@ -146,13 +148,16 @@ _FACTS: dict[Any, tuple[str, bool, bool]] = {}
 
 
 def _facts(func: Any) -> tuple[str, bool, bool]:
-    """(rule name, pointwise, returns an alias of an argument) of an ATen overload."""
+    """(rule name, pointwise, writes to the memory of an argument) of an ATen overload."""
     facts = _FACTS.get(func)
     if facts is None:
-        schema = func._schema
+        schema = getattr(func, "_schema", None)
+        if schema is None:
+            return _FACTS.setdefault(func, (str(func.name()), False, False))
         name = schema.name.removeprefix("aten::")
-        aliases = any(r.alias_info is not None for r in schema.returns) or name == "_unsafe_view"
-        facts = _FACTS[func] = (name, torch.Tag.pointwise in func.tags or _works_in_place(name), aliases)
+        writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+        writes = writes and torch.Tag.inplace_view not in func.tags  # such as t_: another look at the same memory
+        facts = _FACTS[func] = (name, torch.Tag.pointwise in func.tags or _works_in_place(name), writes)
     return facts
 
 
@@ -163,6 +168,8 @@ def _works_in_place(name: str) -> bool:
 
 
 class _DispatchMode(TorchDispatchMode):
+    supports_higher_order_operators = True  # such as flex_attention: ops like any other, with functions among their arguments
+
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self.stream = stream
@@ -170,11 +177,11 @@ class _DispatchMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.stream.quiet:
             return func(*args, **(kwargs or {}))
-        name, pointwise, aliases = _facts(func)
+        name, pointwise, writes = _facts(func)
         owned = self.stream.handler.owned
         args = swap(args, owned)
         kwargs = {k: swap(v, owned) for k, v in kwargs.items()} if kwargs else {}
-        return self.stream.submit(name, func, args, kwargs, pointwise, aliases)
+        return self.stream.submit(name, func, args, kwargs, pointwise, writes)
 
 
 def swap(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
