@@ -121,8 +121,8 @@ def write(model: nn.Module, path: Path, new: Any) -> None:
         return
 
 
-def rewrite(model: nn.Module, values: Mapping[str, int], sequences: Mapping[str, list[int]]) -> None:
-    """Sets integers by their paths ("module:attribute:key"), and of lists keeps the items told."""
+def rewrite(model: nn.Module, values: Mapping[str, float], sequences: Mapping[str, list[int]]) -> None:
+    """Sets numbers by their paths ("module:attribute:key"), and of lists keeps the items told."""
     for key, value in values.items():
         write(model, tuple(key.split(":")), value)
     for key, stay in sequences.items():

@@ -162,7 +162,7 @@ class Replay:
             if factor is None:
                 self.conflicts.append(Conflict(f"the number {old:g} becomes {new:g}", record, self._blame(record)))
             else:
-                self.rescales.append(Rescale(record, factor, 1 if key == 0 else 0))
+                self.rescales.append(Rescale(record, factor, 1 if key in (0, "alpha") else 0))
 
     def _blame(self, record: OpRecord) -> frozenset[Atom]:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
@@ -173,11 +173,16 @@ _REARRANGING = frozenset(
 )
 
 
+_FACTORS = frozenset(
+    [("scaled_dot_product_attention", 6), ("scaled_dot_product_attention", "scale"), ("baddbmm", "alpha"), ("addmm", "alpha")]
+)
+
+
 def _restoring(name: str, key: int | str, old: float, new: float) -> float | None:
     """The factor on the other argument that undoes a changed number, where there is one."""
     if not old or not new:
         return None
-    if name == "mul" or (name == "scaled_dot_product_attention" and key in (6, "scale")):
+    if name == "mul" or (name, key) in _FACTORS:
         return old / new
     return new / old if name in ("div", "true_divide") and key == 1 else None
 
@@ -195,7 +200,7 @@ def _in_form(call: Call, made: list[Tensor]) -> Any:
     return made[0] if len(made) == 1 else tuple(made)
 
 
-def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, int]) -> Replay:
+def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, float]) -> Replay:
     """Runs the model at the cut sizes and gives what does not agree; the model stays as it was."""
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
     execution = Execution(graph.model, False, shapes)
@@ -203,10 +208,11 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, int
 
     def prepare() -> None:
         rewrite(graph.model, *graph.layer_notes)
+        rewrite(graph.model, {":".join(p): v for p, v in attributes.items() if type(v) is float}, {})
         leave_out(graph.model, [(x.name, x.form, bool(x.container)) for x in graph.left_out])
 
     try:
-        run(handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: attributes.get(path, n), prepare)
+        run(handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: int(attributes.get(path, n)), prepare)
     except Exception as error:
         if not handler.conflicts:
             done = graph.ops[-1] if graph.ops else None

@@ -23,6 +23,8 @@ from bough.tracing.recorder import Recorder
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.wrapped import eagerly, traceable
 
+UNUSED = "never summed over: nothing tells what removing its units would mean"
+
 
 def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), real: bool = False) -> Graph:
     """Runs `model` once, in the mode it is in, and gives its typed graph; the model stays exactly as it was.
@@ -202,7 +204,7 @@ def _groups(recorder: Recorder) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
             continue
         kind = _kind(marks.get(atom, set()), places, recorder.states)
         if atom.reason is None and "consumed" not in marks.get(atom, ()):
-            atom.reason = "never summed over: nothing tells what removing its units would mean"
+            atom.reason = UNUSED
         name = _name(atom, kind, places, recorder.states, used)
         if atom.reason is None:
             groups.append(Group(name, kind, atom.size, atom not in renormalized, tuple(places), atom))
