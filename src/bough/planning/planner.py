@@ -72,6 +72,7 @@ def plan(
     whole, graph = graph, left_out(graph, chosen(graph, drop, keep, scores))
     keep = widths(whole, keep)
     even = Uniform(whole) if uniform else None
+    graph = even.relayered(graph) if even else graph
     alike = even.within(graph) if even else []
     held = _held(graph, ignore, exact_only)
     for _ in range(len(graph.groups) + 1 + (even.patience if even else 0)):

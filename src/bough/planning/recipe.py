@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from bough.errors import PlanError
 from bough.planning.config import Field, changed, curious, integers
+from bough.tracing.execution import held_tensors
 from bough.tracing.held import held_values
 from bough.tracing.provenance import Path
 from bough.tracing.trace import unchanged_rng
@@ -31,7 +32,7 @@ _FILLING = frozenset(("normal_", "uniform_", "trunc_normal_", "zero_", "fill_", 
 class Build:
     """What a class makes of a config.
 
-    `floats` are the numbers that its modules hold; `computed` the buffers that no checkpoint holds, by name.
+    `floats` are the numbers that its modules hold; `computed` the tensors that no checkpoint holds, by name.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -40,7 +41,7 @@ class Build:
     computed: dict[str, Tensor]
 
     def computes_alike(self, other: Build) -> bool:
-        """Whether both compute the same buffers; one of another size has to be constant."""
+        """Whether both compute the same tensors; one of another size has to be constant."""
         return self.computed.keys() == other.computed.keys() and all(
             _alike(v, other.computed[k]) for k, v in self.computed.items()
         )
@@ -119,8 +120,7 @@ def describe(model: nn.Module) -> Build:
         for key, value in module.__dict__.items()
         if type(value) is float
     }
-    saved = model.state_dict(keep_vars=True)
-    computed = {n: b for n, b in model.named_buffers(remove_duplicate=False) if n not in saved}
+    computed = {n: t for n, t, _, saved in held_tensors(model) if not saved}
     return Build(shapes(model), numbers, floats, computed)
 
 

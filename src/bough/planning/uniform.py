@@ -17,8 +17,9 @@ from bough.errors import PlanError
 from bough.graph import Graph
 from bough.planning.moves import Move, Moves
 from bough.planning.recipe import Build, Recipe
+from bough.planning.relayer import relayered
 from bough.planning.widths import Widths
-from bough.tracing.held import read
+from bough.tracing.held import holds
 from bough.tracing.provenance import Path
 
 Shares = Mapping[Move, Fraction]
@@ -52,7 +53,7 @@ class Uniform:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.held: dict[str, str] = {}
-        recipe = Recipe.of(graph.model)
+        self._recipe = recipe = Recipe.of(graph.model)
         self.tells = recipe is not None
         if recipe is None:
             self.classes, self._steps = _places(graph), {}
@@ -88,6 +89,14 @@ class Uniform:
         classes = [[n for n in names if n in there] for names in self.classes]
         return [c for c in classes if c]
 
+    def relayered(self, graph: Graph) -> Graph:
+        """The same graph without some layers, with notes of them as the class tells.
+
+        Raises:
+            PlanError: no config can say that these layers are left out.
+        """
+        return relayered(graph, self._recipe, self._moves.start) if self._recipe is not None and graph.left_out else graph
+
     def told(self, counts: Mapping[str, int]) -> Told | None:
         """What the model must be told, and what is to be done beside cutting groups, at these counts.
 
@@ -105,7 +114,9 @@ class Uniform:
         start = self._moves.start
         numbers: dict[Path, float] = {p: n for p, n in made.integers.items() if start.integers.get(p) != n}
         explicit = {("", "config", *f) for f in self._moves.explicit}
-        numbers = {p: n for p, n in {**numbers, **made.floats_unlike(start)}.items() if p in explicit or self._holds(p)}
+        numbers = {
+            p: n for p, n in {**numbers, **made.floats_unlike(start)}.items() if p in explicit or holds(self.graph.model, p)
+        }
         return Told(numbers, self._idle(made, counts))
 
     def _idle(self, made: Build, counts: Mapping[str, int]) -> dict[tuple[str, int], tuple[str | None, int]]:
@@ -147,13 +158,6 @@ class Uniform:
                 return
         self._steps[move] = 1
         self.held.update(dict.fromkeys(move.groups, "uniform=True: the model's class can not be built with another width"))
-
-    def _holds(self, path: Path) -> bool:
-        try:
-            read(self.graph.model, path)
-        except (AttributeError, KeyError, IndexError, ValueError):
-            return False
-        return True
 
 
 def _places(graph: Graph) -> list[tuple[str, ...]]:

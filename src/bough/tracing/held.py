@@ -104,6 +104,15 @@ def read(model: nn.Module, path: Path) -> Any:
     return value
 
 
+def holds(model: nn.Module, path: Path) -> bool:
+    """Whether something is held at `path`."""
+    try:
+        read(model, path)
+    except (AttributeError, KeyError, IndexError, ValueError):
+        return False
+    return True
+
+
 def write(model: nn.Module, path: Path, new: Any) -> None:
     """Sets the value held at `path`; tuples and lists on the way are made anew."""
     holders: list[Any] = [model.get_submodule(path[0])]

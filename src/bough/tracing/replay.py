@@ -169,7 +169,19 @@ class Replay:
 
 
 _REARRANGING = frozenset(
-    ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_")
+    (
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "reshape",
+        "view",
+        "_unsafe_view",
+        "clone",
+        "contiguous",
+        "repeat",
+        "as_strided_",
+        "lift_fresh",
+    )  # a constant made for each layer, of which one is left out
 )
 
 
