@@ -19,6 +19,7 @@ from bough.planning.recipe import Build, Recipe
 from bough.planning.widths import Widths
 
 _MOST_TOGETHER = 3
+_PATIENCE = 3  # a field that refuses so many widths of the model stands for none
 Fields = tuple[Field, ...]
 
 
@@ -47,7 +48,7 @@ class Moves:
         self._recipe, self._widths = recipe, widths
         self._kinds = {g.name: g.kind for g in graph.groups}
         self._touched: dict[Field, frozenset[str]] = {}  # by each field alone, where it is built at all
-        self._blocked: dict[Field, frozenset[str]] = {}  # the same of fields that also set what is no group's
+        self._beside: dict[Field, frozenset[str]] = {}  # the same of those that also set what is no group's
         self._found: dict[Fields, Move] = {}
         self.start = recipe.make({})
         self.explicit: dict[Field, int] = {}
@@ -62,7 +63,7 @@ class Moves:
     def unsaid(self, group: str) -> str:
         """Why no move has `group`."""
         for fields, but in (
-            (self._blocked, ", which also set what has to stay"),
+            (self._beside, ", which also set what has to stay"),
             (self._touched, ", only with what can not follow"),
         ):
             names = [".".join(f) for f, groups in fields.items() if group in groups]
@@ -82,9 +83,12 @@ class Moves:
     def _make_explicit(self, field: Field) -> None:
         """Finds the width that an absent field stands for: set to it, it changes nothing; set to others, it does."""
         same: list[int] = []
-        others = 0
+        others = refused = 0
         for size in sorted({self._widths.size(g) for g in self._kinds}):
             made = self.build({field: size})
+            refused += made is None
+            if refused == _PATIENCE:
+                return
             if made is None:
                 continue
             if made.shapes.keys() != self.start.shapes.keys():  # it switches parts on and off
@@ -102,9 +106,10 @@ class Moves:
         made = self.build({field: value // _primes(value)[0]})
         if made is None:
             return True  # it may be built together with others
-        groups, only = self._widths.touched(made)
-        (self._touched if only else self._blocked)[field] = groups
-        return only and bool(groups)
+        self._touched[field], only = self._widths.touched(made)
+        if not only:
+            self._beside[field] = self._touched[field]
+        return bool(self._touched[field])  # what it sets beside groups, another field may set back
 
     def _search(self) -> None:
         """Tries fields one by one, lists of them, and more together while there are groups that no move has."""

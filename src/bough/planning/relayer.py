@@ -55,9 +55,8 @@ def relayered(graph: Graph, recipe: Recipe, start: Build) -> Graph:
 def _tries(graph: Graph) -> Iterator[tuple[Guess, ...]]:
     """All guesses about the config, then fewer and fewer."""
     numbers, lists = graph.layer_notes
-    guesses: list[Guess] = [
-        (tuple(key.split(":")[2:]), value) for key, value in {**numbers, **lists}.items() if key.startswith(":config:")
-    ]
+    notes: dict[str, int | list[int]] = {**numbers, **lists}
+    guesses = [(tuple(key.split(":")[2:]), value) for key, value in notes.items() if key.startswith(":config:")]
     for n in range(len(guesses), 0, -1):
         yield from combinations(guesses, n)
 
