@@ -127,3 +127,26 @@ def test_heads_may_differ_from_layer_to_layer():
     small = bough.cut(model, plan)
     assert [layer.self_attn.k_proj.out_features for layer in small.model.layers] == [6, 18]
     equal(small, small, inputs)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2"])
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_cache_may_be_an_example_input_and_stays_as_it_was(family, filled):
+    model, inputs = built(family)
+    cache = transformers_cache(model, inputs) if filled else transformers_cache()
+    before = cache.get_seq_length()
+    given = {**inputs, "past_key_values": cache}
+    given["attention_mask"] = torch.ones(2, before + inputs["input_ids"].shape[1], dtype=torch.long)
+    plan = planned(model, given, keep=0.5)
+    small = bough.cut(model, plan)
+    assert bough.verify(model, small, plan, given).equal
+    assert cache.get_seq_length() == before
+    assert any(k < n for k, n in plan.groups.values())
+    equal(small, small, inputs)
+
+
+@torch.no_grad()
+def transformers_cache(model=None, inputs=None):
+    from transformers import DynamicCache
+
+    return DynamicCache() if model is None else model(**inputs, use_cache=True).past_key_values

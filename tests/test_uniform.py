@@ -207,6 +207,8 @@ def test_a_tensor_that_the_run_does_not_read_follows():
     _, plan = planned(net)
     small = bough.cut(net, plan)
     assert torch.equal(small.mask, net.mask[plan.kept["enter.weight"][0]])
+    assert plan.cost.params == sum(p.numel() for p in small.parameters())
+    assert plan.cost.size == sum(t.nbytes for t in small.state_dict().values())
 
 
 def test_layers_left_out_are_told():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,9 +240,21 @@ def _plan(
     return Plan(
         graph.fingerprint, cut, {g.name: (counts[g.name], g.size) for g in graph.groups}, {**values, **about_layers}, scales,
         tuple(g.name for g in graph.groups if g.atom in kept and not g.exact), dict(tied.held),
-        graph.cost(counts), whole.cost(), {n: list(graph.tensor(n).shape) for n in cut},
+        _without_idle(graph, graph.cost(counts), cut, told), whole.cost(), {n: list(graph.tensor(n).shape) for n in cut},
         {x.name: (x.form, bool(x.container)) for x in graph.left_out}, sequences,
     )  # fmt: skip
+
+
+def _without_idle(graph: Graph, cost: Cost, cut: Mapping[str, Mapping[int, list[int]]], told: Told) -> Cost:
+    """The cost less what tensors that nothing comes of lose beside what their groups do."""
+    params, size = cost.params, cost.size
+    for name in {name for name, _ in told.idle} & graph.states.keys():
+        state, shape = graph.states[name], list(graph.tensor(name).shape)
+        whole = prod(len(cut[name][d]) if d in cut[name] and (name, d) not in told.idle else n for d, n in enumerate(shape))
+        less = whole - prod(len(cut[name].get(d, range(n))) for d, n in enumerate(shape))
+        params -= less if state.parameter else 0
+        size -= less * state.itemsize if state.saved else 0
+    return replace(cost, params=params, size=size)
 
 
 def _held_values(expression: object) -> list[tuple[Path, int]]:

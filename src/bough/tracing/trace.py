@@ -17,6 +17,7 @@ from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, normal
 from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
+from bough.tracing.inputs import tensors_within, with_tensors
 from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, TracedInt, comparisons
 from bough.tracing.recorder import Recorder
@@ -121,28 +122,18 @@ def run(
 
     `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too.
     """
-    stand_ins = {id(t): execution.stand_in(t) for t in flatten((args, kwargs))}
+    args, kwargs = with_tensors((args, kwargs), execution.stand_in)
     with unchanged_rng(), torch.no_grad(), substituted(model, change):
         if prepare is not None:
             prepare()
         with Stream(handler), eagerly():
-            return model(*_swap(args, stand_ins), **_swap(kwargs, stand_ins))
-
-
-def _swap(value: Any, stand_ins: Mapping[int, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return stand_ins[id(value)]
-    if type(value) in (tuple, list):
-        return type(value)(_swap(v, stand_ins) for v in value)
-    if type(value) is dict:
-        return {k: _swap(v, stand_ins) for k, v in value.items()}
-    return value
+            return model(*args, **kwargs)
 
 
 def _record(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, list[Tensor], Watch]:
     execution = Execution(model, real)
     recorder = Recorder(model, execution)
-    for tensor in flatten((args, kwargs)):
+    for tensor in tensors_within((args, kwargs)):
         recorder.add_input(tensor, "input of the model")
     watch = Watch(model, recorder)
     with comparisons() as compared:
