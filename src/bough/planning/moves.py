@@ -63,12 +63,12 @@ class Moves:
     def unsaid(self, group: str) -> str:
         """Why no move has `group`."""
         for fields, but in (
-            (self._beside, ", which also set what has to stay"),
-            (self._touched, ", only with what can not follow"),
+            (self._beside, "and also what has to stay"),
+            (self._touched, "only along with others"),
         ):
             names = [".".join(f) for f, groups in fields.items() if group in groups]
             if names:
-                return f"uniform=True: the config says its width by {' and '.join(names)}{but}"
+                return f"uniform=True: in the config, {' and '.join(names)} decides its width, {but}"
         return "uniform=True: no integer of the config sets its width"
 
     def _deciding(self) -> dict[Field, int]:
