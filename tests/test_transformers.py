@@ -26,7 +26,7 @@ UNIFORM = {  # family: fields of the config after keep=0.5
     "swin": {"embed_dim": 6, "num_heads": [1, 2]},
     "resnet": {"embedding_size": 3, "hidden_sizes": [4, 8, 8, 12]},
 }
-FREE = ("llama_tied", "gemma2", "gpt2", "mistral", "bloom", "t5", "bart", "whisper", "bert")
+FREE = ("falcon_alibi", "llama_tied", "gemma2", "gpt2", "mistral", "bloom", "t5", "bart", "whisper", "bert")
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def _places(op: OpRecord, i: int) -> list[NDArray[np.int64]]:
     if name == "cat":
         dim = detail[1] if len(detail) > 1 else 0
         parts = [ids if j == i else np.full(_shape(op, j), -1) for j in range(len(op.arguments))]
-        return [np.concatenate(parts, axis=dim)]
+        return [np.concatenate([p for p in parts if p.shape != (0,)], axis=dim)]  # an empty cache takes no part
     raise _Unfoldable(f"it meets {op.name} in {op.module} ({op.where})")
 
 
