@@ -19,6 +19,7 @@ from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
 from bough.tracing.inputs import tensors_within, with_tensors
 from bough.tracing.layers import Watch
+from bough.tracing.memoized import forgetting
 from bough.tracing.provenance import Attribute, AxisSize, Equation, TracedInt, comparisons
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import Handler, Stream
@@ -126,7 +127,7 @@ def run(
     with unchanged_rng(), torch.no_grad(), substituted(model, change):
         if prepare is not None:
             prepare()
-        with Stream(handler), eagerly():
+        with Stream(handler), eagerly(), forgetting(model):
             return model(*args, **kwargs)
 
 
