@@ -40,6 +40,7 @@ def prune(
     round_to: int = 1,
     minimum: float = 1,
     exact_only: bool = False,
+    uniform: bool = False,
     on_conflict: str = "freeze",
 ) -> Result:
     """Traces, scores, plans, cuts and verifies; `model` stays as it was.
@@ -57,7 +58,7 @@ def prune(
     scores = score(graph, importance or Magnitude(p=2))
     decided = plan(
         graph, scores, budget, allocation=allocation, round_to=round_to, minimum=minimum, exact_only=exact_only,
-        on_conflict=on_conflict,
+        uniform=uniform, on_conflict=on_conflict,
     )  # fmt: skip
     small = cut(model, decided)
     return Result(small, decided, verify(model, small, decided, example_inputs))

@@ -16,6 +16,7 @@ from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, indices, normal
 from bough.tracing.execution import Execution
+from bough.tracing.inputs import with_tensors
 from bough.tracing.stream import Call, swap, tensors_in
 from bough.tracing.trace import flatten, run, split_inputs, trace
 from bough.tracing.wrapped import eagerly
@@ -100,7 +101,7 @@ def _outputs(
     args, kwargs = split_inputs(_cast(example_inputs, dtype))
     with torch.no_grad(), _Precisely(dtype), eagerly():
         expected = list(flatten(_kept_only(reference, plan, args, kwargs)))
-        actual = list(flatten(compared(*_copies(args), **_copies(kwargs))))
+        actual = list(flatten(compared(*_cast(args, None), **_cast(kwargs, None))))
     return expected, actual
 
 
@@ -123,19 +124,8 @@ class _Precisely(TorchDispatchMode):
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {k: _cast(v, dtype) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_cast(v, dtype) for v in value)
-    return value
-
-
-def _copies(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _copies(v) for k, v in value.items()}
-    return swap(value, lambda t: t.clone())
+    """A copy, its floats in `dtype`."""
+    return with_tensors(value, lambda t: t.to(dtype) if dtype is not None and t.is_floating_point() else t.clone())
 
 
 def _kept_only(reference: nn.Module, plan: Plan, args: Any, kwargs: Any) -> Any:

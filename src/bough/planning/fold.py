@@ -184,8 +184,7 @@ def _places(op: OpRecord, i: int) -> list[NDArray[np.int64]]:
         if any(len(axes) != len(shape) for axes in op.arguments):
             raise _Unfoldable(f"it meets {op.name} of tensors of different dims in {op.module} ({op.where})")
         parts = [ids if j == i else np.full(_shape(op, j), -1) for j in range(len(op.arguments))]
-        parts = [p for p in parts if p.size]  # torch joins empty tensors of any number of dims
-        return [np.concatenate(parts, axis=dim)]
+        return [np.concatenate([p for p in parts if p.size], axis=dim)]  # torch joins empty tensors of any number of dims
     raise _Unfoldable(f"it meets {op.name} in {op.module} ({op.where})")
 
 

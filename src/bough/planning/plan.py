@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         kept: {parameter or buffer: {dim: indices kept, ascending}}, for each that is cut.
         groups: {group: (units kept, units before)}.
-        attributes: {"module:attribute:key...": the integer it becomes}.
+        attributes: {"module:attribute:key...": the number it becomes}.
         scales: factors folded into weights.
         renormalizing: the cut groups over which a statistic runs (see `verify`).
         frozen: {group: why it could not be cut although its types allow it}.
@@ -44,7 +44,7 @@ class Plan:
     fingerprint: str
     kept: dict[str, dict[int, list[int]]]
     groups: dict[str, tuple[int, int]]
-    attributes: dict[str, int]
+    attributes: dict[str, float]
     scales: tuple[Scale, ...]
     renormalizing: tuple[str, ...]
     frozen: dict[str, str]
@@ -110,7 +110,7 @@ class Plan:
                 fingerprint=str(data["fingerprint"]),
                 kept={n: {int(d): lists[i] for d, i in dims.items()} for n, dims in data["kept"].items()},
                 groups={k: (int(a), int(b)) for k, (a, b) in data["groups"].items()},
-                attributes={k: int(v) for k, v in data["attributes"].items()},
+                attributes={k: v if type(v) is float else int(v) for k, v in data["attributes"].items()},
                 scales=tuple(Scale(n, int(d), tuple(lists[i]), float(f)) for n, d, i, f in data["scales"]),
                 renormalizing=tuple(data["renormalizing"]),
                 frozen=dict(data["frozen"]),

@@ -80,6 +80,8 @@ class Replay:
         pass
 
     def op(self, call: Call) -> Any:
+        if self.graph.real and call.name == "_to_copy" and not self._is_next(call.name):
+            return self.execution.run(call)  # to the device where, in a run on real values, the tensor already is
         record = self._next(call)
         expected = [sizes(axes, self.kept) for axes in record.results]
         if record.outcome is not None and not call.name.endswith("_"):
@@ -111,6 +113,9 @@ class Replay:
                 return self._expected(call, expected)
         self._scalars(record, call)
         return result
+
+    def _is_next(self, name: str) -> bool:
+        return self.reached < len(self.ops) and self.ops[self.reached].name == name
 
     def _next(self, call: Call) -> OpRecord:
         """The recorded op that the call repeats. Rearrangements may fall away where a width has become 1."""
@@ -200,25 +205,40 @@ class Replay:
             if factor is None:
                 self.conflicts.append(Conflict(f"the number {old:g} becomes {new:g}", record, self._blame(record)))
             else:
-                self.rescales.append(Rescale(record, factor, 1 if key == 0 else 0))
+                self.rescales.append(Rescale(record, factor, 1 if key in (0, "alpha") else 0))
 
     def _blame(self, record: OpRecord) -> frozenset[Atom]:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
 
 
 _REARRANGING = frozenset(
-    ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_")
+    (
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "reshape",
+        "view",
+        "_unsafe_view",
+        "clone",
+        "contiguous",
+        "repeat",
+        "as_strided_",
+        "lift_fresh",
+    )  # a constant made for each layer, of which one is left out
 )
 
 
-_SCALES = (("scaled_dot_product_attention", 6), ("scaled_dot_product_attention", "scale"), ("flex_attention", 5))
+_FACTORS = (
+    ("scaled_dot_product_attention", 6), ("scaled_dot_product_attention", "scale"), ("flex_attention", 5),
+    ("baddbmm", "alpha"), ("addmm", "alpha"),
+)  # fmt: skip
 
 
 def _restoring(name: str, key: int | str, old: float, new: float) -> float | None:
     """The factor on the other argument that undoes a changed number, where there is one."""
     if not old or not new:
         return None
-    if name == "mul" or (name, key) in _SCALES:
+    if name == "mul" or (name, key) in _FACTORS:
         return old / new
     return new / old if name in ("div", "true_divide") and key == 1 else None
 
@@ -236,27 +256,29 @@ def _in_form(call: Call, made: list[Tensor]) -> Any:
     return made[0] if len(made) == 1 else tuple(made)
 
 
-def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, int]) -> Replay:
+def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, float]) -> Replay:
     """Runs the model at the cut sizes and gives what does not agree; the model stays as it was."""
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
     handler = Replay(graph, kept)
 
     def prepare() -> None:
         rewrite(graph.model, *graph.layer_notes)
+        rewrite(graph.model, {":".join(p): v for p, v in attributes.items() if type(v) is float}, {})
         leave_out(graph.model, [(x.name, x.form, bool(x.container)) for x in graph.left_out])
 
     def prepare_second() -> None:
         prepare()
         switch(graph.model)
 
+    def told(path: Path, n: int) -> int:
+        return int(attributes.get(path, n))
+
     runs = [(0, prepare), (len(graph.ops), prepare_second)] if graph.second else [(0, prepare)]
     try:
         for first, prepared in runs:
             execution = Execution(graph.model, False, shapes)
             handler.begin(execution, first)
-            run(
-                handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: attributes.get(path, n), prepared
-            )  # fmt: skip
+            run(handler, execution, graph.model, graph.args, graph.kwargs, told, prepared)
     except Exception as error:
         if not handler.conflicts:
             done = handler.ops[handler.reached - 1] if handler.reached else None
