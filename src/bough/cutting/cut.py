@@ -43,6 +43,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """
     inner = traceable(model)
     check(inner, plan)
+    _agreed(plan)
     slicer = _Slicer(plan)
     small, copies = _copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
     _finish(unwrap(small), plan)
@@ -67,6 +68,7 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
         )
     inner = traceable(model)
     check(inner, plan)
+    _agreed(plan)
     slicer = _Slicer(plan)
     held = list(held_tensors(inner))
     with _plainly():
@@ -133,6 +135,14 @@ def check(model: nn.Module, plan: Plan) -> None:
             read(model, tuple(key.split(":")))
         except (AttributeError, KeyError, IndexError, ValueError):
             raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
+
+
+def _agreed(plan: Plan) -> None:
+    if plan.rebuild:
+        raise PlanError(
+            "the model's own Python contradicts this plan, which was made with on_conflict='rebuild': use "
+            "bough.rebuild(model, plan, example_inputs), or make a plan with on_conflict='freeze'"
+        )
 
 
 def _touched(name: str, plan: Plan) -> bool:

@@ -37,6 +37,7 @@ class Plan:
             holds it closes up)}.
         sequences: {"module:attribute:key...": which items of a list that has one per layer stay}.
         cost, original: predicted cost after and before.
+        rebuild: the model's own Python contradicts the plan, so it is carried out by `bough.rebuild`, not by `cut`.
         fingerprint: of the model that the plan was made for.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     original_shapes: dict[str, list[int]] = field(default_factory=dict)
     left_out: dict[str, tuple[int, bool]] = field(default_factory=dict)
     sequences: dict[str, list[int]] = field(default_factory=dict)
+    rebuild: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -75,6 +77,7 @@ class Plan:
             "original_shapes": self.original_shapes,
             "left_out": {k: list(v) for k, v in self.left_out.items()},
             "sequences": self.sequences,
+            "rebuild": self.rebuild,
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -114,6 +117,7 @@ class Plan:
                 original_shapes={k: [int(n) for n in v] for k, v in data["original_shapes"].items()},
                 left_out={k: (int(form), bool(closes)) for k, (form, closes) in data["left_out"].items()},
                 sequences={k: [int(i) for i in v] for k, v in data["sequences"].items()},
+                rebuild=bool(data.get("rebuild", False)),  # plans made before there was `rebuild` do not say
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from None
@@ -126,6 +130,8 @@ class Plan:
             before = self.original.to_dict()[key]
             lines.append(f"{key:20} {before:>16,} -> {after:>16,}  ({after / before:.1%} kept)" if before else f"{key:20} 0")
         lines += [f"not cut: {n}: {why}" for n, why in self.frozen.items()]
+        if self.rebuild:
+            lines.append("the model's Python contradicts this plan: carry it out with bough.rebuild")
         if self.scales:
             lines.append(f"scales folded into {len({s.name for s in self.scales})} weights")
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,9 @@ def plan(
         exact_only: leave groups over which a statistic runs (LayerNorm, mean, softmax).
         uniform: groups in the same place of repeated layers keep as many units (each its own), and where the model is
             made from a config, only widths that the config can tell are cut: stock classes load what is saved.
-        on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises.
+        on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises;
+            "rebuild" plans without regard to the model's Python (no group is tied to another by its integers): where the
+            two do not agree, the plan says so in `Plan.rebuild`, and `bough.rebuild` carries it out in place of `cut`.
 
     Raises:
         BudgetError: the budget can not be reached; the message names what is frozen and the best reachable.
@@ -65,8 +68,10 @@ def plan(
         raise PlanError("plan needs either a budget or keep, and not both")
     if allocation not in ("global", "uniform"):
         raise PlanError(f"allocation={allocation!r} is unknown: use 'global' or 'uniform'")
-    if on_conflict not in ("freeze", "raise"):
-        raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze' or 'raise'")
+    if on_conflict not in ("freeze", "raise", "rebuild"):
+        raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze', 'raise' or 'rebuild'")
+    if uniform and on_conflict == "rebuild":
+        raise PlanError("uniform=True keeps a model's own class, and on_conflict='rebuild' gives it up: use one of them")
     if round_to < 1 or minimum <= 0:
         raise PlanError(f"round_to={round_to} and minimum={minimum} must be positive")
     whole, graph = graph, left_out(graph, chosen(graph, drop, keep, scores))
@@ -75,7 +80,7 @@ def plan(
     alike, unsaid = even.within(graph) if even else ([], {})
     held = {**unsaid, **_held(graph, ignore, exact_only)}
     for _ in range(len(graph.groups) + 1):
-        tied = ties(graph, held, alike)
+        tied = ties(replace(graph, equations=()) if on_conflict == "rebuild" else graph, held, alike)
         counts = _decide(graph, whole.cost(), scores, budget, keep, tied, allocation == "uniform", round_to, minimum)
         kept = _choose(graph, scores, counts)
         numbers = {a: len(i) for a, i in kept.items()}
@@ -91,6 +96,8 @@ def plan(
         conflicts = [*check.conflicts, *unfolded]
         if not conflicts:
             return _plan(whole, graph, kept, counts, attributes, scales, tied)
+        if on_conflict == "rebuild":
+            return replace(_plan(whole, graph, kept, counts, {}, (), tied), rebuild=True)
         if on_conflict == "raise":
             raise ConflictError(
                 "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))

@@ -59,6 +59,7 @@ def _pixel_unshuffle(c: Context, call: Any, result: Any) -> Typing:
 def _channel_shuffle(c: Context, call: Any, result: Any) -> Typing:
     x, groups = c.of(call.args[0]), call.args[1]
     g, k = c.fresh(groups), c.fresh(x.axes[1].size // groups)
+    c.notes.integers["groups"] = g
     c.unify(x.axes[1], Product((g, k)))
     return Typing((x.axes[0], product(k, g), *x.axes[2:]), x.null)
 

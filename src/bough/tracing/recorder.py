@@ -43,6 +43,7 @@ class Recorder:
         self.storages: list[list[Any]] = []  # [axes, itemsize, born, dies]
         self._count = 0
         self._alive: list[Tensor] = []
+        self.last = Notes()  # what the rule told about the last op
         for name, tensor, parameter, saved in held_tensors(model):
             axes = tuple(self.context.fresh(n) for n in tensor.shape)
             self.states[name] = State(name, axes, tensor.element_size(), parameter, saved)
@@ -169,7 +170,7 @@ class Recorder:
                 tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
             )
         )  # fmt: skip
-        self._last: Notes = notes
+        self.last = notes
 
     def _scalars(self, call: Call, floats: bool) -> Iterator[tuple[int | str, float]]:
         """The numbers among the arguments that are not sizes: floats, factors of pointwise ops, constants of no dims."""
@@ -196,8 +197,7 @@ class Recorder:
         def axes_of(tensor: Tensor) -> tuple[Space, ...]:
             return self.value(self.owned(tensor)).typing.axes
 
-        notes = getattr(self, "_last", None) or Notes()
-        self._equate(meanings(func, axes_of, args, kwargs, result, notes), self.ops[-1].where if self.ops else "")
+        self._equate(meanings(func, axes_of, args, kwargs, result, self.last), self.ops[-1].where if self.ops else "")
 
     def integers_of_whole(self, call: Call, result: Tensor, notes: Notes) -> None:
         pairs = meanings(call.func, lambda t: self.value(t).typing.axes, call.args, call.kwargs, result, notes)

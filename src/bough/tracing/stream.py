@@ -40,7 +40,16 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
-}
+    # the same in an exported program
+    **{
+        getattr(torch.ops.aten, name).default: name
+        for name in (
+            "linear", "scaled_dot_product_attention", "batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm",
+            "reshape", "contiguous", "matmul", "bmm", "einsum",
+        )
+    },
+    torch.ops.aten.flatten.using_ints: "reshape",
+}  # fmt: skip
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask"),
