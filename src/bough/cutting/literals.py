@@ -175,16 +175,24 @@ def rewrite(node: fx.Node, types: Types, kept: Mapping[Atom, Indices]) -> None:
     entry = REWRITES.get(node.target._schema.name.removeprefix("aten::"))
     if entry is None:
         return
-    names = [a.name for a in node.target._schema.arguments]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given = {**dict(zip(arguments(node), node.args, strict=False)), **node.kwargs}
     for name, value in entry(Site(node, given, types, kept)).items():
         set_argument(node, name, value)
 
 
+def arguments(node: fx.Node) -> list[str]:
+    """The names of the arguments that a node's op can be given; none where it calls no op."""
+    return [a.name for a in node.target._schema.arguments] if isinstance(node.target, torch._ops.OpOverload) else []
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument by its name in the op's schema; None where it is not given."""
+    return {**dict(zip(arguments(node), node.args, strict=False)), **node.kwargs}.get(name)
+
+
 def set_argument(node: fx.Node, name: str, value: Any) -> None:
     """Sets an argument by its name in the op's schema, where the node gives it or by keyword."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    at = [a.name for a in node.target._schema.arguments].index(name)
+    at = arguments(node).index(name)
     if at < len(node.args):
         node.update_arg(at, value)
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._pytree import tree_flatten_spec
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from bough.errors import ExportError
 from bough.tracing.execution import Execution
@@ -17,11 +18,14 @@ from bough.tracing.stream import Handler, Stream
 from bough.tracing.trace import unchanged_rng
 from bough.tracing.wrapped import eagerly
 
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Seen = Callable[[fx.Node, Any], None]  # a node and what it gave
+
 _TORCH = str(Path(torch.__file__).parent)
 _NESTING = (torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast)
 
 
-def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> fx.GraphModule:
+def exported(model: nn.Module, inputs: Inputs, dynamic_shapes: Any) -> fx.GraphModule:
     """The model as one graph of ATen ops, in the mode it is in; it holds the model's own tensors, by the same names.
 
     Raises:
@@ -29,13 +33,14 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dy
     """
     try:
         with unchanged_rng():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False).module()
+            program = torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes, strict=False).module()
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ExportError(
             f"torch.export can not make a program of {type(model).__name__}: {type(error).__name__}: {first}. Plan with "
             "on_conflict='freeze' and use bough.cut, or change what torch.export names"
         ) from error
+    program.training = model.training
     for graph in graphs(program):
         for node in list(graph.nodes):
             if node.target is torch.ops.aten._assert_tensor_metadata.default:  # only that dtypes are those of the export
@@ -57,7 +62,7 @@ class NodeError(Exception):
 
 
 class _Steps(fx.Interpreter):
-    def __init__(self, program: fx.GraphModule, handler: Handler, seen: Callable[[fx.Node, Any], None]) -> None:
+    def __init__(self, program: fx.GraphModule, handler: Handler, seen: Seen) -> None:
         super().__init__(program)
         self.extra_traceback = False
         self.handler, self.seen = handler, seen
@@ -88,16 +93,21 @@ class _Steps(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-def walk(
-    program: fx.GraphModule, handler: Handler, execution: Execution, args: Any, kwargs: Any, seen: Callable[[fx.Node, Any], None]
-) -> None:  # fmt: skip
+def walk(program: fx.GraphModule, handler: Handler, execution: Execution, inputs: Inputs, seen: Seen) -> None:
     """Runs a program under `handler`, its tensors replaced by stand-ins; `seen` is told each node and what it gave."""
-    leaves = tree_flatten_spec((args, kwargs), program._in_spec)
-    inputs = [execution.stand_in(v) if isinstance(v, Tensor) else v for v in leaves]
+    leaves = tree_flatten_spec(inputs, program._in_spec)
+    stand_ins = [execution.stand_in(v) if isinstance(v, Tensor) else v for v in leaves]
     stream = Stream(handler)
     steps = _Steps(program, handler, lambda node, result: stream.quietly(seen, node, result))
     with unchanged_rng(), torch.no_grad(), stream, eagerly():
-        steps.run(*inputs, enable_io_processing=False)
+        steps.run(*stand_ins, enable_io_processing=False)
+
+
+def data_sized(node: fx.Node) -> list[set[int]]:
+    """For each tensor that a node gives: the dims whose size depends on values."""
+    value = node.meta.get("val")
+    tensors = [v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, Tensor)]
+    return [{d for d, n in enumerate(t.shape) if free_unbacked_symbols(n)} for t in tensors]
 
 
 def place(node: fx.Node) -> str:
