@@ -127,8 +127,8 @@ def _normalized_shape(site: Site) -> Values:
 
 def _repeat(site: Site) -> Values:
     """As often as the result is larger than what is repeated; in front of its axes, once per index."""
-    name = "repeats" if "repeats" in site.given else "dims"
-    times, axes = site.given[name], site.axes("self")
+    name, axes = "repeats" if "repeats" in site.given else "dims", site.axes("self")
+    times = [1] * (len(axes) - len(site.given[name])) + list(site.given[name])
     new = len(times) - len(axes)
     front = site.sizes(times[:new], site.result[:new])
     pairs = zip(times[new:], axes, site.result[new:], strict=True)
