@@ -16,6 +16,7 @@ from bough.cutting import rebuild
 from bough.errors import CheckpointError, ConflictError, ExportError, PlanError
 from tests.zoo import randomize, timm_models, to_double
 from tests.zoo.shim import declare_torchvision_ops
+from tests.zoo.small_sequence import ZOO as ROUTED
 
 
 class LiteralView(nn.Module):
@@ -132,14 +133,14 @@ def swin():
     declare_torchvision_ops()
     from torchvision.models import SwinTransformer
 
-    return SwinTransformer([4, 4], 8, [2, 2], [2, 4], [4, 4], num_classes=3), torch.randn(2, 3, 32, 32)
+    return SwinTransformer([4, 4], 8, [1, 2], [2, 4], [4, 4], num_classes=3), torch.randn(2, 3, 32, 32)
 
 
 def vit():
     declare_torchvision_ops()
     from torchvision.models import VisionTransformer
 
-    return VisionTransformer(16, 8, 2, 4, 16, 24, num_classes=3), torch.randn(2, 3, 16, 16)
+    return VisionTransformer(16, 8, 1, 4, 16, 24, num_classes=3), torch.randn(2, 3, 16, 16)
 
 
 NETS = {
@@ -185,6 +186,7 @@ def test_rebuilt_equals_masked_where_cut_could_not(name):
     report = bough.verify(model, small, plan, inputs)
     assert report.max_error < 1e-9
     assert report.scale > 1e-3
+    assert torch.equal(copy.deepcopy(small)(inputs), small(inputs))
     again = bough.trace(small, inputs).cost()
     assert (again.params, again.macs) == (plan.cost.params, plan.cost.macs)
     assert set(small.state_dict()) == set(before)
@@ -216,7 +218,7 @@ def test_exact_groups_equal_plain_zeros(name):
         torch.testing.assert_close(rebuild(model, plan, inputs)(inputs), masked(inputs), rtol=0, atol=1e-9)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.integers(1, 24), st.integers(1, 4), st.integers(1, 6))
 def test_heads_head_dims_and_hidden_are_free(hidden, heads, each):
     model, inputs = built("attention")
@@ -225,6 +227,65 @@ def test_heads_head_dims_and_hidden_are_free(hidden, heads, each):
     small = rebuild(model, plan, inputs)
     assert small.qkv.weight.shape == (3 * heads * each, hidden)
     assert bough.verify(model, small, plan, inputs).max_error < 1e-9
+
+
+def test_attention_keeps_its_scale_where_masked_units_are_not_zero():
+    """Queries and keys are shifted, so head dims renormalize: the formula over kept ones, by the width of the original."""
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.out = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.out(F.scaled_dot_product_attention(self.q(x) + 1, self.k(x) + 1, x))
+
+    model, inputs = randomize(Shifted().eval()), torch.randn(2, 6, 5).double()
+    plan = planned(model, inputs)
+    assert plan.rebuild
+    assert plan.renormalizing == ("q/head_dim",)
+    kept = plan.kept["q.weight"][0]
+    weights = ((model.q(inputs) + 1)[..., kept] @ (model.k(inputs) + 1)[..., kept].mT / 8**0.5).softmax(-1)
+    small = rebuild(model, plan, inputs)
+    torch.testing.assert_close(small(inputs), model.out(weights @ inputs), rtol=0, atol=1e-12)
+    assert bough.verify(model, small, plan, inputs).max_error < 1e-12
+
+
+@pytest.mark.parametrize("gone", range(4))
+def test_experts_are_told_by_their_place_among_the_kept(gone):
+    torch.manual_seed(0)
+    model, inputs = ROUTED["routed_experts"]()
+    model, inputs = randomize(model.eval()), inputs.double()
+    graph = bough.trace(model, inputs)
+    scores = {**bough.score(graph, bough.importance.Magnitude()), "gate/expert": [float(i != gone) for i in range(4)]}
+    plan = replace(bough.plan(graph, scores, keep={"gate/expert": 3}, on_conflict="rebuild"), rebuild=True)
+    assert bough.verify(model, rebuild(model, plan, inputs), plan, inputs).max_error < 1e-9
+
+
+@pytest.mark.parametrize(("kernel", "cut"), [(1, True), (3, False)])
+def test_a_kernel_of_one_passes_what_it_slides_along(kernel, cut):
+    class OverTokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mix, self.head = nn.Linear(5, 8), nn.Conv1d(6, 2, kernel), nn.Linear(9 - kernel, 3)
+
+        def forward(self, x):
+            return self.head(self.mix(self.embed(x)))
+
+    model, inputs = randomize(OverTokens().eval()), torch.randn(2, 6, 5).double()
+    graph = bough.trace(model, inputs)
+    assert ("embed" in {g.name for g in graph.groups}) == cut
+    if cut:
+        plan = planned(model, inputs)
+        assert bough.verify(model, rebuild(model, plan, inputs), plan, inputs).max_error < 1e-9
+        assert plan.cost.macs == bough.trace(bough.cut(model, plan), inputs).cost().macs
+
+
+def test_inputs_by_keyword():
+    model, inputs = built("literal_view")
+    plan = planned(model, {"x": inputs})
+    small = rebuild(model, plan, {"x": inputs})
+    assert bough.verify(model, small, plan, {"x": inputs}).max_error < 1e-9
 
 
 def test_cut_refuses_and_names_rebuild():

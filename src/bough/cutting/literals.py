@@ -27,6 +27,7 @@ class Types:
     axes: dict[fx.Node, Any] = field(default_factory=dict)  # of the tensor it gives, or a list of them
     numbers: dict[fx.Node, int] = field(default_factory=dict)  # the integer it gives, where sizes are symbolic
     integers: dict[fx.Node, Mapping[str, Space]] = field(default_factory=dict)  # what the rules say of its arguments
+    ranges: dict[fx.Node, Space] = field(default_factory=dict)  # the units that its values number
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class Site:
 
 
 def _sizes(site: Site) -> Values:
-    name = "shape" if "shape" in site.given else "size"
-    return {name: site.sizes(site.given[name], site.result)}
+    name = next((n for n in ("size", "shape") if n in site.given), None)
+    return {} if name is None else {name: site.sizes(site.given[name], site.result)}
 
 
 def _unflatten(site: Site) -> Values:
@@ -139,7 +140,9 @@ def _interleave(site: Site) -> Values:
     dim, times = site.given.get("dim"), site.given["repeats"]
     if dim is None or not isinstance(times, int):
         return {}
-    return {"repeats": site.count(site.result[dim]) // site.count(site.axes("self")[dim])}
+    size = site.count(site.result[dim])
+    told = {"output_size": size} if isinstance(site.given.get("output_size"), int) else {}
+    return {**told, "repeats": size // site.count(site.axes("self")[dim])}
 
 
 def _attention(site: Site) -> Values:
@@ -149,9 +152,28 @@ def _attention(site: Site) -> Values:
     return {"scale": width.size**-0.5} if changed else {}
 
 
+def _compared(site: Site) -> Values:
+    """A unit's number, among all of them, is compared with numbers among the kept: its place there, or none."""
+    numbered, at = site.types.ranges.get(site.given["self"]), site.given["other"]
+    if numbered is None or type(at) is not int:
+        return {}
+    place = site.position(numbered, at)
+    name = site.node.target._schema.name  # type: ignore[union-attr]
+    if name in ("aten::lt", "aten::ge"):
+        return {"other": place}
+    there = at in indices(numbered, site.kept)
+    return {"other": place if there else -1 if name in ("aten::eq", "aten::ne") else place - 1}
+
+
+def _counted(site: Site) -> Values:
+    """How often each unit was chosen: one bin per unit."""
+    bins = site.count(site.result[0])
+    return {"bins": bins, "max": bins - 1 if site.given["max"] == site.result[0].size - 1 else site.given["max"]}
+
+
 _CONVOLUTIONS = [f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3)]
 REWRITES: dict[str, Callable[[Site], Values]] = {
-    **dict.fromkeys(("view", "view_copy", "_unsafe_view", "reshape", "expand"), _sizes),
+    **dict.fromkeys(("view", "view_copy", "_unsafe_view", "reshape", "expand", "broadcast_to"), _sizes),
     **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), _sizes),
     **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), _sizes),
     "unflatten": _unflatten,
@@ -165,6 +187,8 @@ REWRITES: dict[str, Callable[[Site], Values]] = {
     **dict.fromkeys(("repeat", "tile"), _repeat),
     "repeat_interleave": _interleave,
     "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _compared),
+    "histc": _counted,
 }
 
 

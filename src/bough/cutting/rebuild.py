@@ -39,7 +39,7 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
 
     - what the model's Python decides (by data, by `self.training`) is as it was on the example inputs, in the mode that
       the model is in. `train()` and `eval()` switch dropout and batch norm, and nothing else;
-    - sizes of inputs are those of the example inputs, unless `dynamic_shapes` says otherwise;
+    - sizes of inputs are those of the example inputs, unless `dynamic_shapes` says otherwise; devices stay, too;
     - modules' classes, hooks and wrappers are gone.
 
     Args:
@@ -125,7 +125,10 @@ def _recorded(program: fx.GraphModule, inputs: Inputs, real: bool) -> tuple[list
     def seen(node: fx.Node, result: Any) -> None:
         nonlocal ops
         if isinstance(result, Tensor):
-            types.axes[node] = recorder.typing(recorder.owned(result)).axes
+            typing = recorder.typing(recorder.owned(result))
+            types.axes[node] = typing.axes
+            if typing.ranges is not None:
+                types.ranges[node] = typing.ranges
         elif isinstance(result, (tuple, list)) and node.op == "call_function":
             types.axes[node] = [recorder.typing(recorder.owned(t)).axes for t in tensors_in(result)]
         elif isinstance(result, int):

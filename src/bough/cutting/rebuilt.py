@@ -71,6 +71,6 @@ def _fill(target: nn.Module, source: nn.Module, change: Callable[[Tensor], Tenso
         for name, buffer in module._buffers.items():
             holder.register_buffer(name, None if buffer is None else change(buffer), persistent=name not in transient)
         for name, value in list(module.__dict__.items()):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor):  # a constant, which a change of the module's dtype does not change
                 holder._buffers.pop(name, None)
-                holder.register_buffer(name, change(value), persistent=False)
+                holder.__dict__[name] = change(value)
