@@ -218,7 +218,19 @@ def test_exact_groups_equal_plain_zeros(name):
         torch.testing.assert_close(rebuild(model, plan, inputs)(inputs), masked(inputs), rtol=0, atol=1e-9)
 
 
-@settings(max_examples=5)
+@settings(max_examples=6)
+@given(st.sampled_from(["literal_view", "repeated_keys", "parts", "groups", "flattened", "made"]), st.data())
+def test_any_counts(name, data):
+    model, inputs = built(name)
+    graph = bough.trace(model, inputs)
+    keep = {g.name: data.draw(st.integers(1, g.size), label=g.name) for g in graph.groups}
+    plan = planned(model, inputs, keep)
+    small = rebuild(model, plan, inputs)
+    assert sum(p.numel() for p in small.parameters()) == plan.cost.params
+    assert bough.verify(model, small, plan, inputs).max_error < 1e-9
+
+
+@settings(max_examples=4)
 @given(st.integers(1, 24), st.integers(1, 4), st.integers(1, 6))
 def test_heads_head_dims_and_hidden_are_free(hidden, heads, each):
     model, inputs = built("attention")
@@ -399,15 +411,27 @@ def test_what_can_not_be_exported():
         rebuild(model, planned(model, inputs), inputs)
 
 
-def test_numbers_without_a_meaning_are_named():
+@pytest.mark.parametrize("dims", [(), (1,), ((1, 2),), (-1,)])
+def test_an_axis_of_one_left_is_not_squeezed(dims):
     class Squeezes(LiteralView):
         def forward(self, x):
-            return super().forward(self.a(x).squeeze(1) @ self.a.weight)
+            return super().forward(self.a(x)[..., None].squeeze(*dims).view(-1, 8) @ self.a.weight)
 
-    model, inputs = Squeezes().double().eval(), torch.randn(2, 5).double()
+    model, inputs = randomize(Squeezes().eval()), torch.randn(2, 5).double()
     plan = planned(model, inputs, {"a": 1, "b": 3})
+    assert bough.verify(model, rebuild(model, plan, inputs), plan, inputs).max_error < 1e-9
+
+
+def test_numbers_without_a_meaning_are_named():
+    class Best(LiteralView):
+        def forward(self, x):
+            best, _ = self.a(x).topk(3)
+            return super().forward(x) + best
+
+    model, inputs = Best().double().eval(), torch.randn(2, 5).double()
+    plan = planned(model, inputs, {"a/expert": 2, "b": 3})
     assert plan.rebuild
-    with pytest.raises(ConflictError, match=r"squeeze .*in the model, .*test_rebuild\.py:\d+.*ignore"):
+    with pytest.raises(ConflictError, match=r"topk .*in the model, .*test_rebuild\.py:\d+.*numbers \[3\].*ignore"):
         rebuild(model, plan, inputs)
 
 

@@ -145,6 +145,16 @@ def _interleave(site: Site) -> Values:
     return {**told, "repeats": size // site.count(site.axes("self")[dim])}
 
 
+def _squeeze(site: Site) -> Values:
+    """Only axes that had one index go, not those that have one left."""
+    axes, given = site.axes("self"), site.given.get("dim")
+    dims = range(len(axes)) if given is None else [given] if isinstance(given, int) else given
+    if any(site.count(axes[d]) == 1 != axes[d].size for d in dims):
+        site.node.target = torch.ops.aten.squeeze.dims
+        site.node.args, site.node.kwargs = (site.given["self"], [d for d in dims if axes[d].size == 1]), {}
+    return {}
+
+
 def _attention(site: Site) -> Values:
     """Attention scales by the width of the original: 1 / sqrt(width), unless it is told another number."""
     width = site.axes("query")[-1]
@@ -186,6 +196,7 @@ REWRITES: dict[str, Callable[[Site], Values]] = {
     **dict.fromkeys(("layer_norm", "rms_norm"), _normalized_shape),
     **dict.fromkeys(("repeat", "tile"), _repeat),
     "repeat_interleave": _interleave,
+    "squeeze": _squeeze,
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _compared),
     "histc": _counted,

@@ -103,11 +103,11 @@ def walk(program: fx.GraphModule, handler: Handler, execution: Execution, inputs
         steps.run(*stand_ins, enable_io_processing=False)
 
 
-def data_sized(node: fx.Node) -> list[set[int]]:
-    """For each tensor that a node gives: the dims whose size depends on values."""
+def data_sized(node: fx.Node, i: int) -> set[int]:
+    """The dims of the tensor number `i` that a node gives whose size depends on values."""
     value = node.meta.get("val")
     tensors = [v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, Tensor)]
-    return [{d for d, n in enumerate(t.shape) if free_unbacked_symbols(n)} for t in tensors]
+    return {d for d, n in enumerate(tensors[i].shape) if free_unbacked_symbols(n)} if i < len(tensors) else set()
 
 
 def place(node: fx.Node) -> str:

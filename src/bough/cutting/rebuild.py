@@ -202,8 +202,8 @@ def _agree(small: Rebuilt, wanted: Shapes, inputs: Inputs) -> None:
 
     def seen(node: fx.Node, result: Any) -> None:
         if node in wanted:
-            for tensor, shape, free in zip(tensors_in(result), wanted[node], data_sized(node), strict=True):
-                fixed = [d for d in range(len(shape)) if d not in free]
+            for i, (tensor, shape) in enumerate(zip(tensors_in(result), wanted[node], strict=True)):
+                fixed = set(range(len(shape))) - data_sized(node, i)
                 if tensor.dim() != len(shape) or any(tensor.shape[d] != shape[d] for d in fixed):
                     raise NodeError(node, ValueError(f"it gives the shape {list(tensor.shape)} and should give {list(shape)}"))
 
