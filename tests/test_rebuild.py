@@ -328,6 +328,17 @@ def test_sizes_of_inputs_are_fixed_unless_they_are_said_to_vary():
     assert bough.verify(model, small, plan, more).max_error < 1e-9
 
 
+def test_a_symbolic_size_times_a_cut_width():
+    class Merged(LiteralView):
+        def forward(self, x):
+            return super().forward(self.a(x).reshape(x.shape[0] * 8).view(x.shape[0], 8) @ self.a.weight)
+
+    model, inputs = randomize(Merged().eval()), torch.randn(2, 5).double()
+    plan = planned(model, inputs, {"a": 3, "b": 5})
+    small = rebuild(model, plan, inputs, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert bough.verify(model, small, plan, torch.randn(7, 5).double()).max_error < 1e-9
+
+
 def test_it_trains_and_switches_modes():
     model, inputs = built("flattened")
     plan = planned(model, inputs)

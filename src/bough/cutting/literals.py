@@ -165,7 +165,7 @@ def _attention(site: Site) -> Values:
 def _compared(site: Site) -> Values:
     """A unit's number, among all of them, is compared with numbers among the kept: its place there, or none."""
     numbered, at = site.types.ranges.get(site.given["self"]), site.given["other"]
-    if numbered is None or type(at) is not int:
+    if numbered is None or type(at) is not int or at < 0:
         return {}
     place = site.position(numbered, at)
     name = site.node.target._schema.name  # type: ignore[union-attr]

@@ -38,7 +38,8 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
     it was. The result runs and trains, and has the names of the model's `state_dict`, but its code is the program's:
 
     - what the model's Python decides (by data, by `self.training`) is as it was on the example inputs, in the mode that
-      the model is in. `train()` and `eval()` switch dropout and batch norm, and nothing else;
+      the model is in. `train()` and `eval()` switch dropout and batch norm, and nothing else (dropout inside attention only
+      where the model was rebuilt in training mode: in evaluation it is not exported);
     - sizes of inputs are those of the example inputs, unless `dynamic_shapes` says otherwise; devices stay, too;
     - modules' classes, hooks and wrappers are gone.
 
@@ -65,7 +66,7 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
         >>> graph = bough.trace(net, x)
         >>> scores = bough.score(graph, bough.importance.Magnitude())
         >>> plan = bough.plan(graph, scores, keep=0.5, on_conflict="rebuild")
-        >>> small = rebuild(net, plan, x)
+        >>> small = bough.rebuild(net, plan, x)
         >>> tuple(small.a.weight.shape), bough.verify(net, small, plan, x).equal
         ((4, 4), True)
     """
