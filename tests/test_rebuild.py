@@ -406,6 +406,8 @@ def test_saved_and_loaded(tmp_path):
     assert torch.equal(again(inputs), result.model(inputs))
     with pytest.raises(CheckpointError, match=r"give example_inputs.*torch\.export\.save"):
         bough.load(tmp_path, lambda: built("flattened")[0])
+    with pytest.raises(CheckpointError, match=r"can not be pickled: use bough\.save"):
+        torch.save(result.model, io.BytesIO())
     file = io.BytesIO()
     torch.export.save(torch.export.export(result.model, (inputs,)), file)
     file.seek(0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
 
 from bough.cutting.literals import argument, arguments, set_argument
 from bough.cutting.program import graphs
+from bough.errors import CheckpointError
 
 
 class Rebuilt(fx.GraphModule):
@@ -43,6 +44,12 @@ class Rebuilt(fx.GraphModule):
         _fill(copied, self, lambda t: memo[id(t)])
         assert isinstance(copied, Rebuilt)
         return copied
+
+    def __reduce__(self) -> NoReturn:
+        raise CheckpointError(
+            "a rebuilt module can not be pickled: use bough.save and bough.load (which is given example_inputs), keep its "
+            "state_dict, or save the program with torch.export.save(torch.export.export(module, args), path)"
+        )
 
 
 def _flag(node: fx.Node) -> str | None:
