@@ -293,6 +293,20 @@ def test_a_kernel_of_one_passes_what_it_slides_along(kernel, cut):
         assert plan.cost.macs == bough.trace(bough.cut(model, plan), inputs).cost().macs
 
 
+def test_what_a_model_caches_from_run_to_run_is_typed_anew():
+    cache = []
+
+    class Caches(LiteralView):
+        def forward(self, x):
+            y = super().forward(x[:, cache[0]] if cache else x)
+            cache[:] = cache or [torch.arange(5).flip(0)]
+            return y
+
+    model, inputs = randomize(Caches().eval()), torch.randn(2, 5).double()
+    first, again = bough.trace(model, inputs), bough.trace(model, inputs)
+    assert [(g.name, g.size) for g in again.groups] == [(g.name, g.size) for g in first.groups]
+
+
 def test_inputs_by_keyword():
     model, inputs = built("literal_view")
     plan = planned(model, {"x": inputs})

@@ -21,12 +21,13 @@ from bough.tracing.stream import Call, tensors_in
 class Value:
     """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
 
-    __slots__ = ("constant", "number", "shape", "state", "storage", "typing")
+    __slots__ = ("constant", "number", "recorder", "shape", "state", "storage", "typing")
 
     def __init__(self, typing: Typing, number: int, storage: int, state: str = "", constant: bool = False) -> None:
         self.typing, self.number, self.storage, self.state = typing, number, storage, state
         self.constant = constant  # depends neither on weights nor on inputs
         self.shape: torch.Size | None = None
+        self.recorder: Recorder | None = None
 
 
 class Recorder:
@@ -52,7 +53,7 @@ class Recorder:
 
     def add_input(self, tensor: Tensor, what: str) -> None:
         stand_in = self.execution.stand_in(tensor)
-        if getattr(stand_in, "_bough", None) is None:
+        if self._known(stand_in) is None:
             axes = tuple(self.context.data(n, what) for n in tensor.shape)
             self._attach(stand_in, self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1))
 
@@ -64,15 +65,21 @@ class Recorder:
         return Value(typing, self._count - 1, storage, constant=constant)
 
     def _attach(self, tensor: Tensor, value: Value) -> None:
+        value.recorder = self
         tensor._bough = value  # type: ignore[attr-defined]
 
+    def _known(self, tensor: Tensor) -> Value | None:
+        """What this run knows of a tensor; what a model keeps in a cache may come from an earlier run."""
+        value: Value | None = getattr(tensor, "_bough", None)
+        return value if value is not None and value.recorder is self else None
+
     def value(self, tensor: Tensor) -> Value:
-        value = getattr(tensor, "_bough", None)
+        value = self._known(tensor)
         if value is None:
             axes = tuple(self.context.data(n, "a tensor that the model does not hold") for n in tensor.shape)
             value = self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1, constant=True)
             self._attach(tensor, value)
-        return value  # type: ignore[no-any-return]
+        return value
 
     def typing(self, tensor: Tensor) -> Typing:
         return self.value(tensor).typing
@@ -80,7 +87,7 @@ class Recorder:
     # The handler's side of the stream
 
     def owned(self, tensor: Tensor) -> Tensor:
-        if getattr(tensor, "_bough", None) is not None:
+        if self._known(tensor) is not None:
             return tensor
         found = self.execution.stand_ins.get(id(tensor))
         if found is None:
@@ -136,7 +143,7 @@ class Recorder:
         numbers = []
         constant = all(v.constant for v in values)
         for tensor, typing in zip(results, typed, strict=True):
-            old = getattr(tensor, "_bough", None)
+            old = self._known(tensor)
             if old is not None:  # in place, or handed through
                 for a, b in zip(old.typing.axes, typing.axes, strict=True):
                     self.context.unify(a, b)
