@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bough.cutting import Verification, cut, verify
+from bough.cutting import Verification, cut, rebuild, verify
 from bough.importance import Criterion, Magnitude, score
 from bough.planning import Budget, Plan, plan
 from bough.tracing import trace
@@ -45,7 +45,8 @@ def prune(
 ) -> Result:
     """Traces, scores, plans, cuts and verifies; `model` stays as it was.
 
-    Args and errors as for `trace`, `score`, `plan` and `cut`; `importance` is `Magnitude(p=2)` unless given.
+    Args and errors as for `trace`, `score`, `plan` and `cut` (or `rebuild`, where `on_conflict="rebuild"` and the model's
+    Python contradicts the plan); `importance` is `Magnitude(p=2)` unless given.
 
     Example:
         >>> import torch, bough
@@ -60,5 +61,5 @@ def prune(
         graph, scores, budget, allocation=allocation, round_to=round_to, minimum=minimum, exact_only=exact_only,
         uniform=uniform, on_conflict=on_conflict,
     )  # fmt: skip
-    small = cut(model, decided)
+    small = rebuild(model, decided, example_inputs) if decided.rebuild else cut(model, decided)
     return Result(small, decided, verify(model, small, decided, example_inputs))

@@ -199,6 +199,8 @@ class _KeptOnly:
         args = swap(call.args, lambda t: self._slice(t, next(axes)))
         kwargs = {k: swap(v, lambda t: self._slice(t, next(axes))) for k, v in call.kwargs.items()}
         args = _adapted(call.name, args, record, self.kept)
+        if record.scale_of is not None:  # attention scales by the width of the original
+            kwargs["scale"] = record.scale_of.size**-0.5
         result = call.func(*args, **kwargs)
         results = [self._spread(t, a) for t, a in zip(tensors_in(result), record.results, strict=True)]
         results = [self._numbered(t, r) for t, r in zip(results, record.ranges, strict=True)]

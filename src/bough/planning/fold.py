@@ -207,6 +207,8 @@ def _through(op: OpRecord, output: int, factors: Wish, side: int) -> list[tuple[
     if name in ("mul", "div"):
         takers = [max(range(len(op.arguments)), key=lambda i: prod(_shape(op, i)))] if name == "mul" else [0]
     elif name in ("add", "sub", "cat"):
+        if op.scalars:
+            raise _Unfoldable(f"a number is added in {op.module} ({op.where})")
         takers = list(range(len(op.arguments)))
     else:
         takers = [0]

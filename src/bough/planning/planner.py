@@ -61,7 +61,9 @@ def plan(
         ragged: where the types allow it (see `graph.ragged`), each head keeps head dims of its own, each convolution group
             channels of its own, as many as the others; by the scores under `Ragged.scores`. `plan.ragged` tells where it
             was done, `plan.alike` why elsewhere not.
-        on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises.
+        on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises;
+            "rebuild" plans without regard to the model's Python (no group is tied to another by its integers): where the
+            two do not agree, the plan says so in `Plan.rebuild`, and `bough.rebuild` carries it out in place of `cut`.
 
     Raises:
         BudgetError: the budget can not be reached; the message names what is frozen and the best reachable.
@@ -72,8 +74,10 @@ def plan(
         raise PlanError("plan needs either a budget or keep, and not both")
     if allocation not in ("global", "uniform"):
         raise PlanError(f"allocation={allocation!r} is unknown: use 'global' or 'uniform'")
-    if on_conflict not in ("freeze", "raise"):
-        raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze' or 'raise'")
+    if on_conflict not in ("freeze", "raise", "rebuild"):
+        raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze', 'raise' or 'rebuild'")
+    if uniform and on_conflict == "rebuild":
+        raise PlanError("uniform=True keeps a model's own class, and on_conflict='rebuild' gives it up: use one of them")
     if round_to < 1 or minimum <= 0:
         raise PlanError(f"round_to={round_to} and minimum={minimum} must be positive")
     whole, graph = graph, left_out(graph, chosen(graph, drop, keep, scores))
@@ -84,8 +88,9 @@ def plan(
     held = _held(graph, ignore, exact_only)
     free = differing(graph, scores, ragged)
     ranked = free.ranked(scores)
+    binding = replace(graph, equations=()) if on_conflict == "rebuild" else graph
     for _ in range(len(graph.groups) + 1 + (even.patience if even else 0)):
-        tied = ties(graph, {**_unsaid(graph, even), **held}, alike)
+        tied = ties(binding, {**_unsaid(graph, even), **held}, alike)
         steps = even.steps if even else {}
         counts = _decide(graph, whole.cost(), ranked, budget, keep, tied, allocation == "uniform", round_to, minimum, steps)
         kept: dict[Atom, Kept] = {**_choose(graph, scores, counts), **free.chosen(graph, counts)}
@@ -102,6 +107,8 @@ def plan(
         conflicts = [*check.conflicts, *unfolded]
         if not conflicts:
             return free.noted(_plan(whole, graph, kept, counts, told, scales, tied))
+        if on_conflict == "rebuild":
+            return replace(_plan(whole, graph, kept, counts, Told({}, {}), (), tied), rebuild=True)
         if on_conflict == "raise":
             raise ConflictError(
                 "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bough.rules.context import KERNEL, Context, Typing, argument, rule
-from bough.spaces import UNIT, Product, Space, freeze, product
+from bough.spaces import UNIT, Product, Space, freeze, is_frozen, product
 
 
 def _bias(c: Context, bias: Any, axis: Space) -> bool:
@@ -197,9 +197,12 @@ def _convolution(c: Context, call: Any, result: Any) -> Typing:
             freeze(k, KERNEL)
     inner, outer = (w.axes[0], w.axes[1]) if transposed else (w.axes[1], w.axes[0])
     null_in = x.null[1] or w.null[0 if transposed else 1]
+    columns = enumerate(zip(x.axes[2:], kernel, result.shape[2:], strict=True))
+    spatial = tuple(_position(c, call, i, axis, k.size, n) for i, (axis, k, n) in columns)
+    counted = x.axes[2:] if transposed else spatial
     if groups == 1:
         c.contract(x.axes[1], inner, null_in)
-        c.macs(x.axes[0], *_spatial(c, x, result, transposed), inner, outer, *kernel)
+        c.macs(x.axes[0], *counted, inner, outer, *kernel)
     else:
         g = c.fresh(groups)
         c.notes.integers["groups"] = g
@@ -213,16 +216,21 @@ def _convolution(c: Context, call: Any, result: Any) -> Typing:
         c.unify(x.axes[1], Product((g, each_in)))
         c.contract(each_in, each_in, null_in)
         c.mark("consumed", g)
-        c.macs(x.axes[0], *_spatial(c, x, result, transposed), g, each_in, each_out, *kernel)
+        c.macs(x.axes[0], *counted, g, each_in, each_out, *kernel)
     c.mark("channel", outer)
     null = w.null[1 if transposed else 0] or (groups == x.axes[1].size == outer.size and x.null[1])  # or depthwise
     null = _bias(c, bias, outer) and null
-    spatial = tuple(c.data(n, "spatial position") for n in result.shape[2:])
-    return Typing((x.axes[0], outer, *spatial), (x.null[0] and bias is None, null, *(True,) * len(spatial)))
+    zero = tuple(is_frozen(a) or (n and bias is None) for a, n in zip(spatial, x.null[2:], strict=True))
+    return Typing((x.axes[0], outer, *spatial), (x.null[0] and bias is None, null, *zero))
 
 
-def _spatial(c: Context, x: Typing, result: Any, transposed: bool) -> tuple[Space, ...]:
-    return x.axes[2:] if transposed else tuple(c.data(n) for n in result.shape[2:])
+def _position(c: Context, call: Any, i: int, axis: Space, kernel: int, size: int) -> Space:
+    """A spatial axis passes a kernel of size 1 as it is; a larger one sees which positions are neighbours."""
+    stride, padding = (given[i if len(given) > 1 else 0] for given in call.args[3:5])
+    if kernel == stride == 1 and padding == 0 and size == axis.size:
+        return axis
+    c.freeze(axis, "spatial position")
+    return c.data(size, "spatial position")
 
 
 @rule("embedding")

@@ -21,13 +21,14 @@ from bough.tracing.stream import Call, tensors_in
 class Value:
     """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
 
-    __slots__ = ("constant", "number", "shape", "state", "storage", "typing", "written")
+    __slots__ = ("constant", "number", "recorder", "shape", "state", "storage", "typing", "written")
 
     def __init__(self, typing: Typing, number: int, storage: int, state: str = "", constant: bool = False) -> None:
         self.typing, self.number, self.storage, self.state = typing, number, storage, state
         self.written: list[Space] = []  # spaces whose masked units a write to this memory made other than zero; views share it
         self.constant = constant  # depends neither on weights nor on inputs
         self.shape: torch.Size | None = None
+        self.recorder: Recorder | None = None
 
 
 class Recorder:
@@ -45,6 +46,7 @@ class Recorder:
         self.storages: list[list[Any]] = []  # [axes, itemsize, born, dies]
         self._count = 0
         self._alive: list[Tensor] = []
+        self.last = Notes()  # what the rule told about the last op
         tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
         for name, tensor, parameter, saved in held_tensors(model):
             axes = tied.setdefault(memory(tensor), tuple(self.context.fresh(n) for n in tensor.shape))
@@ -59,7 +61,7 @@ class Recorder:
 
     def add_input(self, tensor: Tensor, what: str) -> None:
         stand_in = self.execution.stand_in(tensor)
-        if getattr(stand_in, "_bough", None) is None:
+        if self._known(stand_in) is None:
             axes = tuple(self.context.data(n, what) for n in tensor.shape)
             self._attach(stand_in, self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1))
 
@@ -71,15 +73,21 @@ class Recorder:
         return Value(typing, self._count - 1, storage, constant=constant)
 
     def _attach(self, tensor: Tensor, value: Value) -> None:
+        value.recorder = self
         tensor._bough = value  # type: ignore[attr-defined]
 
+    def _known(self, tensor: Tensor) -> Value | None:
+        """What this run knows of a tensor; what a model keeps in a cache may come from an earlier run."""
+        value: Value | None = getattr(tensor, "_bough", None)
+        return value if value is not None and value.recorder is self else None
+
     def value(self, tensor: Tensor) -> Value:
-        value = getattr(tensor, "_bough", None)
+        value = self._known(tensor)
         if value is None:
             axes = tuple(self.context.data(n, "a tensor that the model does not hold") for n in tensor.shape)
             value = self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1, constant=True)
             self._attach(tensor, value)
-        return value  # type: ignore[no-any-return]
+        return value
 
     def typing(self, tensor: Tensor) -> Typing:
         value = self.value(tensor)
@@ -93,7 +101,7 @@ class Recorder:
     # The handler's side of the stream
 
     def owned(self, tensor: Tensor) -> Tensor:
-        if getattr(tensor, "_bough", None) is not None:
+        if self._known(tensor) is not None:
             return tensor
         found = self.execution.stand_ins.get(id(tensor))
         if found is None:
@@ -149,7 +157,7 @@ class Recorder:
         numbers = []
         constant = all(v.constant for v in values)
         for tensor, typing in zip(results, typed, strict=True):
-            old = getattr(tensor, "_bough", None)
+            old = self._known(tensor)
             if old is not None:  # in place, or handed through
                 for a, b in zip(old.typing.axes, typing.axes, strict=True) if call.writes else ():
                     self.context.unify(a, b)
@@ -193,7 +201,7 @@ class Recorder:
                 tuple(notes.combined), tuple(notes.narrower),
             )
         )  # fmt: skip
-        self._last: Notes = notes
+        self.last = notes
 
     def _scalars(self, call: Call, floats: bool) -> Iterator[tuple[int | str, float]]:
         """The numbers among the arguments that are not sizes: floats, factors of pointwise ops, constants of no dims."""
@@ -220,8 +228,7 @@ class Recorder:
         def axes_of(tensor: Tensor) -> tuple[Space, ...]:
             return self.value(self.owned(tensor)).typing.axes
 
-        notes = getattr(self, "_last", None) or Notes()
-        self._equate(meanings(func, axes_of, args, kwargs, result, notes), self.ops[-1].where if self.ops else "")
+        self._equate(meanings(func, axes_of, args, kwargs, result, self.last), self.ops[-1].where if self.ops else "")
 
     def integers_of_whole(self, call: Call, result: Tensor, notes: Notes) -> None:
         pairs = meanings(call.func, lambda t: self.value(t).typing.axes, call.args, call.kwargs, result, notes)

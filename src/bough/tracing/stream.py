@@ -46,7 +46,16 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((torch.take_along_dim, Tensor.take_along_dim), "take_along_dim"),
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
     **{getattr(torch._VF, name): name for name in _RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
-}
+    # the same in an exported program
+    **{
+        getattr(torch.ops.aten, name).default: name
+        for name in (
+            "linear", "scaled_dot_product_attention", "batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm",
+            "reshape", "contiguous", "matmul", "bmm", "einsum",
+        )
+    },
+    torch.ops.aten.flatten.using_ints: "reshape",
+}  # fmt: skip
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask"),
