@@ -123,12 +123,12 @@ class Passage:
 class Layer:
     """A module that can be left out: it passes a type through.
 
-    `container`: the list that it is an entry of, or "" where it stands alone. `exact`: it is residual, so leaving it out
+    `container`: the list that it is an entry of, or None where it stands alone. `exact`: it is residual, so leaving it out
     equals zeroing its branch; otherwise it equals an identity in its place. `passages`: its call in each run.
     """
 
     name: str
-    container: str
+    container: str | None
     exact: bool
     passages: tuple[Passage, ...]
 

@@ -255,7 +255,7 @@ def _plan(
         graph.fingerprint, cut, {g.name: (counts[g.name], g.size) for g in graph.groups}, {**values, **about_layers}, scales,
         tuple(g.name for g in graph.groups if g.atom in kept and not g.exact), dict(tied.held),
         _without_idle(graph, graph.cost(counts), cut, told), whole.cost(), {n: list(graph.tensor(n).shape) for n in cut},
-        {x.name: (x.form, bool(x.container)) for x in graph.left_out}, sequences,
+        {x.name: (x.form, x.container is not None) for x in graph.left_out}, sequences,
     )  # fmt: skip
 
 

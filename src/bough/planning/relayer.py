@@ -13,6 +13,7 @@ from itertools import combinations
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.planning.config import Field
+from bough.planning.depth import entry
 from bough.planning.recipe import Build, Recipe
 from bough.tracing.held import holds
 
@@ -68,8 +69,8 @@ class _Names:
         self._gone = tuple(f"{x.name}." for x in graph.left_out)
         modules = dict(graph.model.named_modules())
         self._places: dict[str, dict[str, str]] = {}  # list -> key -> key afterwards
-        for container in dict.fromkeys(x.container for x in graph.left_out if x.container):
-            keys = [k for k in modules[container]._modules if f"{container}.{k}." not in self._gone]
+        for container in dict.fromkeys(x.container for x in graph.left_out if x.container is not None):
+            keys = [k for k in modules[container]._modules if f"{entry(container, k)}." not in self._gone]
             self._places[container] = {k: str(i) for i, k in enumerate(keys)}
 
     def stays(self, name: str) -> bool:

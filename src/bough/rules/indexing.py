@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bough.rules import numbers
 from bough.rules.context import Context, Typing, argument, rule
 from bough.spaces import UNIT, Space
 
@@ -160,29 +161,8 @@ def _index_add(c: Context, call: Any, result: Any) -> Typing:
 
 @rule("_local_scalar_dense")
 def _read(c: Context, call: Any, result: Any) -> list[Typing]:
-    """A number leaves the tensors; the Python may come back with it at once, to select a unit."""
-    numbered = c.of(call.args[0]).ranges
-    c.read = (result, numbered) if numbered is not None and isinstance(result, int) else None
+    c.read = numbers.read(c, call, result)
     return []
-
-
-_KEEPS_VALUES = frozenset(
-    ("clone", "_to_copy", "detach", "alias", "contiguous", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand",
-     "permute", "transpose", "t", "slice", "select", "split", "split_with_sizes", "unbind", "index", "gather", "index_select",
-     "repeat", "flip", "roll", "lift_fresh", "sort", "masked_select", "_reshape_alias", "aminmax", "amax", "amin", "max", "min")
-)  # fmt: skip
-
-
-def inherit_ranges(name: str, first: Typing | None, typed: list[Typing], results: list[Any]) -> None:
-    """Integers that are only moved go on to number the space they numbered."""
-    if first is not None and first.ranges is not None and name in _KEEPS_VALUES:
-        for i, (t, r) in enumerate(zip(typed, results, strict=True)):
-            if (
-                t.ranges is None
-                and (name == "_to_copy" or not r.is_floating_point())
-                and (i == 0 or name not in ("sort", "max", "min"))
-            ):
-                typed[i] = Typing(t.axes, t.null, t.weight, first.ranges)
 
 
 @rule("zeros", "ones", "full", "empty", "rand", "randn", "empty_strided", "new_zeros", "new_ones", "new_full", "new_empty",

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from bough.graph import OpRecord, State, UnknownOp, atoms_of
 from bough.rules import POINTWISE, RULES, Context, Notes, Typing
-from bough.rules.indexing import inherit_ranges
+from bough.rules.numbers import follow
 from bough.spaces import Space, normal
 from bough.tracing.arguments import meanings, normalized_shape
 from bough.tracing.execution import Execution, held_tensors, memory, number_in
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.stream import Call, tensors_in
+
+_READING = frozenset(("_local_scalar_dense", "tolist", "numpy"))  # ops that give no tensor, but what is in one
 
 
 class Value:
@@ -132,11 +134,11 @@ class Recorder:
         if rule is None:
             typed = self._unknown(call, values, results)
         else:
-            given = rule(context, call, result) if results or call.name == "_local_scalar_dense" else []
+            given = rule(context, call, result) if results or call.name in _READING else []
             typed = given if isinstance(given, list) else [given]
             if [tuple(a.size for a in t.axes) for t in typed] != [tuple(r.shape) for r in results]:
                 typed = self._unknown(call, values, results)  # a form of the op that its rule does not know
-        inherit_ranges(call.name.rstrip("_"), values[0].typing if values else None, typed, results)
+        follow(context, call, [v.typing for v in values], typed, results)
         self._record(call, values, typed, tensors, result, results)
         return result
 

@@ -41,6 +41,8 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((Tensor.reshape, torch.reshape), "reshape"),
     **dict.fromkeys((Tensor.flatten, torch.flatten), "reshape"),
     Tensor.contiguous: "contiguous",
+    Tensor.tolist: "tolist",
+    Tensor.numpy: "numpy",
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
     **dict.fromkeys((torch.take_along_dim, Tensor.take_along_dim), "take_along_dim"),
@@ -85,6 +87,7 @@ class Call:
     line: int
     pointwise: bool
     writes: bool  # to the memory of an argument
+    caller: Any = None  # the function of torch's Python API that calls it
 
     @property
     def where(self) -> str:
@@ -126,6 +129,7 @@ class Stream:
         self.handler = handler
         self.count = first
         self.quiet = False  # set while a handler works: what it calls itself is no part of the run
+        self.caller: Any = None  # the function of torch's Python API that is at work
         self._functions = _FunctionMode(self)
         self._dispatch = _DispatchMode(self)
 
@@ -140,7 +144,7 @@ class Stream:
 
     def submit(self, name: str, func: Any, args: Any, kwargs: Any, pointwise: bool, writes: bool) -> Any:
         module, file, line = here()
-        call = Call(self.count, name, func, args, kwargs, module, file, line, pointwise, writes)
+        call = Call(self.count, name, func, args, kwargs, module, file, line, pointwise, writes, self.caller)
         self.count += 1
         return self.quietly(self.handler.op, call)
 
@@ -258,7 +262,11 @@ class _FunctionMode(TorchFunctionMode):
                 return body(*args, **kwargs)
         if type(func) in _BUILTIN:  # what is written in C++ may read the sizes of the tensors it is given
             args = stream.quietly(swap, args, handler.owned)
-        result = func(*args, **kwargs)
+        before, stream.caller = stream.caller, func
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            stream.caller = before
         if func in _CHUNKS or _has_traced(args) or (kwargs and _has_traced(tuple(kwargs.values()))):
             stream.quietly(handler.integers, func, args, kwargs, result)
         return result
