@@ -98,7 +98,7 @@ def _general_matmul(c: Context, call: Any, result: Any) -> Typing:
 def _einsum(c: Context, call: Any, result: Any) -> Typing:
     operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
     typed = [c.of(t) for t in operands]
-    inputs, output = _letters(call.args[0], [len(t.axes) for t in typed])
+    inputs, output = einsum_letters(call.args[0], [len(t.axes) for t in typed])
     space: dict[str, Space] = {}
     null: dict[str, bool] = {}
     where: dict[str, int] = {}
@@ -128,7 +128,7 @@ def _einsum(c: Context, call: Any, result: Any) -> Typing:
     return Typing(tuple(space[x] for x in output), tuple(null[x] for x in output), all(weights))
 
 
-def _letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
+def einsum_letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
     """The letters of each operand and of the result; dims under an ellipsis get letters of their own."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")

@@ -101,7 +101,7 @@ class Replay:
         """The recorded op that the call repeats. Rearrangements may fall away where a width has become 1."""
         ops = self.graph.ops
         at = self._at
-        while at < len(ops) and ops[at].name != call.name and ops[at].name in _REARRANGING:
+        while at < len(ops) and ops[at].name != call.name and ops[at].name in REARRANGING:
             at += 1
         if at > self._at and (at == len(ops) or ops[at].where != f"{call.file}:{call.line}"):
             at = self._at
@@ -168,7 +168,7 @@ class Replay:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
 
 
-_REARRANGING = frozenset(
+REARRANGING = frozenset(
     ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_")
 )
 
