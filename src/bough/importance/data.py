@@ -24,6 +24,8 @@ from bough.tracing.trace import flatten
 Loss = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> the mean loss over the batch, a tensor of one element."""
 
+SAMPLES = "#samples"
+
 
 class Sums(dict[str, Tensor]):
     """Running sums by name, in float64."""
@@ -35,7 +37,7 @@ class Sums(dict[str, Tensor]):
 
     @property
     def samples(self) -> float:
-        return float(self["samples"])
+        return float(self[SAMPLES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Data:
         return graph.model(*args, **kwargs)
 
     def stream(self, graph: Graph, sums: Sums, title: str) -> Iterator[Any]:
-        """The batches that `sums` have not seen, which counts them as `samples`; the caller adds to `sums` meanwhile.
+        """The batches that `sums` have not seen, which counts their samples; the caller adds to `sums` meanwhile.
 
         Raises:
             PlanError: there are no batches, or a batch without a tensor.
@@ -87,7 +89,7 @@ class Data:
         for batch in track(batches, title, total=_left(self.batches, done)) if self.progress else batches:
             yield batch
             at += 1
-            sums.plus("samples", float(batch_size(batch)))
+            sums.plus(SAMPLES, float(batch_size(batch)))
             if file and at % self.every == 0:
                 _save(file, sums, at)
         if not at:
@@ -125,11 +127,15 @@ def as_traced(graph: Graph, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]
         positional = [] if not n else list(inspect.signature(graph.model.forward).parameters)[:n]
         missing = [k for k in (*positional, *names) if k not in batch]
         if missing:
-            raise PlanError(f"a batch lacks {missing[0]!r}, with which the model was traced; it has {', '.join(map(str, batch))}")
+            raise PlanError(
+                f"a batch lacks {missing[0]!r}, with which the model was traced; it has {', '.join(map(str, batch))}"
+            )
         return tuple(_moved(batch[k], home) for k in positional), {k: _moved(batch[k], home) for k in names}
     parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
     if len(parts) < n + len(names):
-        raise PlanError(f"a batch of {len(parts)} parts for a model that was traced with {n + len(names)}: give Data(forward=...)")
+        raise PlanError(
+            f"a batch of {len(parts)} parts for a model that was traced with {n + len(names)}: give Data(forward=...)"
+        )
     given = tuple(_moved(p, home) for p in parts)
     return given[:n], dict(zip(names, given[n:], strict=False))
 

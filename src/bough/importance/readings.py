@@ -9,7 +9,7 @@ read where an op takes it in and does not hand it on; one that none takes in, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -26,8 +26,8 @@ class Reading:
     op: int
     argument: int
     dim: int
-    contraction: Contraction | None = None
-    weight: Place | None = None
+    contraction: Contraction | None = field(default=None, compare=False)
+    weight: Place | None = field(default=None, compare=False)
 
     @property
     def key(self) -> str:
@@ -42,10 +42,9 @@ class Reading:
         x = tensors[self.argument].detach()
         return x.movedim(self.dim, 0).reshape(x.shape[self.dim], -1)
 
-    def weight_rows(self, tensors: Sequence[Tensor]) -> Tensor | None:
-        """[size of the axis, all else]: the weights that read each index of the axis; None without a weight."""
-        if self.weight is None or self.contraction is None:
-            return None
+    def weight_rows(self, tensors: Sequence[Tensor]) -> Tensor:
+        """[size of the axis, all else]: the weights that read each index of the axis."""
+        assert self.weight is not None
         w, size = tensors[self.weight[0]].detach(), tensors[self.argument].shape[self.dim]
         rows = w.movedim(self.weight[1], 0)
         if len(rows) == size:

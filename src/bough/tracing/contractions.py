@@ -118,4 +118,3 @@ def _holding(graph: Graph, name: str, contraction: Contraction) -> list[int]:
     axes = graph.states[name].axes
     dims = [d for d, axis in enumerate(axes) if contraction.atoms.intersection(normal(axis).atoms)]
     return dims[-1:]
-

@@ -17,15 +17,17 @@ from torch import Tensor, nn
 
 from bough.errors import TraceError
 from bough.graph import Graph, OpRecord
+from bough.spaces import Space, normal
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
 from bough.tracing.replay import REARRANGING
-from bough.tracing.stream import Call, Stream, tensors_in
+from bough.tracing.stream import Call, Stream, swap, tensors_in
 from bough.tracing.trace import unchanged_rng
 from bough.tracing.wrapped import eagerly
 
-Reader = Callable[[OpRecord, Sequence[Tensor]], None]
-"""Called with an op and the real tensors of its arguments, or of its results, in the order in which they were recorded."""
+Reader = Callable[[OpRecord, Sequence[Tensor]], Sequence[Tensor] | None]
+"""Called with an op and the real tensors of its arguments, or of its results, in the order in which they were recorded.
+What a reader of arguments returns is used in their place; not where gradients are asked for."""
 
 
 _SKIPPED = REARRANGING | {"detach"}  # autograd detaches what it saves
@@ -58,7 +60,7 @@ def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
         ...     y = model(torch.randn(32, 4))
         linear (32, 8)
     """
-    model, by_op = graph.model, _by_op(taps)
+    model, by_op = graph.model, _by_op(graph, taps)
     inner = model._call_impl
 
     def followed(*args: Any, **kwargs: Any) -> Any:
@@ -95,10 +97,28 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     tensor.copy_(value)
 
 
-def _by_op(taps: Sequence[Tap]) -> dict[int, tuple[list[Reader], list[Reader]]]:
-    found: dict[int, tuple[list[Reader], list[Reader]]] = {}
+@dataclass(slots=True)
+class _Tapped:
+    """The readers of an op, and the sizes that its tensors' prunable axes must have."""
+
+    before: list[Reader]
+    after: list[Reader]
+    arguments: list[list[int | None]]
+    results: list[list[int | None]]
+
+
+def _by_op(graph: Graph, taps: Sequence[Tap]) -> dict[int, _Tapped]:
+    known = {g.atom for g in graph.groups}
+
+    def sizes(tensors: Sequence[tuple[Space, ...]]) -> list[list[int | None]]:
+        return [[a.size if known.intersection(normal(a).atoms) else None for a in axes] for axes in tensors]
+
+    found: dict[int, _Tapped] = {}
     for tap in taps:
-        found.setdefault(tap.op, ([], []))[tap.results].append(tap.read)
+        op = graph.ops[tap.op]
+        if tap.op not in found:
+            found[tap.op] = _Tapped([], [], sizes(op.arguments), sizes(op.results))
+        (found[tap.op].after if tap.results else found[tap.op].before).append(tap.read)
     return found
 
 
@@ -109,7 +129,7 @@ def _name(op: OpRecord | Call) -> str:
 class _Tapping:
     """Runs each op as it is, and shows the tensors of those tapped."""
 
-    def __init__(self, graph: Graph, taps: Mapping[int, tuple[list[Reader], list[Reader]]]) -> None:
+    def __init__(self, graph: Graph, taps: Mapping[int, _Tapped]) -> None:
         self.graph, self.taps = graph, taps
         self._at = 0
         self._names = {id(m): name for name, m in graph.model.named_modules()} if graph.real else {}
@@ -129,25 +149,34 @@ class _Tapping:
 
     def op(self, call: Call) -> Any:
         record = self._next(call)
-        taps = self.taps.get(record.index) if record is not None else None
-        if taps is None:
+        tapped = self.taps.get(record.index) if record is not None else None
+        if record is None or tapped is None:
             return call.func(*call.args, **call.kwargs)
-        assert record is not None
-        before, after = taps
-        if before:
-            arguments = [*tensors_in(call.args), *tensors_in(tuple(call.kwargs.values()))]
-            self._show(record, before, arguments, [len(a) for a in record.arguments])
-        result = call.func(*call.args, **call.kwargs)
-        if after:
-            self._show(record, after, tensors_in(result), [len(a) for a in record.results])
+        args, kwargs = call.args, call.kwargs
+        if tapped.before:
+            tensors = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
+            changed = self._show(record, tapped.before, tensors, tapped.arguments)
+            if changed is not tensors:
+                new = iter(changed)
+                args, kwargs = swap(args, lambda _: next(new)), {k: swap(v, lambda _: next(new)) for k, v in kwargs.items()}
+        result = call.func(*args, **kwargs)
+        if tapped.after:
+            self._show(record, tapped.after, tensors_in(result), tapped.results)
         return result
 
-    def _show(self, record: OpRecord, readers: list[Reader], tensors: list[Tensor], dims: list[int]) -> None:
-        if [t.dim() for t in tensors] != dims:
+    def _show(
+        self, record: OpRecord, readers: list[Reader], tensors: Sequence[Tensor], expected: list[list[int | None]]
+    ) -> Sequence[Tensor]:
+        fits = [
+            len(e) == t.dim() and all(n in (None, m) for n, m in zip(e, t.shape, strict=True))
+            for t, e in zip(tensors, expected, strict=False)
+        ]
+        if len(tensors) != len(expected) or not all(fits):
             found = ", ".join(str(list(t.shape)) for t in tensors)
             raise self._diverged(f"{record.name} is given tensors of shapes {found}", record)
         for read in readers:
-            read(record, tensors)
+            tensors = read(record, tensors) or tensors
+        return tensors
 
     def _next(self, call: Call) -> OpRecord | None:
         """The recorded op that the call repeats; None for a rearrangement that other sizes brought about."""
@@ -180,6 +209,6 @@ class _Tapping:
     def _diverged(self, what: str, record: OpRecord | None) -> TraceError:
         was = f"{record.name} of {record.module or 'the model'} ({record.where})" if record else "the end of the model"
         return TraceError(
-            f"the run on data takes another path than the traced one: {what} where the trace has {was}. Trace the model in eval "
-            "mode, on example inputs of the same form as the data (dims, optional arguments, a batch of at least 2)."
+            f"the run on data takes another path than the traced one: {what} where the trace has {was}. Trace the model in "
+            "eval mode, on example inputs of the same form as the data (dims, optional arguments, a batch of at least 2)."
         )

@@ -1,0 +1,170 @@
+"""Criteria that remove units one by one, each time the one whose loss changes the consumers' outputs least.
+
+The score of a unit is the error of the consumers' outputs once it and all before it are gone: the order of removal, with
+the error that each width costs. Every consumer of a group takes part, its errors added; units are neurons, channels (with
+their kernel positions), heads (with their dims), key-value groups (with the dims of all their queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bough.errors import PlanError
+from bough.graph import Graph, Group
+from bough.importance.data import Data
+from bough.importance.moments import Moments, Products, moments
+from bough.importance.readings import Reading, readings
+
+Scores = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class ThiNet:
+    """Greedy reconstruction without repair: I_u = E||sum over removed units v, u included, of x_v W_v||^2 when u leaves (Luo
+    et al., 2017), over all outputs, not sampled ones. `sites`: output positions of each sample that a convolution is
+    looked at. Units that make up for each other leave together."""
+
+    sites: int = 128
+    needs_data: ClassVar[bool] = True
+
+    def __call__(self, graph: Graph, data: Data) -> Scores:
+        return _removed(graph, data, self.sites, "ThiNet", lambda m, g: _Plain(_inner(m, g)))
+
+
+@dataclass(frozen=True, slots=True)
+class OBS:
+    """Greedy reconstruction with repair: units leave by the exact error that is left when the weights of the others are
+    solved anew by least squares (optimal brain surgeon; ZipLM, Frantar et al., 2023; OSSCAR, Meng et al., 2024).
+
+    For a consumer y = x W, H = E[x x^T] + ridge * mean(diag H) I (of x - E[x] where a bias makes up for means), and S the
+    columns of unit u: cost 1/2 tr(W_S^T [(H^-1)_SS]^-1 W_S); then W -= (H^-1)_S [(H^-1)_SS]^-1 W_S and H^-1 is downdated.
+    I_u is the sum of the costs of u and of all that left before. A product of two activations has no weights to solve: its
+    costs are ThiNet's. Time grows with units times the square of a consumer's input width.
+    """
+
+    ridge: float = 0.01
+    sites: int = 128
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.ridge <= 0:
+            raise PlanError(f"OBS(ridge={self.ridge}): must be positive, so that H can be inverted whatever the data")
+
+    def __call__(self, graph: Graph, data: Data) -> Scores:
+        def problem(found: Moments | Products, group: Group) -> Problem:
+            if isinstance(found, Products):
+                return _Plain(_inner(found, group) / 2)
+            second = found.covariance if found.biased else found.second
+            return Repaired(second, found.weight, found.columns(group.atom), self.ridge)
+
+        return _removed(graph, data, self.sites, "OBS", problem)
+
+
+class Problem(Protocol):
+    """A consumer that loses units."""
+
+    def costs(self, units: Sequence[int]) -> Tensor:
+        """What losing each of `units` next costs."""
+
+    def remove(self, unit: int) -> None:
+        """Loses a unit."""
+
+
+class _Plain:
+    """Outputs are sums of terms with inner products `inner` [units, units]; nothing is repaired."""
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+        self._with_gone = torch.zeros(len(inner), dtype=inner.dtype, device=inner.device)
+
+    def costs(self, units: Sequence[int]) -> Tensor:
+        return (self.inner.diagonal() + 2 * self._with_gone)[list(units)]
+
+    def remove(self, unit: int) -> None:
+        self._with_gone += self.inner[unit]
+
+
+class Repaired:
+    """y = x W, blockwise, with W solved anew after each loss: H^-1 and W are downdated exactly."""
+
+    def __init__(self, second: Tensor, weight: Tensor, columns: NDArray[np.int64], ridge: float) -> None:
+        eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
+        scale = second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        damped = second + (ridge * scale).clamp_min(torch.finfo(second.dtype).tiny ** 0.5) * eye
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        self.weight = weight.clone()
+        self.columns = torch.from_numpy(columns).to(second.device)
+
+    def costs(self, units: Sequence[int]) -> Tensor:
+        total = torch.zeros(len(units), dtype=self.weight.dtype, device=self.weight.device)
+        for inverse, weight, columns in zip(self.inverse, self.weight, self.columns[:, list(units)], strict=True):
+            corner = inverse[columns[:, :, None], columns[:, None, :]]
+            rows = weight[columns]
+            total += (rows * torch.linalg.solve(corner, rows)).sum((1, 2)) / 2
+        return total
+
+    def remove(self, unit: int) -> None:
+        for inverse, weight, columns in zip(self.inverse, self.weight, self.columns[:, unit], strict=True):
+            across = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])  # [(H^-1)_SS]^-1 (H^-1)_S
+            weight -= across.mT @ weight[columns]
+            inverse -= inverse[:, columns] @ across
+            weight[columns] = 0
+            inverse[columns] = 0
+            inverse[:, columns] = 0
+
+
+def greedy(problems: Sequence[Problem], size: int) -> NDArray[np.float64]:
+    """[units]: the sum of costs when each leaves, the cheapest first."""
+    scores = np.zeros(size)
+    left, total, highest = list(range(size)), 0.0, 0.0
+    while left:
+        costs = sum(p.costs(left).cpu() for p in problems)
+        assert isinstance(costs, Tensor)
+        unit = left.pop(at := int(costs.argmin()))
+        total += float(costs[at])
+        highest = max(highest, total)  # losing more may undo an error; the order of removal stays the order of scores
+        scores[unit] = highest
+        for problem in problems:
+            problem.remove(unit)
+    return scores
+
+
+def _removed(graph: Graph, data: Data, sites: int, title: str, problem: object) -> Scores:
+    found = {name: _once(rs) for name, rs in readings(graph).items()}
+    made = moments(graph, data, [r for rs in found.values() for r in rs], sites=sites, title=title)
+    return {g.name: greedy([problem(made[r], g) for r in found[g.name]], g.size) for g in graph.groups}  # type: ignore[operator]
+
+
+def _once(found: Sequence[Reading]) -> list[Reading]:
+    """Of the two sides of a product of activations, one."""
+    seen: set[int] = set()
+    result = []
+    for r in found:
+        if r.weight is None and r.contraction is not None:
+            if id(r.contraction) in seen:
+                continue
+            seen.add(id(r.contraction))
+        result.append(r)
+    return result
+
+
+def _inner(found: Moments | Products, group: Group) -> Tensor:
+    """[units, units]: inner products of what the units add to the outputs."""
+    if isinstance(found, Products):
+        return _per_unit(found.inner, found.columns(group.atom))
+    parts = found.second * (found.weight @ found.weight.mT)
+    return sum(_per_unit(p, c) for p, c in zip(parts, found.columns(group.atom), strict=True))  # type: ignore[return-value]
+
+
+def _per_unit(inner: Tensor, columns: NDArray[np.int64]) -> Tensor:
+    belongs = torch.zeros(len(columns), len(inner), dtype=inner.dtype)
+    belongs.scatter_(1, torch.from_numpy(columns), 1.0)
+    belongs = belongs.to(inner.device)
+    return belongs @ inner @ belongs.mT
