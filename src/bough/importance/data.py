@@ -80,7 +80,7 @@ class Data:
         """The batches that `sums` have not seen, which counts their samples; the caller adds to `sums` meanwhile.
 
         Raises:
-            PlanError: there are no batches, or a batch without a tensor.
+            PlanError: there are no batches, a batch without a tensor, or a sum that is not finite at the end.
         """
         file = self._file(graph, title)
         done = _load(file, sums) if file else 0
@@ -95,6 +95,9 @@ class Data:
         if not at:
             again = " a second time: give a list or a DataLoader, which can be gone through again"
             raise PlanError(f"the data gives no batches{again if iter(self.batches) is self.batches else ''}")
+        broken = [name for name, value in sums.items() if not value.isfinite().all()]
+        if broken:
+            raise PlanError(f"{title} is not finite ({broken[0]}): the model or the loss gives NaN or infinity on this data")
         if file:
             file.unlink(missing_ok=True)
 

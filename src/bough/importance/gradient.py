@@ -149,8 +149,8 @@ def _each_sample(graph: Graph, loss: Loss, batch: object, names: Sequence[str]) 
             if alone or isinstance(error, PlanError):
                 raise
             raise PlanError(
-                f"the loss can not be taken of one sample of a batch ({type(error).__name__}: {error}): what a batch holds besides "
-                "tensors and containers of them, with samples first, can not be split; give batches of one sample"
+                f"the loss can not be taken of one sample of a batch ({type(error).__name__}: {error}): what a batch holds "
+                "besides tensors and containers of them, with samples first, can not be split; give batches of one sample"
             ) from error
         yield found
 

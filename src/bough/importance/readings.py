@@ -60,13 +60,17 @@ def readings(graph: Graph) -> dict[str, tuple[Reading, ...]]:
         PlanError: a group of which no activation has units.
     """
     found: dict[Atom, list[Reading]] = {}
+    constant: dict[Atom, list[Reading]] = {}  # of what is computed from parameters alone, such as tables of positions
     origin = weights_of(graph)
     for c in contractions(graph.ops):
         activations = [p for p in c.places if origin(c.op, p[0]) is None]
+        into = found if activations else constant
+        activations = activations or [next((p for p in c.places if not c.op.states[p[0]]), c.places[0])]
         weight = next((p for p in c.places if p not in activations), None)
         for argument, dim in activations:
             for atom in c.atoms:
-                found.setdefault(atom, []).append(Reading(c.op.index, argument, dim, c, weight))
+                into.setdefault(atom, []).append(Reading(c.op.index, argument, dim, c, weight))
+    found = {**constant, **found}
     for places in (_taken_in, _anywhere):
         missing = {g.atom for g in graph.groups if g.atom not in found}
         if missing:
@@ -82,18 +86,26 @@ Activation = Callable[[OpRecord, int], bool]
 
 
 def _taken_in(graph: Graph, atoms: set[Atom], activation: Activation) -> Iterator[tuple[Atom, Reading]]:
+    held = _in_states(graph)
     for op in graph.ops:
         out = {a for axes in op.results for s in axes for a in normal(s).atoms}
-        yield from ((a, r) for a, r in _held(op, atoms - out, activation))
+        yield from _held(op, atoms - out, activation, held)
 
 
 def _anywhere(graph: Graph, atoms: set[Atom], activation: Activation) -> Iterator[tuple[Atom, Reading]]:
+    held = _in_states(graph)
     for op in graph.ops:
-        yield from _held(op, atoms, activation)
+        yield from _held(op, atoms, activation, held)
 
 
-def _held(op: OpRecord, atoms: set[Atom], activation: Activation) -> Iterator[tuple[Atom, Reading]]:
+def _held(op: OpRecord, atoms: set[Atom], activation: Activation, held: set[Atom]) -> Iterator[tuple[Atom, Reading]]:
+    """Axes of units alone: one mixed with batch or positions has another size on other data."""
     for i, axes in enumerate(op.arguments):
         for d, space in enumerate(axes):
-            for atom in atoms.intersection(normal(space).atoms) if activation(op, i) else ():
+            there = normal(space).atoms
+            for atom in atoms.intersection(there) if activation(op, i) and held.issuperset(there) else ():
                 yield atom, Reading(op.index, i, d)
+
+
+def _in_states(graph: Graph) -> set[Atom]:
+    return {a for s in graph.states.values() for axis in s.axes for a in normal(axis).atoms}

@@ -92,32 +92,42 @@ class _Plain:
 
 
 class Repaired:
-    """y = x W, blockwise, with W solved anew after each loss: H^-1 and W are downdated exactly."""
+    """y = x W, blockwise, with W solved anew after each loss: H^-1 and W W^T, all that costs need, are downdated exactly."""
 
     def __init__(self, second: Tensor, weight: Tensor, columns: NDArray[np.int64], ridge: float) -> None:
         eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
         scale = second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         damped = second + (ridge * scale).clamp_min(torch.finfo(second.dtype).tiny ** 0.5) * eye
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        self.weight = weight.clone()
+        self.outer = weight @ weight.mT
         self.columns = torch.from_numpy(columns).to(second.device)
+        self._left = torch.ones(second.shape[-1], dtype=torch.bool, device=second.device)
 
     def costs(self, units: Sequence[int]) -> Tensor:
-        total = torch.zeros(len(units), dtype=self.weight.dtype, device=self.weight.device)
-        for inverse, weight, columns in zip(self.inverse, self.weight, self.columns[:, list(units)], strict=True):
-            corner = inverse[columns[:, :, None], columns[:, None, :]]
-            rows = weight[columns]
-            total += (rows * torch.linalg.solve(corner, rows)).sum((1, 2)) / 2
+        total = torch.zeros(len(units), dtype=self.outer.dtype, device=self.outer.device)
+        for inverse, outer, columns in zip(self.inverse, self.outer, self.columns[:, list(units)], strict=True):
+            corner, inner = (m[columns[:, :, None], columns[:, None, :]] for m in (inverse, outer))
+            solved = inner / corner if corner.shape[-1] == 1 else torch.linalg.solve(corner, inner)
+            total += solved.diagonal(dim1=-2, dim2=-1).sum(-1) / 2
         return total
 
     def remove(self, unit: int) -> None:
-        for inverse, weight, columns in zip(self.inverse, self.weight, self.columns[:, unit], strict=True):
+        for inverse, outer, columns in zip(self.inverse, self.outer, self.columns[:, unit], strict=True):
             across = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])  # [(H^-1)_SS]^-1 (H^-1)_S
-            weight -= across.mT @ weight[columns]
-            inverse -= inverse[:, columns] @ across
-            weight[columns] = 0
-            inverse[columns] = 0
-            inverse[:, columns] = 0
+            half = outer[columns] - outer[columns][:, columns] @ across / 2
+            outer.addmm_(across.mT, half, alpha=-1).addmm_(half.mT, across, alpha=-1)  # of W - across^T W_S
+            inverse.addmm_(inverse[:, columns], across, alpha=-1)
+        if len(self.inverse) == 1:
+            self._left[self.columns[0, unit]] = False
+            if 2 * int(self._left.sum()) < len(self._left):
+                self._close_up()
+
+    def _close_up(self) -> None:
+        """Drops the rows and columns that are gone, so that the next downdates are smaller."""
+        (keep,) = self._left.nonzero(as_tuple=True)
+        self.inverse, self.outer = (m[:, keep][:, :, keep].contiguous() for m in (self.inverse, self.outer))
+        self.columns = (self._left.cumsum(0) - 1)[self.columns].clamp_min(0)
+        self._left = self._left[keep]
 
 
 def greedy(problems: Sequence[Problem], size: int) -> NDArray[np.float64]:

@@ -68,6 +68,7 @@ _PLACES: dict[str, Callable[[OpRecord], Iterator[tuple[Place, ...]]]] = {
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
 }  # fmt: skip
+CONTRACTING = frozenset(_PLACES)
 
 
 def contractions(ops: Sequence[OpRecord]) -> Iterator[Contraction]:

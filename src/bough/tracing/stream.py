@@ -262,9 +262,12 @@ def _python_body(func: Any) -> Any:
         return None
     body = _bodies.get(func)
     if body is None:
-        namespace = _namespaces.get(func.__module__)
+        home = func.__globals__[
+            "__name__"
+        ]  # where its code stands: not its __module__, where it is a dispatcher made elsewhere
+        namespace = _namespaces.get(home)
         if namespace is None:  # a module's private functions ask for overrides in the name of the public ones
-            namespace = _namespaces[func.__module__] = {**func.__globals__, **_DEAF}
+            namespace = _namespaces[home] = {**func.__globals__, **_DEAF}
             for name, value in func.__globals__.items():
                 if type(value) is types.FunctionType and name.startswith("_") and value.__module__ == func.__module__:
                     namespace[name] = _rebound(value, namespace)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bough.errors import TraceError
 from bough.graph import Graph, OpRecord
 from bough.spaces import Space, normal
+from bough.tracing.contractions import CONTRACTING
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
 from bough.tracing.replay import REARRANGING
@@ -30,7 +31,6 @@ Reader = Callable[[OpRecord, Sequence[Tensor]], Sequence[Tensor] | None]
 What a reader of arguments returns is used in their place; not where gradients are asked for."""
 
 
-_SKIPPED = REARRANGING | {"detach"}  # autograd detaches what it saves
 _NAMES = {"_embedding_bag_forward_only": "_embedding_bag"}  # without gradients: with them
 
 
@@ -108,10 +108,15 @@ class _Tapped:
 
 
 def _by_op(graph: Graph, taps: Sequence[Tap]) -> dict[int, _Tapped]:
-    known = {g.atom for g in graph.groups}
+    held = {a for s in graph.states.values() for axis in s.axes for a in normal(axis).atoms}
+    units = {g.atom for g in graph.groups}
 
     def sizes(tensors: Sequence[tuple[Space, ...]]) -> list[list[int | None]]:
-        return [[a.size if known.intersection(normal(a).atoms) else None for a in axes] for axes in tensors]
+        return [[a.size if _pure(a) else None for a in axes] for axes in tensors]
+
+    def _pure(axis: Space) -> bool:  # made of units, without batch or positions
+        atoms = normal(axis).atoms
+        return bool(units.intersection(atoms)) and held.issuperset(atoms)
 
     found: dict[int, _Tapped] = {}
     for tap in taps:
@@ -131,6 +136,7 @@ class _Tapping:
 
     def __init__(self, graph: Graph, taps: Mapping[int, _Tapped]) -> None:
         self.graph, self.taps = graph, taps
+        self.units = {g.atom for g in graph.groups}
         self._at = 0
         self._names = {id(m): name for name, m in graph.model.named_modules()} if graph.real else {}
         self._sites = {(op.name, op.where, op.module): op for op in reversed(graph.ops)} if graph.real else {}
@@ -179,22 +185,29 @@ class _Tapping:
         return tensors
 
     def _next(self, call: Call) -> OpRecord | None:
-        """The recorded op that the call repeats; None for a rearrangement that other sizes brought about."""
-        ops, at, name = self.graph.ops, self._at, _name(call)
-        if at < len(ops) and _name(ops[at]) == name and (not self.graph.real or ops[at].where == call.where):
+        """The recorded op that the call repeats; None for one that is no part of the trace and contracts nothing: other sizes
+        are rearranged in other ways, devices fill masks in other ways, autograd detaches what it saves."""
+        ops, at = self.graph.ops, self._at
+        while at < len(ops) and not self._same(ops[at], call) and self._bystander(ops[at]):
+            at += 1
+        if at < len(ops) and self._same(ops[at], call):
             self._at = at + 1
             return ops[at]
         if self.graph.real and (site := self._site(call)) is not None:
             self._at = site.index + 1
             return site
-        while at < len(ops) and _name(ops[at]) != name and ops[at].name in _SKIPPED:
-            at += 1
-        if at < len(ops) and _name(ops[at]) == name and ops[at].where == call.where:
-            self._at = at + 1
-            return ops[at]
-        if call.name in _SKIPPED:
-            return None
-        raise self._diverged(f"{call.name} runs ({call.where})", ops[self._at] if self._at < len(ops) else None)
+        if call.name in CONTRACTING:
+            raise self._diverged(f"{call.name} runs ({call.where})", ops[self._at] if self._at < len(ops) else None)
+        return None
+
+    def _same(self, op: OpRecord, call: Call) -> bool:
+        return _name(op) == _name(call) and op.where == call.where
+
+    def _bystander(self, op: OpRecord) -> bool:
+        """Whether the op may fall away: it rearranges, or touches no unit of a group (a mask, positions that are cached)."""
+        return op.name in REARRANGING or not any(
+            self.units.intersection(normal(a).atoms) for axes in (*op.arguments, *op.results) for a in axes
+        )
 
     def _site(self, call: Call) -> OpRecord | None:
         """Of a run whose path depends on data: the op on the same line of the same module."""
@@ -202,12 +215,12 @@ class _Tapping:
 
     def finish(self) -> None:
         """The model has returned: nothing of the recorded run may be left."""
-        left = [op for op in self.graph.ops[self._at :] if op.name not in _SKIPPED]
+        left = [op for op in self.graph.ops[self._at :] if not self._bystander(op)]
         if left and not self.graph.real:
-            raise self._diverged("the model returns", left[0])
+            raise self._diverged("the model does without an op", left[0])
 
     def _diverged(self, what: str, record: OpRecord | None) -> TraceError:
-        was = f"{record.name} of {record.module or 'the model'} ({record.where})" if record else "the end of the model"
+        was = f"{record.name} of {record.module or 'the model'} ({record.where})" if record else "the end"
         return TraceError(
             f"the run on data takes another path than the traced one: {what} where the trace has {was}. Trace the model in "
             "eval mode, on example inputs of the same form as the data (dims, optional arguments, a batch of at least 2)."
