@@ -21,6 +21,7 @@ from bough.spaces import Space, normal
 from bough.tracing.contractions import CONTRACTING
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
+from bough.tracing.location import here
 from bough.tracing.replay import REARRANGING
 from bough.tracing.stream import Call, Stream, swap, tensors_in
 from bough.tracing.trace import unchanged_rng
@@ -138,7 +139,9 @@ class _Tapping:
         self.graph, self.taps = graph, taps
         self.units = {g.atom for g in graph.groups}
         self._at = 0
-        self._names = {id(m): name for name, m in graph.model.named_modules()} if graph.real else {}
+        self._modules = {id(m): name for name, m in graph.model.named_modules()}
+        _, file, line = here()
+        self._caller = f"{file}:{line}"
         self._sites = {(op.name, op.where, op.module): op for op in reversed(graph.ops)} if graph.real else {}
 
     def owned(self, tensor: Tensor) -> Tensor:
@@ -201,17 +204,21 @@ class _Tapping:
         return None
 
     def _same(self, op: OpRecord, call: Call) -> bool:
-        return _name(op) == _name(call) and op.where == call.where
+        """The same op of the same module on the same line; what only torch's own Python runs has its caller's line."""
+        if _name(op) != _name(call) or op.module != self._modules.get(id(call.module), ""):
+            return False
+        return op.where == call.where or call.where == self._caller
 
     def _bystander(self, op: OpRecord) -> bool:
         """Whether the op may fall away: it rearranges, or touches no unit of a group (a mask, positions that are cached)."""
-        return op.name in REARRANGING or not any(
-            self.units.intersection(normal(a).atoms) for axes in (*op.arguments, *op.results) for a in axes
-        )
+        if op.name in REARRANGING or op.name == "_to_copy":  # between devices, where shapes stood in for tensors
+            return True
+        touched = (a for axes in (*op.arguments, *op.results) for a in axes)
+        return op.name not in CONTRACTING and not any(self.units.intersection(normal(a).atoms) for a in touched)
 
     def _site(self, call: Call) -> OpRecord | None:
         """Of a run whose path depends on data: the op on the same line of the same module."""
-        return self._sites.get((call.name, call.where, self._names.get(id(call.module), "")))
+        return self._sites.get((call.name, call.where, self._modules.get(id(call.module), "")))
 
     def finish(self) -> None:
         """The model has returned: nothing of the recorded run may be left."""
