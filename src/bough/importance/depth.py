@@ -24,7 +24,7 @@ class BlockInfluence:
     et al., 2024).
 
     Gives {list of layers: float64 [entries that can be left out]}, as `plan(keep={list: n})` reads, and {layer: float64 [1]}
-    for layers that stand alone.
+    for layers that stand alone and are no such lists themselves.
 
     Example:
         >>> import torch, bough
@@ -51,10 +51,12 @@ class BlockInfluence:
         with torch.no_grad(), undisturbed(graph.model), tapped(graph, taps):
             for batch in data.stream(graph, sums, "BlockInfluence"):
                 data.run(graph, batch)
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[float]] = {x.container: [] for x in graph.layers if x.container}
+        lists = set(found)
         for layer in graph.layers:
-            influence = 1 - float(sums[layer.name] / sums[f"{layer.name} count"])
-            found.setdefault(layer.container or layer.name, []).append(influence)
+            if layer.container or layer.name not in lists:
+                influence = 1 - float(sums[layer.name] / sums[f"{layer.name} count"])
+                found.setdefault(layer.container or layer.name, []).append(influence)
         return {name: np.array(values) for name, values in found.items()}
 
 
