@@ -446,3 +446,10 @@ def test_the_documented_table_is_the_table():
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)\(.*?\)` \|.*\| (weights|inputs|loss) \|", text, re.MULTILINE)
     assert {name: needs for name, _, needs in rows} == {name: e.needs for name, e in CRITERIA.items()}
     assert {name: kind for name, kind, _ in rows} == {n: type(criterion(n, loss)).__name__ for n in CRITERIA}
+
+
+def test_prune_scores_on_data():
+    model, graph, data = tiny()
+    result = bough.prune(model, data[:2], bough.Budget(params="60%"), importance=criterion("wanda"), data=[data])
+    kept = result.plan.kept["0.weight"][0]
+    assert sorted(kept) == sorted(np.argsort(-scored(graph, "wanda", [data])["0"])[: len(kept)])

@@ -21,9 +21,8 @@ from bough.importance.data import Data, Loss, Sums, batch_size
 from bough.importance.gradient import gradients
 from bough.importance.readings import Reading, readings
 from bough.importance.reduce import positions, unit_means
+from bough.importance.score import UnitScores
 from bough.tracing.taps import Tap, tapped, undisturbed
-
-Scores = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def _mean(sums: Sums, key: str) -> Statistics:
     return Statistics(mean("mean"), mean("square"), mean("magnitude"), mean("positive"), weight)
 
 
-def averaged(graph: Graph, values: Mapping[Reading, NDArray[np.float64]]) -> Scores:
+def averaged(graph: Graph, values: Mapping[Reading, NDArray[np.float64]]) -> UnitScores:
     """Per unit the mean over its positions and over the group's readings."""
     found = readings(graph)
     return {
@@ -95,7 +94,7 @@ class ActivationMean:
 
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         return averaged(graph, {r: s.magnitude for r, s in statistics(graph, data).items()})
 
 
@@ -106,7 +105,7 @@ class APoZ:
 
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         return averaged(graph, {r: s.positive for r, s in statistics(graph, data).items()})
 
 
@@ -117,7 +116,7 @@ class ActivationVariance:
 
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         return averaged(graph, {r: s.variance for r, s in statistics(graph, data).items()})
 
 
@@ -131,38 +130,32 @@ class HRank:
 
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
-        return _per_group(graph, data, "HRank", _ranks)
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        sums = Sums()
+        found = readings(graph)
+
+        def tap(group: Group, reading: Reading) -> Tap:
+            index = positions(reading.space(graph), group.atom)
+
+            def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
+                sums.plus(group.name, _ranks(tensors[reading.argument].movedim(reading.dim, -1), index))
+
+            return Tap(reading.op, read)
+
+        taps = [tap(g, r) for g in graph.groups for r in found[g.name]]
+        with torch.no_grad(), undisturbed(graph.model), tapped(graph, taps):
+            for batch in data.stream(graph, sums, "HRank"):
+                data.run(graph, batch)
+        return {g.name: sums[g.name].cpu().numpy() / sums.samples / len(found[g.name]) for g in graph.groups}
 
 
-def _ranks(x: Tensor, reading: Reading, index: NDArray[np.int64]) -> Tensor:
-    """[units]: the sum of ranks over samples."""
-    x = x.detach().movedim(reading.dim, -1)
+def _ranks(x: Tensor, index: NDArray[np.int64]) -> Tensor:
+    """[units]: the sum of ranks over samples, of x with its read axis last."""
     x = x if x.dim() > 1 else x[None]
     x = x[..., torch.from_numpy(index).to(x.device)]  # [samples, ..., units, positions]
     x = x.movedim(-2, 1)  # [samples, units, ..., positions]
     rows = x.shape[2] if x.dim() > 3 else 1
     return torch.linalg.matrix_rank(x.double().reshape(*x.shape[:2], rows, -1)).double().sum(0)
-
-
-def _per_group(graph: Graph, data: Data, title: str, measure: Callable[[Tensor, Reading, NDArray[np.int64]], Tensor]) -> Scores:
-    """Sums `measure` [units] over a pass; per group the mean over samples and readings."""
-    sums = Sums()
-    found = readings(graph)
-
-    def tap(group: Group, reading: Reading) -> Tap:
-        index = positions(reading.space(graph), group.atom)
-
-        def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-            sums.plus(group.name, measure(tensors[reading.argument], reading, index))
-
-        return Tap(reading.op, read)
-
-    taps = [tap(g, r) for g in graph.groups for r in found[g.name]]
-    with torch.no_grad(), undisturbed(graph.model), tapped(graph, taps):
-        for batch in data.stream(graph, sums, title):
-            data.run(graph, batch)
-    return {g.name: sums[g.name].cpu().numpy() / sums.samples / len(found[g.name]) for g in graph.groups}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +168,7 @@ class Sensitivity:
     loss: Loss
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         found = readings(graph)
         wanted = list(dict.fromkeys(r for rs in found.values() for r in rs))
         sums, size = Sums(), [0]

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.data import Data
-from bough.importance.score import Criterion, DataCriterion, score
-
-Scores = dict[str, NDArray[np.float64]]
+from bough.importance.score import Criterion, DataCriterion, UnitScores, score
 
 NORMALIZERS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "none": lambda s: s,
@@ -56,9 +54,9 @@ class Combined:
     def needs_data(self) -> bool:
         return any(getattr(c, "needs_data", False) for c, _ in self._weighted())
 
-    def __call__(self, graph: Graph, data: Data | None = None) -> Scores:
+    def __call__(self, graph: Graph, data: Data | None = None) -> UnitScores:
         change = NORMALIZERS[self.normalize]
-        total: Scores = {}
+        total: UnitScores = {}
         for criterion, weight in self._weighted():
             for name, values in score(graph, criterion, data).items():
                 term = weight * change(values)

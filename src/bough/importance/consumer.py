@@ -21,8 +21,7 @@ from bough.importance.activation import Statistics, statistics
 from bough.importance.data import Data
 from bough.importance.readings import Reading, readings
 from bough.importance.reduce import unit_sums
-
-Scores = dict[str, NDArray[np.float64]]
+from bough.importance.score import UnitScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Wanda:
         if self.p <= 0:
             raise PlanError(f"Wanda(p={self.p}): p must be positive")
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         found = statistics(graph, data, _norm(self.p, average=True))
         return added(graph, {r: w * np.sqrt(found[r].square) for r, w in _weights(found).items()})
 
@@ -59,7 +58,7 @@ class FLAP:
     standardize: bool = False
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         found = statistics(graph, data, _norm(2.0, average=False))
         metrics = {r: w**2 * found[r].variance for r, w in _weights(found).items()}
         if self.standardize:
@@ -67,7 +66,7 @@ class FLAP:
         return added(graph, metrics)
 
 
-def added(graph: Graph, values: Mapping[Reading, NDArray[np.float64]]) -> Scores:
+def added(graph: Graph, values: Mapping[Reading, NDArray[np.float64]]) -> UnitScores:
     """Per unit the sum over its positions and over the group's readings."""
     found = readings(graph)
     return {g.name: np.sum([unit_sums(r.space(graph), g.atom, values[r]) for r in found[g.name]], axis=0) for g in graph.groups}

@@ -28,12 +28,12 @@ SAMPLES = "#samples"
 
 
 class Sums(dict[str, Tensor]):
-    """Running sums by name, in float64."""
+    """Running sums by name."""
 
-    def plus(self, name: str, value: Tensor | float) -> None:
-        """Adds to the sum called `name`."""
-        term = torch.as_tensor(value).detach().double()
-        self[name] = self[name] + term if name in self else term.clone()
+    def plus(self, name: str, value: Tensor | float, dtype: torch.dtype = torch.float64) -> None:
+        """Adds to the sum called `name`, which is kept in `dtype`."""
+        term = torch.as_tensor(value).detach().to(dtype)
+        self[name] = self[name].to(term.device) + term if name in self else term.clone()
 
     @property
     def samples(self) -> float:

@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bough.errors import PlanError
 from bough.graph import Graph, Layer, OpRecord
 from bough.importance.data import Data, Sums
+from bough.importance.score import UnitScores
 from bough.spaces import normal
 from bough.tracing.taps import Reader, Tap, tapped, undisturbed
 
@@ -43,7 +43,7 @@ class BlockInfluence:
 
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         if not graph.layers:
             raise PlanError(f"{type(graph.model).__name__} has no layers that can be left out")
         sums = Sums()

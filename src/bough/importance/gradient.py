@@ -20,9 +20,9 @@ from bough.errors import PlanError
 from bough.graph import Graph, Group
 from bough.importance.data import Data, Loss, Sums, batch_size, samples
 from bough.importance.reduce import Reduce, elementwise, members, per_unit, positions
+from bough.importance.score import UnitScores
 from bough.tracing.taps import undisturbed
 
-Scores = dict[str, NDArray[np.float64]]
 _SUM: Reduce = elementwise(lambda w: w)
 
 
@@ -51,13 +51,13 @@ class Taylor:
         if self.form not in ("group", "element", "square"):
             raise PlanError(f"Taylor(form={self.form!r}) is unknown: use 'group', 'element' or 'square'")
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         names = _trained(graph)
         sums = Sums()
         with undisturbed(graph.model):
             for batch in data.stream(graph, sums, "Taylor"):
                 for name, g in zip(names, gradients(graph, self.loss, batch, names), strict=True):
-                    sums.plus(name, g * batch_size(batch))
+                    sums.plus(name, g * batch_size(batch), g.dtype)
         products = {n: graph.tensor(n).detach() * (sums[n] / sums.samples) for n in names}
         if self.form == "group":
             return per_unit(graph, _SUM, inputs=True, tensors=products, each=np.abs)
@@ -75,15 +75,15 @@ class OBD:
     loss: Loss
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         names = _trained(graph)
         sums = Sums()
         with undisturbed(graph.model):
             for batch in data.stream(graph, sums, "OBD"):
                 for found in _each_sample(graph, self.loss, batch, names):
                     for name, g in zip(names, found, strict=True):
-                        sums.plus(name, g.double().square())
-        damages = {n: graph.tensor(n).detach().double().square() * (sums[n] / sums.samples) for n in names}
+                        sums.plus(name, g.square(), g.dtype)
+        damages = {n: graph.tensor(n).detach().square() * (sums[n] / sums.samples) for n in names}
         return per_unit(graph, _SUM, inputs=True, tensors=damages)
 
 
@@ -98,7 +98,7 @@ class Fisher:
     loss: Loss
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         return {n: v / 2 for n, v in _gates(graph, self.loss, data, "Fisher", np.square).items()}
 
 
@@ -113,12 +113,12 @@ class GateTaylor:
     signed: bool = False
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         return _gates(graph, self.loss, data, f"GateTaylor {self.signed}", np.negative if self.signed else np.abs)
 
 
 def gradients(graph: Graph, loss: Loss, batch: object, names: Sequence[str]) -> list[Tensor]:
-    """The gradients of the loss on a batch for some parameters, zero where it does not depend on one.
+    """The gradients of the loss on a batch for some parameters, float32 at least, zero where it does not depend on one.
 
     Raises:
         PlanError: the loss is no tensor of one element, or does not depend on the model.
@@ -136,7 +136,8 @@ def gradients(graph: Graph, loss: Loss, batch: object, names: Sequence[str]) -> 
         if not value.requires_grad:
             raise PlanError("loss(model, batch) does not depend on the model's parameters: does it run under no_grad?")
         found = torch.autograd.grad(value.reshape(()), parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, found, strict=True)]
+    made = (torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, found, strict=True))
+    return [g.to(torch.promote_types(g.dtype, torch.float32)) for g in made]
 
 
 def _each_sample(graph: Graph, loss: Loss, batch: object, names: Sequence[str]) -> Iterator[list[Tensor]]:
@@ -161,10 +162,11 @@ def _trained(graph: Graph) -> list[str]:
     return [n for n in names if graph.tensor(n).is_floating_point()]
 
 
-def _gates(graph: Graph, loss: Loss, data: Data, title: str, change: np.ufunc) -> Scores:
+def _gates(graph: Graph, loss: Loss, data: Data, title: str, change: np.ufunc) -> UnitScores:
     """mean_n change(dL_n/dm_u) for each unit."""
     sums = Sums()
-    names, gates = _trained(graph), [_Gate(graph, g) for g in graph.groups]
+    gates = [_Gate(graph, g) for g in graph.groups]
+    names = [n for n in _trained(graph) if any(n == name for gate in gates for name, _, _ in gate.places)]
     with undisturbed(graph.model):
         for batch in data.stream(graph, sums, title):
             for found in _each_sample(graph, loss, batch, names):
@@ -182,11 +184,11 @@ class _Gate:
         own = {(m.name, m.dim) for m in group.members}
         reading = [p for p in members(graph, inputs=True, outputs=False) if p in own]
         places = reading or [p for p in members(graph, inputs=False) if p in own]
-        self._places = [(n, d, positions(graph.states[n].axes[d], group.atom)) for n, d in places]
+        self.places = [(n, d, positions(graph.states[n].axes[d], group.atom)) for n, d in places]
 
     def derivative(self, products: Mapping[str, Tensor]) -> NDArray[np.float64]:
         total = np.zeros(self.group.size)
-        for name, dim, index in self._places:
+        for name, dim, index in self.places:
             if name in products:
                 total += _SUM(products[name], dim).double().cpu().numpy()[index].sum(1)
         return total

@@ -12,7 +12,7 @@ from torch import Tensor
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.reduce import Reduce, per_unit
-from bough.importance.score import Criterion
+from bough.importance.score import Criterion, UnitScores
 
 
 def _powers(p: float) -> Reduce:
@@ -48,7 +48,7 @@ class Magnitude:
         if self.p <= 0:
             raise PlanError(f"Magnitude(p={self.p}): p must be positive")
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         sums = per_unit(graph, _powers(self.p), inputs=False)
         return {name: values ** (1 / self.p) for name, values in sums.items()}
 
@@ -60,7 +60,7 @@ class GroupNorm:
 
     p: float = 2.0
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         sums = per_unit(graph, _powers(self.p), inputs=True)
         return {name: values ** (1 / self.p) for name, values in sums.items()}
 
@@ -70,7 +70,7 @@ class LAMP:
     """Layer-adaptive magnitude: I_u = s_u^2 / (sum of s_v^2 over all units v with s_v >= s_u), s the L2 norm of what makes
     a unit (Lee et al., 2021). Scores of different groups can be compared as they are."""
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         squares = per_unit(graph, _powers(2.0), inputs=False)
         return {name: _lamp(values) for name, values in squares.items()}
 
@@ -100,7 +100,7 @@ class NormScale:
 
     otherwise: Criterion | None = Magnitude(p=1.0)
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         scales = _norm_scales(graph)
         sums = per_unit(graph, _powers(1.0), inputs=False, tensors={n: graph.tensor(n).detach() for n in scales})
         scaled = {m.name for m in graph.groups if any(x.name in scales for x in m.members)}
@@ -127,6 +127,6 @@ class Random:
 
     seed: int = 0
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         generator = np.random.default_rng(self.seed)
         return {g.name: generator.random(g.size) for g in graph.groups}

@@ -17,9 +17,8 @@ from bough.graph import Graph, Group, OpRecord
 from bough.importance.data import Data, Loss, Sums, batch_size
 from bough.importance.readings import Reading, readings
 from bough.importance.reduce import positions
+from bough.importance.score import UnitScores
 from bough.tracing.taps import Reader, Tap, tapped, undisturbed
-
-Scores = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class MaskedLoss:
     signed: bool = True
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         def each(group: Group, lost: Callable[[], float], remove: Callable[[int], None], restore: Callable[[], None]) -> Any:
             gained = np.zeros(group.size)
             for unit in range(group.size):
@@ -64,7 +63,7 @@ class Shapley:
         if self.permutations < 1:
             raise PlanError(f"Shapley(permutations={self.permutations}): there must be at least one")
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         orders = {g.name: self.orders(g.size, i) for i, g in enumerate(graph.groups)}
 
         def each(group: Group, lost: Callable[[], float], remove: Callable[[int], None], restore: Callable[[], None]) -> Any:
@@ -91,7 +90,7 @@ Trial = Callable[[Group, Callable[[], float], Callable[[int], None], Callable[[]
 """(group, the loss gained so far, remove a unit, put all back) -> what each unit gains [units], on one batch."""
 
 
-def _tried(graph: Graph, loss: Loss, data: Data, title: str, each: Trial) -> Scores:
+def _tried(graph: Graph, loss: Loss, data: Data, title: str, each: Trial) -> UnitScores:
     sums = Sums()
     masks = [_Mask(graph, g, rs) for g, rs in zip(graph.groups, readings(graph).values(), strict=True)]
     with torch.no_grad(), undisturbed(graph.model):

@@ -21,8 +21,7 @@ from bough.graph import Graph, Group
 from bough.importance.data import Data
 from bough.importance.moments import Moments, Products, moments
 from bough.importance.readings import Reading, readings
-
-Scores = dict[str, NDArray[np.float64]]
+from bough.importance.score import UnitScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class ThiNet:
     sites: int = 128
     needs_data: ClassVar[bool] = True
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         return _removed(graph, data, self.sites, "ThiNet", lambda m, g: _Plain(_inner(m, g)))
 
 
@@ -57,7 +56,7 @@ class OBS:
         if self.ridge <= 0:
             raise PlanError(f"OBS(ridge={self.ridge}): must be positive, so that H can be inverted whatever the data")
 
-    def __call__(self, graph: Graph, data: Data) -> Scores:
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
         def problem(found: Moments | Products, group: Group) -> Problem:
             if isinstance(found, Products):
                 return _Plain(_inner(found, group) / 2)
@@ -146,7 +145,7 @@ def greedy(problems: Sequence[Problem], size: int) -> NDArray[np.float64]:
     return scores
 
 
-def _removed(graph: Graph, data: Data, sites: int, title: str, problem: object) -> Scores:
+def _removed(graph: Graph, data: Data, sites: int, title: str, problem: object) -> UnitScores:
     found = {name: _once(rs) for name, rs in readings(graph).items()}
     made = moments(graph, data, [r for rs in found.values() for r in rs], sites=sites, title=title)
     return {g.name: greedy([problem(made[r], g) for r in found[g.name]], g.size) for g in graph.groups}  # type: ignore[operator]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bough.graph import Graph, Group
 from bough.importance.reduce import members, positions
+from bough.importance.score import UnitScores
 from bough.spaces import normal
 
 
@@ -21,7 +22,7 @@ class GeometricMedian:
     A unit near the geometric median of its group can be replaced by the others. Time and memory grow with units squared.
     """
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         return {g.name: _distances(_gram(graph, g)).sum(1) for g in graph.groups}
 
 
@@ -29,7 +30,7 @@ class GeometricMedian:
 class CosineRedundancy:
     """Unlikeness to the other units: I_u = 1 - mean over v != u of cos(W_u, W_v), W_u all that makes unit u (OTO)."""
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         return {g.name: _unlikeness(_gram(graph, g)) for g in graph.groups}
 
 

@@ -83,7 +83,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     values = [(t, t.detach().clone()) for _, t, parameter, _ in held_tensors(model) if not parameter]
     try:
-        with unchanged_rng(), torch.random.fork_rng(devices=[]):
+        with unchanged_rng():
             model.eval()
             yield
     finally:
