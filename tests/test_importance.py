@@ -453,3 +453,15 @@ def test_prune_scores_on_data():
     result = bough.prune(model, data[:2], bough.Budget(params="60%"), importance=criterion("wanda"), data=[data])
     kept = result.plan.kept["0.weight"][0]
     assert sorted(kept) == sorted(np.argsort(-scored(graph, "wanda", [data])["0"])[: len(kept)])
+
+
+@pytest.mark.parametrize("kind", [bough.importance.OBS, bough.importance.ThiNet])
+def test_units_may_leave_several_at_a_time(kind):
+    """Whatever the steps, all units together cost the same, and the first step takes the cheapest ones."""
+    _, graph, data = tiny(6)
+    one, two, all_at_once = (bough.score(graph, kind(step=n), [data])["0"] for n in (1, 2, 6))
+    if kind is bough.importance.OBS:
+        assert one.max() == pytest.approx(two.max()) == pytest.approx(all_at_once.max())
+    first = np.argsort(all_at_once)
+    assert np.argmin(one) == first[0]
+    assert set(np.argsort(two)[:2]) == set(first[:2])
