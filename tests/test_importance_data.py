@@ -137,7 +137,13 @@ def test_bad_requests():
         criterion("l3")
     with pytest.raises(PlanError, match="needs a loss"):
         criterion("fisher")
-    for bad in (lambda: bough.importance.Taylor(loss, form="cube"), lambda: bough.importance.OBS(ridge=0), lambda: bough.importance.ThiNet(step=0),
-                lambda: bough.importance.Shapley(loss, permutations=0), lambda: bough.importance.Wanda(p=0)):  # fmt: skip
-        with pytest.raises(PlanError):
-            bad()
+    for kind, options in (
+        (bough.importance.Taylor, {"loss": loss, "form": "cube"}),
+        (bough.importance.Shapley, {"loss": loss, "permutations": 0}),
+        (bough.importance.OBS, {"ridge": 0}),
+        (bough.importance.ThiNet, {"step": 0}),
+        (bough.importance.Wanda, {"p": 0}),
+        (bough.importance.Magnitude, {"p": -1}),
+    ):
+        with pytest.raises(PlanError, match=kind.__name__):
+            kind(**options)

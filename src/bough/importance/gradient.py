@@ -90,7 +90,7 @@ class OBD:
 @dataclass(frozen=True, slots=True)
 class Fisher:
     """The Fisher information of a gate on the unit: I_u = 1/(2N) sum over samples n of (sum over coupled members of
-    dL_n/dm_u)^2 (Theis et al., 2018; group Fisher, Liu et al., 2021).
+    dL_n/dm_u)^2 (Fisher pruning, 2018; group Fisher, Liu et al., 2021).
 
     Members are the weights that read the unit; where none does (the dims of queries and keys), those that make it. One
     backward pass a sample."""
