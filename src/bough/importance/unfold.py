@@ -106,7 +106,7 @@ def _convolution(op: OpRecord, x: Tensor, w: Tensor, sites: int) -> Unfolded:
     chosen = np.unravel_index(_sites(prod(x.shape[2 : 2 + n]), sites), x.shape[2 : 2 + n])
     x = x.movedim((0, 1), (n, n + 1))[tuple(torch.from_numpy(c).to(x.device) for c in chosen)]  # [sites, B, C, kernel...]
     x = x.reshape(*x.shape[:2], groups, w.shape[1], prod(kernel)).movedim(2, 0)
-    w = w.flatten(3).movedim(3, 2) if n else w[..., None].movedim(3, 2)
+    w = w.flatten(3).movedim(3, 2)
     return Unfolded(x.reshape(groups, -1, w.shape[1] * prod(kernel)), w.reshape(groups, -1, w.shape[-1]), prod(kernel), True)
 
 
