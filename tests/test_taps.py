@@ -160,3 +160,15 @@ def test_an_op_left_out_is_told():
     graph = bough.trace(Shorter(), torch.randn(2, 4))
     with torch.no_grad(), tapped(graph, []) as model, pytest.raises(TraceError, match=r"does without"):
         model(torch.randn(9, 4))
+
+
+def test_a_trace_in_training_mode_fits_a_run_in_eval_mode():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2))
+    graph = bough.trace(model, torch.randn(3, 4))
+    (last,) = [op.index for op in graph.ops if op.module == "4"]
+    seen = []
+    with torch.no_grad(), undisturbed(model), tapped(graph, [Tap(last, lambda op, tensors: seen.append(tensors[0]))]):
+        model(torch.ones(2, 4))
+        expected = model[:4](torch.ones(2, 4))
+    assert torch.equal(seen[0], expected)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from bough.errors import TraceError
 from bough.graph import Graph, OpRecord
@@ -140,6 +141,7 @@ class _Tapping:
         self.units = {g.atom for g in graph.groups}
         self._at = 0
         self._modules = {id(m): name for name, m in graph.model.named_modules()}
+        self._dropouts = {name for name, m in graph.model.named_modules() if isinstance(m, _DropoutNd)}
         _, file, line = here()
         self._caller = f"{file}:{line}"
         self._sites = {(op.name, op.where, op.module): op for op in reversed(graph.ops)} if graph.real else {}
@@ -210,8 +212,11 @@ class _Tapping:
         return op.where == call.where or call.where == self._caller
 
     def _bystander(self, op: OpRecord) -> bool:
-        """Whether the op may fall away: it rearranges, or touches no unit of a group (a mask, positions that are cached)."""
+        """Whether the op may fall away: it rearranges, drops out (traced in training mode), or touches no unit of a group (a
+        mask, positions that are cached)."""
         if op.name in REARRANGING or op.name == "_to_copy":  # between devices, where shapes stood in for tensors
+            return True
+        if op.module in self._dropouts:
             return True
         touched = (a for axes in (*op.arguments, *op.results) for a in axes)
         return op.name not in CONTRACTING and not any(self.units.intersection(normal(a).atoms) for a in touched)
