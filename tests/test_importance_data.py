@@ -114,7 +114,7 @@ def test_progress_is_shown_when_asked_for(capsys):
     scored(graph, "wanda", [data])
     assert not capsys.readouterr().out
     scored(graph, "wanda", Data([data], progress=True))
-    assert "activations" in capsys.readouterr().out
+    assert "Wanda" in capsys.readouterr().out
 
 
 def test_bad_requests():
@@ -147,3 +147,19 @@ def test_bad_requests():
     ):
         with pytest.raises(PlanError, match=kind.__name__):
             kind(**options)
+
+
+def test_experts_that_data_does_not_reach_are_told():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x))) if x.sum() > 0 else self.d(torch.relu(self.c(x)))
+
+    torch.manual_seed(0)
+    graph = bough.trace(Routed(), torch.ones(2, 4), real=True)
+    assert np.isfinite(scored(graph, "wanda", [torch.ones(3, 4)])["a"]).all()
+    with pytest.raises((PlanError, bough.errors.TraceError), match=r"takes another path|nothing reads the units"):
+        scored(graph, "wanda", [-torch.ones(3, 4)])

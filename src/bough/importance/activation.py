@@ -19,7 +19,7 @@ from torch import Tensor
 from bough.graph import Graph, Group, OpRecord
 from bough.importance.data import Data, Loss, Sums, batch_size
 from bough.importance.gradient import gradients
-from bough.importance.readings import Reading, readings
+from bough.importance.readings import Reading, readings, seen
 from bough.importance.reduce import positions, unit_means
 from bough.importance.score import UnitScores
 from bough.tracing.taps import Tap, tapped, undisturbed
@@ -41,8 +41,10 @@ class Statistics:
         return np.maximum(self.square - self.mean**2, 0.0)
 
 
-def statistics(graph: Graph, data: Data, norm: Callable[[Tensor], Tensor] | None = None) -> dict[Reading, Statistics]:
-    """The statistics of every reading of every group: one pass, a few numbers an index.
+def statistics(
+    graph: Graph, data: Data, norm: Callable[[Tensor], Tensor] | None = None, title: str = "activations"
+) -> dict[Reading, Statistics]:
+    """The statistics of every reading of every group that occurs: one pass, a few numbers an index.
 
     `norm` maps the weights that read an axis [size of the axis, all else] to a number for each index.
     """
@@ -58,9 +60,9 @@ def statistics(graph: Graph, data: Data, norm: Callable[[Tensor], Tensor] | None
         return Tap(reading.op, read)
 
     with torch.no_grad(), undisturbed(graph.model), tapped(graph, [tap(r) for r in wanted]):
-        for batch in data.stream(graph, sums, "activations"):
+        for batch in data.stream(graph, sums, title):
             data.run(graph, batch)
-    return {r: _mean(sums, r.key) for r in wanted}
+    return {r: _mean(sums, r.key) for r in wanted if f"{r.key} count" in sums}
 
 
 def _measure(sums: Sums, key: str, x: Tensor) -> None:
@@ -82,10 +84,11 @@ def _mean(sums: Sums, key: str) -> Statistics:
 
 def averaged(graph: Graph, values: Mapping[Reading, NDArray[np.float64]]) -> UnitScores:
     """Per unit the mean over its positions and over the group's readings."""
-    found = readings(graph)
-    return {
-        g.name: np.mean([unit_means(r.space(graph), g.atom, values[r]) for r in found[g.name]], axis=0) for g in graph.groups
-    }
+    means = {}
+    for group, found in zip(graph.groups, readings(graph).values(), strict=True):
+        there = seen(group.name, found, values)
+        means[group.name] = np.mean([unit_means(r.space(graph), group.atom, values[r]) for r in there], axis=0)
+    return means
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ class HRank:
             index = positions(reading.space(graph), group.atom)
 
             def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-                sums.plus(group.name, _ranks(tensors[reading.argument].movedim(reading.dim, -1), index))
+                sums.plus(f"{group.name} {reading.key}", _ranks(tensors[reading.argument].movedim(reading.dim, -1), index))
 
             return Tap(reading.op, read)
 
@@ -146,7 +149,11 @@ class HRank:
         with torch.no_grad(), undisturbed(graph.model), tapped(graph, taps):
             for batch in data.stream(graph, sums, "HRank"):
                 data.run(graph, batch)
-        return {g.name: sums[g.name].cpu().numpy() / sums.samples / len(found[g.name]) for g in graph.groups}
+        means = {}
+        for name, rs in found.items():
+            ranks = {r: sums[key] for r in rs if (key := f"{name} {r.key}") in sums}
+            means[name] = sum(ranks[r].cpu().numpy() for r in seen(name, rs, ranks)) / len(ranks) / sums.samples
+        return means
 
 
 def _ranks(x: Tensor, index: NDArray[np.int64]) -> Tensor:

@@ -19,7 +19,7 @@ from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.activation import Statistics, statistics
 from bough.importance.data import Data
-from bough.importance.readings import Reading, readings
+from bough.importance.readings import Reading, readings, seen
 from bough.importance.reduce import unit_sums
 from bough.importance.score import UnitScores
 
@@ -44,7 +44,7 @@ class Wanda:
             raise PlanError(f"Wanda(p={self.p}): p must be positive")
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        found = statistics(graph, data, _norm(self.p, average=True))
+        found = statistics(graph, data, _norm(self.p, average=True), f"Wanda {self.p}")
         return added(graph, {r: w * np.sqrt(found[r].square) for r, w in _weights(found).items()})
 
 
@@ -59,7 +59,7 @@ class FLAP:
     needs_data: ClassVar[bool] = True
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        found = statistics(graph, data, _norm(2.0, average=False))
+        found = statistics(graph, data, _norm(2.0, average=False), "FLAP")
         metrics = {r: w**2 * found[r].variance for r, w in _weights(found).items()}
         if self.standardize:
             metrics = {r: (m - m.mean()) / (m.std() or 1.0) for r, m in metrics.items()}
@@ -68,8 +68,11 @@ class FLAP:
 
 def added(graph: Graph, values: Mapping[Reading, NDArray[np.float64]]) -> UnitScores:
     """Per unit the sum over its positions and over the group's readings."""
-    found = readings(graph)
-    return {g.name: np.sum([unit_sums(r.space(graph), g.atom, values[r]) for r in found[g.name]], axis=0) for g in graph.groups}
+    sums = {}
+    for group, found in zip(graph.groups, readings(graph).values(), strict=True):
+        there = seen(group.name, found, values)
+        sums[group.name] = np.sum([unit_sums(r.space(graph), group.atom, values[r]) for r in there], axis=0)
+    return sums
 
 
 def _weights(found: Mapping[Reading, Statistics]) -> dict[Reading, NDArray[np.float64]]:

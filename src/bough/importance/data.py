@@ -52,7 +52,8 @@ class Data:
         forward: how a batch is given to the model; without it, as many of its parts as the model was traced with.
         progress: whether to show a bar.
         checkpoint: a folder. An interrupted pass writes its sums there, every `every` batches, and when it is made again
-            on the same batches in the same order it goes on from there. A finished pass takes its file away.
+            on the same batches in the same order it goes on from there. A finished pass takes its file away. Criteria
+            and weights are told apart, losses and data are not: give them folders of their own.
 
     Example:
         >>> import torch, bough

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,13 +34,8 @@ class MaskedLoss:
     needs_data: ClassVar[bool] = True
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        def each(group: Group, lost: Callable[[], float], remove: Callable[[int], None], restore: Callable[[], None]) -> Any:
-            gained = np.zeros(group.size)
-            for unit in range(group.size):
-                remove(unit)
-                gained[unit] = lost()
-                restore()
-            return gained
+        def each(group: Group, gained: Gained) -> NDArray[np.float64]:
+            return np.array([gained([unit]) for unit in range(group.size)])
 
         found = _tried(graph, self.loss, data, "MaskedLoss", each)
         return found if self.signed else {n: np.abs(v) for n, v in found.items()}
@@ -66,17 +62,12 @@ class Shapley:
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         orders = {g.name: self.orders(g.size, i) for i, g in enumerate(graph.groups)}
 
-        def each(group: Group, lost: Callable[[], float], remove: Callable[[int], None], restore: Callable[[], None]) -> Any:
-            gained = np.zeros(group.size)
+        def each(group: Group, gained: Gained) -> NDArray[np.float64]:
+            total = np.zeros(group.size)
             for order in orders[group.name]:
-                before = 0.0
-                for unit in order:
-                    remove(int(unit))
-                    after = lost()
-                    gained[unit] += (after - before) / self.permutations
-                    before = after
-                restore()
-            return gained
+                so_far = [0.0, *(gained(order[: i + 1]) for i in range(group.size))]
+                total[order] += np.diff(so_far) / self.permutations
+            return total
 
         return _tried(graph, self.loss, data, f"Shapley {self.permutations} {self.seed}", each)
 
@@ -86,27 +77,22 @@ class Shapley:
         return [generator.permutation(size) for _ in range(self.permutations)]
 
 
-Trial = Callable[[Group, Callable[[], float], Callable[[int], None], Callable[[], None]], Any]
-"""(group, the loss gained so far, remove a unit, put all back) -> what each unit gains [units], on one batch."""
+Gained = Callable[[Sequence[int] | NDArray[np.int64]], float]
+"""Units of a group to remove -> what the loss on a batch gains."""
 
 
-def _tried(graph: Graph, loss: Loss, data: Data, title: str, each: Trial) -> UnitScores:
+def _tried(
+    graph: Graph, loss: Loss, data: Data, title: str, each: Callable[[Group, Gained], NDArray[np.float64]]
+) -> UnitScores:
+    """The mean over samples of what `each` finds for the units of a group on one batch."""
     sums = Sums()
     masks = [_Mask(graph, g, rs) for g, rs in zip(graph.groups, readings(graph).values(), strict=True)]
     with torch.no_grad(), undisturbed(graph.model):
         for batch in data.stream(graph, sums, title):
-
-            def measured(batch: Any = batch) -> float:
-                return float(loss(graph.model, batch))
-
-            whole = measured()
-
-            def gained(measured: Callable[[], float] = measured, whole: float = whole) -> float:
-                return measured() - whole
-
+            whole = float(loss(graph.model, batch))
             for mask in masks:
                 with tapped(graph, mask.taps):
-                    values = each(mask.group, gained, mask.remove, mask.restore)
+                    values = each(mask.group, mask.gained(partial(loss, graph.model, batch), whole))
                 sums.plus(mask.group.name, torch.from_numpy(values) * batch_size(batch))
     return {g.name: sums[g.name].numpy() / sums.samples for g in graph.groups}
 
@@ -116,19 +102,20 @@ class _Mask:
 
     def __init__(self, graph: Graph, group: Group, found: Sequence[Reading]) -> None:
         self.group = group
-        self.gone: list[int] = []
         self.taps = [Tap(r.op, self._zeroing(r, positions(r.space(graph), group.atom))) for r in found]
+        self._gone: Sequence[int] | NDArray[np.int64] = []
 
     def _zeroing(self, reading: Reading, index: NDArray[np.int64]) -> Reader:
         def zeroed(op: OpRecord, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
             x = tensors[reading.argument]
-            gone = torch.from_numpy(index[self.gone].reshape(-1)).to(x.device)
+            gone = torch.from_numpy(index[self._gone].reshape(-1)).to(x.device)
             return [x.index_fill(reading.dim, gone, 0) if i == reading.argument else t for i, t in enumerate(tensors)]
 
         return zeroed
 
-    def remove(self, unit: int) -> None:
-        self.gone.append(unit)
+    def gained(self, loss: Callable[[], Tensor], whole: float) -> Gained:
+        def gained(units: Sequence[int] | NDArray[np.int64]) -> float:
+            self._gone = units
+            return float(loss()) - whole
 
-    def restore(self) -> None:
-        self.gone.clear()
+        return gained

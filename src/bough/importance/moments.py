@@ -64,7 +64,7 @@ class Products:
 def moments(
     graph: Graph, data: Data, wanted: Iterable[Reading], *, sites: int = 128, title: str = "moments"
 ) -> dict[Reading, Moments | Products]:
-    """The moments of some readings. `sites`: output positions of each sample that a convolution is looked at."""
+    """The moments of those of some readings that occur; of a convolution at `sites` output positions of each sample."""
     sums = Sums()
     places = list(dict.fromkeys(wanted))
 
@@ -80,7 +80,7 @@ def moments(
     with torch.no_grad(), undisturbed(graph.model), tapped(graph, [tap(r) for r in places]):
         for batch in data.stream(graph, sums, f"{title} {sites}"):
             data.run(graph, batch)
-    return {r: _made(graph, r, sums) for r in places}
+    return {r: _made(graph, r, sums) for r in places if f"{r.key} form" in sums}
 
 
 def _add(sums: Sums, reading: Reading, op: OpRecord, tensors: Sequence[Tensor], sites: int) -> None:

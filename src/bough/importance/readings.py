@@ -8,7 +8,7 @@ read where an op takes it in and does not hand it on; one that none takes in, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -80,6 +80,18 @@ def readings(graph: Graph) -> dict[str, tuple[Reading, ...]]:
     if lost:
         raise PlanError(f"no activation has the units of {lost[0]!r}: use a criterion on weights, or ignore={lost[0]!r}")
     return {g.name: tuple(found[g.atom]) for g in graph.groups}
+
+
+def seen(name: str, found: Sequence[Reading], values: Container[Reading]) -> list[Reading]:
+    """Of a group's readings those that occurred: where control flow depends on data, some may not.
+
+    Raises:
+        PlanError: none did.
+    """
+    there = [r for r in found if r in values]
+    if not there:
+        raise PlanError(f"on this data nothing reads the units of {name!r}: give data that takes the traced path")
+    return there
 
 
 Activation = Callable[[OpRecord, int], bool]

@@ -20,7 +20,7 @@ from bough.errors import PlanError
 from bough.graph import Graph, Group
 from bough.importance.data import Data
 from bough.importance.moments import Moments, Products, moments
-from bough.importance.readings import Reading, readings
+from bough.importance.readings import Reading, readings, seen
 from bough.importance.score import UnitScores
 
 
@@ -170,7 +170,11 @@ def greedy(problems: Sequence[Problem], size: int, step: int = 1) -> NDArray[np.
 def _removed(graph: Graph, data: Data, of: ThiNet | OBS, problem: Callable[[Moments | Products, Group], Problem]) -> UnitScores:
     found = {name: _once(rs) for name, rs in readings(graph).items()}
     made = moments(graph, data, [r for rs in found.values() for r in rs], sites=of.sites, title=type(of).__name__)
-    return {g.name: greedy([problem(made[r], g) for r in found[g.name]], g.size, of.step) for g in graph.groups}
+    scores = {}
+    for group in graph.groups:
+        problems = [problem(made[r], group) for r in seen(group.name, found[group.name], made)]
+        scores[group.name] = greedy(problems, group.size, of.step)
+    return scores
 
 
 def _once(found: Sequence[Reading]) -> list[Reading]:
