@@ -152,7 +152,7 @@ class HRank:
         means = {}
         for name, rs in found.items():
             ranks = {r: sums[key] for r in rs if (key := f"{name} {r.key}") in sums}
-            means[name] = sum(ranks[r].cpu().numpy() for r in seen(name, rs, ranks)) / len(ranks) / sums.samples
+            means[name] = np.mean([ranks[r].cpu().numpy() for r in seen(name, rs, ranks)], axis=0) / sums.samples
         return means
 
 
