@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bough.cutting import Verification, cut, rebuild, verify
-from bough.importance import Criterion, Magnitude, score
+from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
 from bough.planning import Budget, Plan, plan
 from bough.tracing import trace
 
@@ -34,7 +34,8 @@ def prune(
     example_inputs: Any,
     budget: Budget,
     *,
-    importance: Criterion | None = None,
+    importance: Criterion | DataCriterion | None = None,
+    data: Data | Iterable[Any] | None = None,
     ignore: Iterable[str] = (),
     allocation: str = "global",
     round_to: int = 1,
@@ -46,7 +47,7 @@ def prune(
     """Traces, scores, plans, cuts and verifies; `model` stays as it was.
 
     Args and errors as for `trace`, `score`, `plan` and `cut` (or `rebuild`, where `on_conflict="rebuild"` and the model's
-    Python contradicts the plan); `importance` is `Magnitude(p=2)` unless given.
+    Python contradicts the plan); `importance` is `Magnitude(p=2)` unless given, `data` what it is computed from.
 
     Example:
         >>> import torch, bough
@@ -56,7 +57,7 @@ def prune(
         (3, True)
     """
     graph = trace(model, example_inputs, ignore=ignore)
-    scores = score(graph, importance or Magnitude(p=2))
+    scores = score(graph, importance or Magnitude(p=2), data)
     decided = plan(
         graph, scores, budget, allocation=allocation, round_to=round_to, minimum=minimum, exact_only=exact_only,
         uniform=uniform, on_conflict=on_conflict,

@@ -104,7 +104,7 @@ def _general_matmul(c: Context, call: Any, result: Any) -> Typing:
 def _einsum(c: Context, call: Any, result: Any) -> Typing:
     operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
     typed = [c.of(t) for t in operands]
-    inputs, output = _letters(call.args[0], [len(t.axes) for t in typed])
+    inputs, output = einsum_letters(call.args[0], [len(t.axes) for t in typed])
     return _product(c, typed, inputs, output)
 
 
@@ -149,7 +149,7 @@ def _product(c: Context, typed: list[Typing], inputs: Sequence[Sequence[Any]], o
     return Typing(tuple(space[x] for x in output), tuple(null[x] for x in output), all(weights))
 
 
-def _letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
+def einsum_letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
     """The letters of each operand and of the result; dims under an ellipsis get letters of their own."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")

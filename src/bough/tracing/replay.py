@@ -124,7 +124,7 @@ class Replay:
         if at < len(ops) and ops[at].name == "lift_fresh" and call.name == "scalar_tensor":  # a number on another device
             self.reached = at + 1
             return ops[at]
-        while at < len(ops) and ops[at].name != call.name and ops[at].name in _REARRANGING:
+        while at < len(ops) and ops[at].name != call.name and ops[at].name in REARRANGING:
             at += 1
         if at > self.reached and (at == len(ops) or ops[at].where != f"{call.file}:{call.line}"):
             at = self.reached
@@ -211,21 +211,10 @@ class Replay:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
 
 
-_REARRANGING = frozenset(
-    (
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "reshape",
-        "view",
-        "_unsafe_view",
-        "clone",
-        "contiguous",
-        "repeat",
-        "as_strided_",
-        "lift_fresh",
-    )  # a constant made for each layer, of which one is left out
-)
+REARRANGING = frozenset(
+    ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_",
+     "lift_fresh")  # the last: a constant made for each layer, of which one is left out
+)  # fmt: skip
 
 
 _FACTORS = (
