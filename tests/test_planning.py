@@ -158,3 +158,34 @@ def test_only_the_stale_axis_is_frozen_where_another_follows():
     plan = bough.plan(graph, bough.score(graph, bough.importance.Random(0)), keep={names[3]: 2, names[4]: 3})
     assert plan.groups == {names[3]: (3, 3), names[4]: (3, 4)}
     assert list(plan.frozen) == [names[3]]
+
+
+def test_a_plan_does_not_depend_on_the_mode_the_model_is_in_by_then():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.ReLU(), nn.Linear(8, 2)).eval()
+    graph = bough.trace(model, torch.randn(2, 3))
+    ones = bough.score(graph, bough.importance.Magnitude())
+    before = bough.plan(graph, ones, keep=0.5)
+    model.train()
+    assert bough.plan(graph, ones, keep=0.5) == before
+    assert all(m.training for m in model.modules())
+
+
+def test_what_only_the_other_mode_reads_is_cut_along():
+    class Auxiliary(nn.Module):
+        """A head that is read in training only, as Inception has."""
+
+        def __init__(self):
+            super().__init__()
+            self.body, self.extra, self.head = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = torch.relu(self.body(x))
+            return (self.head(x), self.extra(x)) if self.training else self.head(x)
+
+    model, x = Auxiliary().eval(), torch.randn(2, 3)
+    graph = bough.trace(model, x)
+    assert graph.cost().macs == 2 * (3 * 8 + 8 * 2)
+    small = bough.cut(model, bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep=0.5))
+    assert small.extra.in_features == 4
+    assert [tuple(y.shape) for y in small.train()(x)] == [(2, 2), (2, 2)]
+    assert not model.training

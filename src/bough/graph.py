@@ -102,6 +102,7 @@ class OpRecord:
     scale_of: Space | None
     detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales
     outcome: Any = None  # what a run on real values gave where control flow may depend on it (not floats)
+    told: tuple[Space, ...] = ()  # spaces of which the Python tells a unit by its number
     counts: tuple[tuple[int, Space], ...] = ()  # (position of an integer argument, what it counts: no result tells)
     ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
     combined: tuple[Space, ...] = ()  # axes whose units it adds up or compares with each other
@@ -206,6 +207,7 @@ class Graph:
     layer_notes: tuple[dict[str, int], dict[str, list[int]]] = ({}, {})
     ragged: tuple[Ragged, ...] = ()  # of each group that another one leads everywhere: whether its units may differ
     second: tuple[OpRecord, ...] = ()
+    modes: dict[str, bool] = field(default_factory=dict)  # module name -> whether it was in training mode
 
     def group(self, name: str) -> Group:
         """The group called `name`; KeyError where there is none."""

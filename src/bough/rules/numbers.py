@@ -70,7 +70,8 @@ def read(c: Context, call: Any, given: Any) -> tuple[int, Space] | None:
 
 
 def _compared(c: Context, position: int, number: float, space: Space) -> None:
-    """Numbers are compared with one: that is the place of a unit that stays, after what is counted before it; or it freezes."""
+    """Numbers are compared with one: the place of a unit that stays, after what is counted before it, or that of another,
+    which Python has to be told anew."""
     whole = normal(space)
     before: list[Space] = []
     for term in whole.terms if isinstance(whole, Sum) else (whole,):
@@ -78,7 +79,7 @@ def _compared(c: Context, position: int, number: float, space: Space) -> None:
             c.notes.counts.append((position, concat(*before)))
             return
         before.append(term)
-    _freeze(c, [space])
+    c.notes.told.append(space)
 
 
 def _freeze(c: Context, spaces: list[Space]) -> None:

@@ -84,6 +84,9 @@ class Replay:
             return self.execution.run(call)  # to the device where, in a run on real values, the tensor already is
         record = self._next(call)
         expected = [sizes(axes, self.kept) for axes in record.results]
+        for space in record.told:
+            if self._cut((space,)):
+                self._conflict(record, "one of its units is told by number", (space,))
         if sum(not self._counts(record, call, position, space) for position, space in record.counts):
             return self._expected(call, expected)
         if record.outcome is not None and not call.name.endswith("_"):
@@ -251,6 +254,8 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, flo
     handler = Replay(graph, kept)
 
     def prepare() -> None:
+        for name, module in graph.model.named_modules():  # the model may have been switched since
+            module.__dict__["training"] = graph.modes.get(name, module.training)
         rewrite(graph.model, *graph.layer_notes)
         rewrite(graph.model, {":".join(p): v for p, v in attributes.items() if type(v) is float}, {})
         leave_out(graph.model, [(x.name, x.form, x.container is not None) for x in graph.left_out])

@@ -76,6 +76,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         model, args, kwargs, ops, storages, recorder.states, tuple(recorder.equations), groups, frozen,
         tuple(recorder.unknown), real, fingerprint(model), notes, watch.layers(numbers),
         ragged=ragged(groups, recorder.states, recorder.ops), second=tuple(recorder.ops[len(ops) :]),
+        modes={n: m.training for n, m in model.named_modules()},
     )  # fmt: skip
     missing = [n for n in _names(ignore) if not _matches_anything(n, model, graph)]
     if missing:
