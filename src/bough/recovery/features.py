@@ -46,7 +46,7 @@ class Features(nn.Module):
         >>> x = torch.randn(5, 4)
         >>> with match.watch(small, net) as seen:
         ...     _ = small(x), net(x)
-        >>> float(match(seen))
+        >>> match(seen).item()
         0.0
     """
 

@@ -38,6 +38,11 @@ class Iterated:
     plan: Plan
     steps: tuple[Step, ...]
 
+    @property
+    def report(self) -> Verification:
+        """The proof of the step with the largest error."""
+        return max((s.report for s in self.steps), key=lambda report: report.max_error)
+
     def to_dict(self) -> dict[str, Any]:
         steps = [{"cost": s.plan.cost.to_dict(), "verification": s.report.to_dict()} for s in self.steps]
         return {"plan": self.plan.to_dict(), "steps": steps}
@@ -81,7 +86,7 @@ def iterate(
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> done = iterate(net, torch.randn(1, 4), bough.Budget(params="40%"), lambda model, step: None, steps=3)
         >>> [s.plan.cost.params for s in done.steps], done.model[0].out_features
-        ([37, 30, 16], 2)
+        ([37, 30, 23], 3)
     """
     criterion = importance or Magnitude(p=2)
     graph = trace(model, example_inputs, ignore=ignore)

@@ -69,7 +69,7 @@ class Run:
         raw = optimizer or training.optimizer_for(model)
         self.attached = [r.attach(raw) for r in self.regularizers]
         self.rates = [float(g["lr"]) for g in raw.param_groups]
-        self.plain = model
+        self.plain, self._forward = model, vars(model).get("forward")
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, raw, loader)
         self.at = _Counters()
         self.best: dict[str, Any] | None = None  # kept in memory where there is no folder
@@ -84,13 +84,19 @@ class Run:
                 self._take_best()
                 self._plot()
         finally:
-            for attached in self.attached:
-                attached.remove()
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self._let_go()
         early = len(self.at.epochs) < self.training.epochs
         return Trained(self.at.step, tuple(self.at.epochs), self.at.best, self.at.best_epoch, early, resumed)
+
+    def _let_go(self) -> None:
+        """Leaves the model and the optimizer as they came, but for what was learned."""
+        for attached in self.attached:
+            attached.remove()
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self._forward is None:
+            vars(self.plain).pop("forward", None)  # what unwrapping leaves is the class's own
 
     @property
     def total(self) -> int:

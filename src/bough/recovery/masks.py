@@ -54,7 +54,7 @@ def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """
     parameters = _masked(model, masks)
     for name, mask in masks.items():
-        parameters[name].mul_(mask.to(parameters[name].device))
+        parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
     return model
 
 
@@ -70,7 +70,7 @@ class Sparse:
         >>> attached = Sparse(net, {"weight": torch.tensor([[True, False]])}).attach(sgd)
         >>> net(torch.ones(1, 2)).sum().backward()
         >>> sgd.step()
-        >>> float(net.weight[0, 1])
+        >>> net.weight[0, 1].item()
         0.0
     """
 
@@ -87,12 +87,12 @@ class Sparse:
         for name, mask in self.masks.items():
             gradient = self._parameters[name].grad
             if gradient is not None:
-                gradient.mul_(mask.to(gradient.device))
+                gradient.masked_fill_(~mask.to(gradient.device), 0.0)
 
     @torch.no_grad()
     def _values(self, optimizer: Optimizer) -> None:
         for name, mask in self.masks.items():
-            self._parameters[name].mul_(mask.to(self._parameters[name].device))
+            self._parameters[name].masked_fill_(~mask.to(self._parameters[name].device), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"masks": dict(self.masks)}

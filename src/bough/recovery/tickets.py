@@ -132,7 +132,7 @@ def find_tickets(
             it to the optimizer, or give it to `finetune(regularizers=(sparse,))`.
         keep: the share kept in the last round, of all weights or of each group's units; `schedule` gives the rounds before.
         rewind_to: the `snapshot` that each round starts from: of epoch k; of the model as it is unless given.
-        graph: of the model, for structured tickets: whole units of its groups, which `cut(model, ticket.plan)` takes out.
+        graph: of the model, for structured tickets: whole units of its exact groups, which `cut(model, ticket.plan)` takes out.
             Unstructured ones, by the magnitude of all weights, unless given.
         importance: of the units of structured tickets; `GroupNorm(p=2)` unless given.
         control: in each round train a random ticket too, from the same start and with as much kept in each place.
@@ -151,7 +151,9 @@ def find_tickets(
     train(model, Sparse(model, {}))
     found: list[Ticket] = []
     for number, share in enumerate(schedule(keep, rounds)):
-        plan = None if graph is None else make_plan(graph, score(graph, importance or GroupNorm(p=2)), keep=share)
+        plan = (
+            None if graph is None else make_plan(graph, score(graph, importance or GroupNorm(p=2)), keep=share, exact_only=True)
+        )
         if plan is None:
             masks = magnitude_masks(model, share, within=found[-1].masks if found else None)
         else:

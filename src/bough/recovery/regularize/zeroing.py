@@ -85,7 +85,8 @@ class ProgressiveZeroing:
         factor = (self.steps - t - 1) / (self.steps - t) if period < len(self.budgets) else 0.0
         for name, mask in self._masks.items():
             tensor = self.graph.tensor(name)
-            tensor.copy_(torch.where(mask.to(tensor.device), tensor, tensor * factor))
+            faded = tensor * factor if factor else torch.zeros_like(tensor)
+            tensor.copy_(torch.where(mask.to(tensor.device), tensor, faded))
         self.step += 1
 
     def _choose(self, budget: Budget) -> Plan:

@@ -1,0 +1,80 @@
+"""`bough finetune`, `distill` and `prune --iterative`, as a user runs them."""
+
+import json
+
+import pytest
+import torch
+
+import bough
+from bough.errors import BoughError
+from bough.recovery.records import read_log
+from tests.test_cli import MODEL, run
+from tests.zoo import small
+
+TASK = "tests.zoo.tasks:five_inputs"
+
+
+@pytest.fixture
+def pruned(tmp_path):
+    run("prune", MODEL, "--budget", "params=60%", "--out", str(tmp_path / "small"), "--json")
+    return str(tmp_path / "small")
+
+
+@pytest.mark.parametrize(
+    "words", [["finetune", MODEL, TASK], ["distill", MODEL, TASK, "--features", "0"]], ids=["finetune", "distill"]
+)  # fmt: skip
+def test_training_commands(words, pruned, tmp_path):
+    pytest.importorskip("accelerate")
+    out = tmp_path / "out"
+    words = [*words, "--checkpoint", pruned, "--out", str(out), "--epochs", "4", "--lr", "0.02", "--batch-size", "16", "--json"]
+    data = json.loads(run(*words))
+    assert data["steps"] == 16
+    assert data["best"] == max(e["metric"] for e in data["epochs"])
+    assert {f.name for f in out.iterdir()} == {
+        "best.safetensors", "curve.png", "log.jsonl", "model.safetensors", "plan.json", "state.safetensors"
+    }  # fmt: skip
+    assert len(read_log(out / "log.jsonl")) == 16 + 4
+    before, after = (bough.load(f, lambda: small.ZOO["mlp"]()[0]) for f in (pruned, out))
+    assert not all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert json.loads(run(*words))["resumed"] == 16  # it has ended: nothing is trained again
+
+
+def test_prune_iteratively(tmp_path):
+    pytest.importorskip("accelerate")
+    out = tmp_path / "out"
+    words = [
+        "prune",
+        MODEL,
+        "--budget",
+        "params=40%",
+        "--iterative",
+        "3",
+        "--schedule",
+        "cubic",
+        "--task",
+        TASK,
+        "--out",
+        str(out),
+    ]
+    data = json.loads(run(*words, "--epochs", "2", "--json"))
+    assert data["after"]["params"] <= 0.4 * data["before"]["params"]
+    assert data["verification"]["equal"]
+    assert sorted(f.name for f in out.iterdir() if f.is_dir()) == ["step-0", "step-1", "step-2"]
+    model = bough.load(out, lambda: small.ZOO["mlp"]()[0])
+    assert sum(p.numel() for p in model.parameters()) == data["after"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prune", MODEL, "--budget", "params=60%", "--iterative", "2"], "needs --task"),
+        (
+            ["prune", MODEL, "--budget", "params=60%", "--task", TASK, "--schedule", "random"],
+            "use one of geometric",
+        ),
+        (["prune", MODEL, "--budget", "params=60%", "--task", "tests.zoo.tasks:none"], "no callable none"),
+    ],
+)
+def test_errors(words, message):
+    with pytest.raises(BoughError, match=message):
+        run(*words)
