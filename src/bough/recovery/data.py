@@ -94,5 +94,5 @@ def start_epoch(loader: DataLoader[Any], sampler: Any, seed: int, epoch: int) ->
         elif hasattr(holder, "set_epoch"):
             holder.set_epoch(epoch)
     seed_all(seed, "epoch", epoch)
-    if isinstance(getattr(sampler, "generator", None), torch.Generator):
+    if hasattr(sampler, "generator"):
         sampler.generator.manual_seed(seed_of(seed, "order", epoch))

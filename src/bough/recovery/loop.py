@@ -66,6 +66,9 @@ class Run:
         self.folder = None if training.folder is None else Path(training.folder)
         loader, self.batches = _loader(data, training)
         self.sampler = getattr(loader.batch_sampler, "sampler", None) or loader.sampler
+        self._generator = getattr(self.sampler, "generator", None)
+        if hasattr(self.sampler, "generator"):
+            self.sampler.generator = torch.Generator()  # one for all numbers of processes; seeded in each epoch
         raw = optimizer or training.optimizer_for(model)
         self.attached = [r.attach(raw) for r in self.regularizers]
         self.rates = [float(g["lr"]) for g in raw.param_groups]
@@ -94,6 +97,8 @@ class Run:
             attached.remove()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
+        if hasattr(self.sampler, "generator"):
+            self.sampler.generator = self._generator
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self._forward is None:
             vars(self.plain).pop("forward", None)  # what unwrapping leaves is the class's own
