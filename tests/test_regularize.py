@@ -190,6 +190,7 @@ def test_progressive_zeroing_ends_in_exact_zeros_and_meets_its_budget(build):
         pytest.skip("too little of it can be zero")
     sgd = torch.optim.SGD(model.parameters(), 0.01)
     fading.attach(sgd)
+    model.train()
     removed = []
     for _ in range(9):
         sgd.zero_grad()
@@ -198,6 +199,8 @@ def test_progressive_zeroing_ends_in_exact_zeros_and_meets_its_budget(build):
         sgd.step()
         removed.append({n: size - kept for n, (kept, size) in fading.plan.groups.items()})
     assert fading.done
+    assert all(m.training for m in model.modules())
+    model.eval()
     assert all(a[n] <= b[n] for a, b in itertools.pairwise(removed) for n in a)
     assert removed[0] != removed[-1] or build is not None
     small = bough.cut(model, fading.plan)

@@ -15,7 +15,8 @@ from bough.errors import TrainingError
 from bough.recovery.attach import Regularizer
 from bough.recovery.features import Features
 from bough.recovery.finetune import batch_loss, logits_of, run_batch
-from bough.recovery.loop import Run, Task, modes_kept
+from bough.recovery.loop import Run, Task
+from bough.recovery.modes import modes_kept
 from bough.recovery.training import Trained, Training
 
 

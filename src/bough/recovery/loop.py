@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from bough.errors import CheckpointError, TrainingError
 from bough.recovery.attach import Regularizer
 from bough.recovery.data import generators_kept, seed_all, seeded, start_epoch
+from bough.recovery.modes import modes_kept
 from bough.recovery.records import Log, plot_curve, read_log
 from bough.recovery.state import read_state, write_state
 from bough.recovery.training import Trained, Training
@@ -266,17 +267,6 @@ def _loader(data: Any, training: Training) -> tuple[DataLoader[Any], int]:
     if not batches:
         raise TrainingError("train is empty: it gives no batch")
     return seeded(data, training.seed), batches
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Puts each module back into the mode it was in."""
-    modes = {m: m.training for m in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

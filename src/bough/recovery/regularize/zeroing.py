@@ -15,6 +15,7 @@ from bough.planning import Budget, Plan, plan
 from bough.planning.equations import ties
 from bough.recovery.attach import Attachment, after_each_step
 from bough.recovery.masks import Masks, masks_of
+from bough.recovery.modes import modes_kept, modes_of
 from bough.recovery.regularize.units import all_units
 from bough.recovery.schedule import Schedule, budgets, linear
 from bough.spaces import coordinates
@@ -63,6 +64,7 @@ class ProgressiveZeroing:
         self.budgets = budgets(budget, graph.cost(), periods, schedule)
         fit, self.left_out = all_units(graph)
         self._fit = {u.name for u in fit}
+        self._modes = modes_of(graph.model)  # the graph's, in which its plans are checked
         self.step = 0
         self.plan: Plan | None = None
         self._masks: Masks = {}
@@ -80,7 +82,8 @@ class ProgressiveZeroing:
     def _fade(self, optimizer: Optimizer) -> None:
         period, t = divmod(self.step, self.steps)
         if period < len(self.budgets) and t == 0:
-            self.plan = self._choose(self.budgets[period])
+            with modes_kept(self.graph.model, self._modes):
+                self.plan = self._choose(self.budgets[period])
             self._masks = masks_of(self.graph.model, self.plan)
         factor = (self.steps - t - 1) / (self.steps - t) if period < len(self.budgets) else 0.0
         for name, mask in self._masks.items():
