@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import bough
 from bough.errors import CheckpointError, PlanError, TrainingError
@@ -136,6 +142,71 @@ def test_what_is_drawn_depends_on_neither_workers_nor_what_is_fetched_ahead():
     assert not same(weights(a), weights(c))
 
 
+class Lengths:
+    """Batches of different sizes, of random samples."""
+
+    def __iter__(self):
+        return iter([torch.randperm(20)[:n].tolist() for n in (3, 5, 4)])
+
+    def __len__(self):
+        return 3
+
+
+class Stream(IterableDataset):
+    def __len__(self):
+        return 20
+
+    def __iter__(self):
+        return iter([(x, y) for x, y in zip(Noisy(20).x, torch.arange(20) % 3, strict=True)])
+
+
+def masked(samples):
+    """Batches as mappings, with something drawn while collating, as language models are trained."""
+    x = torch.stack([x for x, _ in samples])
+    return {"x": x * (torch.rand(x.shape) > 0.3), "y": torch.tensor([int(y) for _, y in samples])}
+
+
+class Mapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x, y):
+        logits = self.net(x)
+        return {"loss": F.cross_entropy(logits, y), "logits": logits}
+
+
+LOADERS = {
+    "a stream": lambda: DataLoader(Stream(), 4),
+    "drawn with weights": lambda: DataLoader(Noisy(20), 4, sampler=WeightedRandomSampler(torch.arange(1.0, 21), 12)),
+    "with a generator": lambda: DataLoader(Noisy(20), 4, shuffle=True, generator=torch.Generator().manual_seed(9)),
+    "a batch sampler": lambda: DataLoader(Noisy(20), batch_sampler=Lengths()),
+    "mappings": lambda: DataLoader(Noisy(20), 4, shuffle=True, collate_fn=masked),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_any_loader_is_resumed(name, tmp_path):
+    def trained(folder, callback=None):
+        loader = LOADERS[name]()
+        model = Mapped() if name == "mappings" else net()
+        done = finetune(model, loader, Training(epochs=2, lr=0.02, save_every=1, folder=tmp_path / folder), callback=callback)
+        generator = getattr(loader.sampler, "generator", None)
+        assert (generator is None) == (name != "with a generator")  # the loader is as it was
+        return model, done
+
+    whole, done = trained("whole")
+    for step in (2, done.steps - 1):  # in the first epoch, and in the last
+        with pytest.raises(Killed):
+            trained("killed", kill_at(step))
+    again, resumed = trained("killed")
+    assert resumed.resumed == done.steps - 1
+    assert done.epochs == resumed.epochs
+    assert same(weights(whole), weights(again))
+    orders = {tuple(sorted(e.items())) for e in done.epochs}
+    assert len(orders) == 2
+
+
 def test_the_loop_is_plain_training():
     """Against a loop written by hand: full batches in order, SGD, cosine."""
     data = TensorDataset(torch.randn(12, 4, dtype=torch.float64), torch.randint(0, 3, (12,)))
@@ -200,6 +271,8 @@ def test_errors(tmp_path):
         Training(epochs=0)
     with pytest.raises(TrainingError, match="give a torch Dataset"):
         finetune(net(), [1, 2])
+    with pytest.raises(TrainingError, match="batch_size=None"):
+        finetune(net(), DataLoader(Noisy(), batch_size=None))
     with pytest.raises(TrainingError, match="nothing to train"):
         finetune(net().requires_grad_(False), Noisy())
     with pytest.raises(TrainingError, match=r"the loss is nan in step 1 "):

@@ -69,12 +69,9 @@ def seeded(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
     plain = type(loader.dataset) is TensorDataset and loader.collate_fn is default_collate
     if isinstance(loader.dataset, (IterableDataset, Seeded)) or plain:
         return loader
-    order: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
-    if loader.batch_sampler is None:
-        order = {"sampler": loader.sampler, "batch_size": None}
     return DataLoader(
         Seeded(loader.dataset, seed),
-        **order,
+        batch_sampler=loader.batch_sampler,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

@@ -7,6 +7,7 @@ counters, and so does all that is drawn (see data.py), so there is no scheduler 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -74,7 +75,8 @@ class Run:
         self.attached = [r.attach(raw) for r in self.regularizers]
         self.rates = [float(g["lr"]) for g in raw.param_groups]
         self.plain, self._forward = model, vars(model).get("forward")
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, raw, loader)
+        self.loader = _shared_loader(self.accelerator, loader)
+        self.model, self.optimizer = self.accelerator.prepare(model, raw)
         self.at = _Counters()
         self.best: dict[str, Any] | None = None  # kept in memory where there is no folder
         self.log: Callable[[dict[str, Any]], object] = lambda line: None
@@ -113,8 +115,7 @@ class Run:
         at, here = self.at, self.accelerator
         self.model.train()
         start_epoch(self.loader, self.sampler, self.training.seed, at.epoch)
-        loader = here.skip_first_batches(self.loader, at.batch) if at.batch else self.loader
-        for batch in loader:
+        for batch in here.skip_first_batches(self.loader, at.batch):  # also for none, so that all draws come in one order
             seed_all(self.training.seed, "step", at.epoch, at.batch, here.process_index)
             with here.accumulate(self.model):
                 loss = self.task.loss(self.task.forward(self.model, batch), batch)
@@ -127,7 +128,7 @@ class Run:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             at.batch += 1
-            value = float(here.reduce(loss.detach().double(), "mean"))
+            value = self._shared(loss.detach())
             at.loss += value
             if here.sync_gradients:
                 self._stepped(value)
@@ -173,7 +174,13 @@ class Run:
             value = float(self.task.evaluate(self.plain))
         if math.isnan(value):
             raise TrainingError(f"the validation metric is nan after epoch {self.at.epoch}")
-        return float(self.accelerator.reduce(torch.tensor(value, dtype=torch.float64), "mean"))
+        return self._shared(torch.tensor(value, dtype=torch.float64, device="cpu"))
+
+    def _shared(self, value: Tensor) -> float:
+        """The mean over all processes."""
+        if self.accelerator.num_processes == 1:
+            return float(value)
+        return float(self.accelerator.reduce(value.to(self.accelerator.device), "mean"))
 
     def _keep_best(self) -> None:
         state = self.plain.state_dict()
@@ -242,7 +249,7 @@ def _accelerator(training: Training) -> Any:
     try:
         made = Accelerator(
             mixed_precision=training.precision, gradient_accumulation_steps=training.accumulate,
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
+            dataloader_config=DataLoaderConfiguration(split_batches=int(os.environ.get("WORLD_SIZE", "1")) > 1),
         )  # fmt: skip
     except ValueError as error:
         raise TrainingError(
@@ -260,6 +267,8 @@ def _loader(data: Any, training: Training) -> tuple[DataLoader[Any], int]:
         raise TrainingError(f"train is a {type(data).__name__}: give a torch Dataset or DataLoader")
     if not isinstance(data, DataLoader):
         data = DataLoader(data, training.batch_size, shuffle=not isinstance(data, IterableDataset))
+    if data.batch_sampler is None and not isinstance(data.dataset, IterableDataset):
+        raise TrainingError("train has batch_size=None, which accelerate can not take: give the DataLoader a batch_sampler")
     try:
         batches = len(data)
     except TypeError:
@@ -267,6 +276,13 @@ def _loader(data: Any, training: Training) -> tuple[DataLoader[Any], int]:
     if not batches:
         raise TrainingError("train is empty: it gives no batch")
     return seeded(data, training.seed), batches
+
+
+def _shared_loader(accelerator: Any, loader: DataLoader[Any]) -> Any:
+    try:
+        return accelerator.prepare(loader)
+    except ValueError as error:
+        raise TrainingError(f"accelerate can not share the batches of train among processes: {error}") from None
 
 
 @contextmanager

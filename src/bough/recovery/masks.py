@@ -82,23 +82,28 @@ class Sparse:
     def attach(self, optimizer: Optimizer) -> Attachment:
         return together([before_each_step(optimizer, self._gradients), after_each_step(optimizer, self._values)])
 
+    def _gone(self, name: str) -> Tensor:
+        """What is to be zero, where the parameter is: it may have been moved."""
+        self.masks[name] = self.masks[name].to(self._parameters[name].device)
+        return ~self.masks[name]
+
     @torch.no_grad()
     def _gradients(self) -> None:
-        for name, mask in self.masks.items():
+        for name in self.masks:
             gradient = self._parameters[name].grad
             if gradient is not None:
-                gradient.masked_fill_(~mask.to(gradient.device), 0.0)
+                gradient.masked_fill_(self._gone(name), 0.0)
 
     @torch.no_grad()
     def _values(self, optimizer: Optimizer) -> None:
-        for name, mask in self.masks.items():
-            self._parameters[name].masked_fill_(~mask.to(self._parameters[name].device), 0.0)
+        for name in self.masks:
+            self._parameters[name].masked_fill_(self._gone(name), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"masks": dict(self.masks)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.masks = {n: m.to(self._parameters[n].device) for n, m in state["masks"].items()}
+        self.masks = dict(state["masks"])
 
 
 def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:

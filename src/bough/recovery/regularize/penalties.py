@@ -43,6 +43,7 @@ class GroupLasso:
     def __init__(self, graph: Graph, strength: float, groups: Iterable[str] | None = None) -> None:
         self.graph, self.strength = graph, _positive("strength", strength)
         self.units, self.left_out = all_units(graph, groups)
+        self._sizes = {u.name: u.elements().sqrt() for u in self.units}
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         return after_each_step(optimizer, self._shrink)
@@ -52,8 +53,9 @@ class GroupLasso:
         factors = []
         for units in self.units:
             rate = max((rates[id(p.tensor)] for p in units.places if id(p.tensor) in rates), default=0.0)
-            threshold = rate * self.strength * units.elements.sqrt()
-            factors.append((1 - threshold / units.norms()).nan_to_num(0.0).clamp(min=0))
+            norms = units.norms()
+            threshold = rate * self.strength * self._sizes[units.name].to(norms)
+            factors.append((1 - threshold / norms).nan_to_num(0.0).clamp(min=0))
         for units, factor in zip(self.units, factors, strict=True):
             units.scale_(factor)
 
@@ -101,7 +103,7 @@ class SparseLearning:
         return {"step": self.step, "gammas": dict(self.gammas)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.gammas = int(state["step"]), _moved(state["gammas"], self.units)
+        self.step, self.gammas = int(state["step"]), dict(state["gammas"])
 
 
 class GrowingPenalty:
@@ -117,7 +119,7 @@ class GrowingPenalty:
         self.graph, self.growth, self.every, self.ceiling = graph, _positive("growth", growth), every, ceiling
         self.units, self.left_out = all_units(graph, groups)
         self.step = 0
-        self.strengths = {u.name: torch.zeros_like(u.elements) for u in self.units}
+        self.strengths = {u.name: torch.zeros_like(u.norms()) for u in self.units}
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         return before_each_step(optimizer, self._decay)
@@ -130,11 +132,10 @@ class GrowingPenalty:
     def _decay(self) -> None:
         self.step += 1
         for units in self.units:
-            strengths = self.strengths[units.name]
             if self.step % self.every == 0:
-                strengths += self.growth * gaps(units.norms())
-                strengths.clamp_(max=self.ceiling)
-            units.decay_(strengths)
+                grown = self.growth * gaps(units.norms())
+                self.strengths[units.name] = (self.strengths[units.name].to(grown) + grown).clamp(max=self.ceiling)
+            units.decay_(self.strengths[units.name])
 
     def scores(self) -> UnitScores:
         """The norms of the units, for a plan to a budget."""
@@ -144,7 +145,7 @@ class GrowingPenalty:
         return {"step": self.step, "strengths": dict(self.strengths)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.strengths = int(state["step"]), _moved(state["strengths"], self.units)
+        self.step, self.strengths = int(state["step"]), dict(state["strengths"])
 
 
 class Slimming:
@@ -160,9 +161,7 @@ class Slimming:
         norms &= {id(p) for p in graph.model.parameters()}
         found, self.left_out = all_units(graph)
         self.units = tuple(
-            Units(u.name, u.size, places, u.elements)
-            for u in found
-            if (places := tuple(p for p in u.places if id(p.tensor) in norms))
+            Units(u.name, u.size, places) for u in found if (places := tuple(p for p in u.places if id(p.tensor) in norms))
         )
         self.left_out.update({u.name: "it has no batch norm" for u in found if all(u.name != s.name for s in self.units)})
         if not self.units:
@@ -175,12 +174,11 @@ class Slimming:
     def _pull(self) -> None:
         for place in (p for units in self.units for p in units.places):
             if place.tensor.grad is not None:
-                own = (place.units >= 0).to(place.tensor.grad)
-                place.tensor.grad.add_(place.tensor.sign() * own, alpha=self.strength)
+                place.tensor.grad.add_(place.tensor.sign() * (place.here() >= 0), alpha=self.strength)
 
     def scores(self) -> UnitScores:
         """|gamma| of the units, and the norms of those without batch norm, for a plan to a budget."""
-        return scores_of(self.graph, self.units, lambda u: sum_of_absolutes(u))
+        return scores_of(self.graph, self.units, lambda u: u.summed(torch.abs))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -194,19 +192,7 @@ def gaps(norms: Tensor) -> Tensor:
     return (norms.max() - norms) / apart if apart > 0 else torch.zeros_like(norms)
 
 
-def sum_of_absolutes(units: Units) -> Tensor:
-    """The sum of the absolute values of each unit's elements."""
-    sums = torch.zeros_like(units.elements)
-    for p in units.places:
-        sums += p.summed(p.tensor.detach().abs().to(sums.dtype), units.size).to(sums)
-    return sums
-
-
 def _positive(name: str, value: float) -> float:
     if value <= 0:
         raise PlanError(f"{name}={value}: must be positive")
     return value
-
-
-def _moved(saved: dict[str, Tensor], units: Iterable[Units]) -> dict[str, Tensor]:
-    return {u.name: saved[u.name].to(u.elements) for u in units if u.name in saved}

@@ -15,7 +15,7 @@ from bough.graph import Graph, Group
 from bough.spaces import coordinates, normal
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Place:
     """A dim of a parameter and the unit of each of its indices, -1 where it belongs to none."""
 
@@ -23,16 +23,24 @@ class Place:
     dim: int
     units: Tensor
 
+    def here(self) -> Tensor:
+        """The units, where the parameter is: it may have been moved."""
+        if self.units.device != self.tensor.device:
+            self.units = self.units.to(self.tensor.device)
+        return self.units
+
     def summed(self, values: Tensor, size: int) -> Tensor:
         """Values of the parameter's shape, added up per unit."""
         others = [d for d in range(values.dim()) if d != self.dim]
         along = values.sum(others) if others else values
-        there = self.units >= 0
-        return along.new_zeros(size).index_add_(0, self.units[there], along[there])
+        units = self.here()
+        there = units >= 0
+        return along.new_zeros(size).index_add_(0, units[there], along[there])
 
     def spread(self, values: Tensor, elsewhere: float) -> Tensor:
         """A value per unit, in a shape that broadcasts over the parameter; `elsewhere` where no unit is."""
-        along = torch.where(self.units >= 0, values.to(self.tensor)[self.units.clamp(min=0)], elsewhere)
+        units = self.here()
+        along = torch.where(units >= 0, values.to(self.tensor)[units.clamp(min=0)], elsewhere)
         return along.view([-1 if d == self.dim else 1 for d in range(self.tensor.dim())])
 
 
@@ -40,22 +48,30 @@ class Place:
 class Units:
     """A group's units in all parameters that have them: what computes them, scales and shifts them, and what reads them.
 
-    An element that two members share (a weight from a cut layer to itself) counts once in each. `elements`: [units].
+    An element that two members share (a weight from a cut layer to itself) counts once in each.
     """
 
     name: str
     size: int
     places: tuple[Place, ...]
-    elements: Tensor
 
-    def squares(self) -> Tensor:
-        """The sum of squares of each unit's elements, over all members: [units]."""
-        device = self.elements.device
-        sums = torch.zeros(self.size, dtype=self.elements.dtype, device=device)
+    def summed(self, saliency: Callable[[Tensor], Tensor]) -> Tensor:
+        """A saliency of the elements, added up per unit over all members: [units]."""
+        total: Tensor | None = None
         for p in self.places:
             wide = p.tensor.detach().to(torch.promote_types(p.tensor.dtype, torch.float32))
-            sums += p.summed(wide.square(), self.size).to(device, sums.dtype)
-        return sums
+            part = p.summed(saliency(wide), self.size)
+            total = part if total is None else total + part.to(total)
+        assert total is not None
+        return total
+
+    def elements(self) -> Tensor:
+        """How many elements each unit has."""
+        return self.summed(torch.ones_like)
+
+    def squares(self) -> Tensor:
+        """The sum of squares of each unit's elements."""
+        return self.summed(torch.square)
 
     def norms(self) -> Tensor:
         """The root of `squares`."""
@@ -124,11 +140,7 @@ def _units(graph: Graph, group: Group) -> Units:
             tensor = graph.tensor(m.name)
             for units in coordinates(graph.states[m.name].axes[m.dim], group.atom):
                 places.append(Place(tensor, m.dim, torch.from_numpy(units).to(tensor.device)))
-    first = places[0].tensor
-    counts = torch.zeros(group.size, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
-    for p in places:
-        counts += p.summed(torch.ones_like(p.tensor, dtype=counts.dtype), group.size).to(counts)
-    return Units(group.name, group.size, tuple(places), counts)
+    return Units(group.name, group.size, tuple(places))
 
 
 def scores_of(graph: Graph, units: Iterable[Units], measure: Callable[[Units], Tensor]) -> dict[str, NDArray[np.float64]]:
