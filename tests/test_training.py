@@ -20,6 +20,7 @@ from torch.utils.data import (
 import bough
 from bough.errors import CheckpointError, PlanError, TrainingError
 from bough.recovery import Distillation, Features, Training, distill, distillation_loss, finetune
+from bough.recovery.loop import Run
 from bough.recovery.records import read_log
 from bough.recovery.regularize import GrowingPenalty
 from bough.recovery.state import read_state, write_state
@@ -96,7 +97,7 @@ def run(training, killed=(), workers=0, optimizer="adamw"):
 @pytest.mark.parametrize(
     ("killed", "options"),
     [
-        ((1, 7, 8, 20), {"save_every": 1, "epochs": 3}),
+        ((1, 7, 8), {"save_every": 1, "epochs": 2}),
         ((5, 11, 15), {"save_every": 2, "accumulate": 2, "optimizer": "sgd", "clip": 1.0}),
         ((3, 9), {"patience": 1, "schedule": "linear"}),
     ],
@@ -112,6 +113,23 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, killed, options):
     assert same(penalty.strengths, other.strengths)
     assert read_log(tmp_path / "a" / "log.jsonl") == read_log(tmp_path / "b" / "log.jsonl")
     assert (tmp_path / "b" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_killed_between_an_epoch_s_log_and_its_state(tmp_path, monkeypatch):
+    whole, *_ = run(Training(folder=tmp_path / "a", epochs=2, save_every=1))
+    save, calls = Run._save, []
+
+    def killed(self):
+        calls.append(self.at.step)
+        if len(calls) == 8:  # after the 7 steps of the first epoch
+            raise Killed
+        save(self)
+
+    monkeypatch.setattr(Run, "_save", killed)
+    again, *_, times = run(Training(folder=tmp_path / "b", epochs=2, save_every=1))
+    assert times == 1
+    assert read_log(tmp_path / "a" / "log.jsonl") == read_log(tmp_path / "b" / "log.jsonl")
+    assert same(weights(whole), weights(again))
 
 
 def test_a_process_killed_at_any_moment(tmp_path):
@@ -275,8 +293,10 @@ def test_errors(tmp_path):
         finetune(net(), DataLoader(Noisy(), batch_size=None))
     with pytest.raises(TrainingError, match="nothing to train"):
         finetune(net().requires_grad_(False), Noisy())
+    model = net()
     with pytest.raises(TrainingError, match=r"the loss is nan in step 1 "):
-        finetune(net(), Noisy(), loss=lambda y, batch: y.sum() * float("nan"))
+        finetune(model, Noisy(), loss=lambda y, batch: y.sum() * float("nan"))
+    assert all(p.isfinite().all() for p in model.parameters())
     with pytest.raises(TrainingError, match="give loss="):
         finetune(net(), TensorDataset(torch.randn(4, 4)))
     finetune(net(), Noisy(), Training(folder=tmp_path))

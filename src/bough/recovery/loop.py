@@ -69,19 +69,19 @@ class Run:
         loader, self.batches = _loader(data, training)
         self.sampler = getattr(loader.batch_sampler, "sampler", None) or loader.sampler
         self._generator = getattr(self.sampler, "generator", None)
-        if hasattr(self.sampler, "generator"):
-            self.sampler.generator = torch.Generator()  # one for all numbers of processes; seeded in each epoch
         raw = optimizer or training.optimizer_for(model)
-        self.attached = [r.attach(raw) for r in self.regularizers]
         self.rates = [float(g["lr"]) for g in raw.param_groups]
         self.plain, self._forward = model, vars(model).get("forward")
         self.loader = _shared_loader(self.accelerator, loader)
         self.model, self.optimizer = self.accelerator.prepare(model, raw)
+        self.attached = [r.attach(raw) for r in self.regularizers]
         self.at = _Counters()
         self.best: dict[str, Any] | None = None  # kept in memory where there is no folder
         self.log: Callable[[dict[str, Any]], object] = lambda line: None
 
     def __call__(self) -> Trained:
+        if hasattr(self.sampler, "generator"):
+            self.sampler.generator = torch.Generator()  # one for all numbers of processes; seeded in each epoch
         try:
             with generators_kept(), modes_kept(self.plain), _bar(self) as self.tick:
                 resumed = self._resume()
@@ -119,6 +119,7 @@ class Run:
             seed_all(self.training.seed, "step", at.epoch, at.batch, here.process_index)
             with here.accumulate(self.model):
                 loss = self.task.loss(self.task.forward(self.model, batch), batch)
+                value = self._finite(loss)
                 here.backward(loss)
                 if here.sync_gradients and self.training.clip is not None:
                     here.clip_grad_norm_(self.model.parameters(), self.training.clip)
@@ -128,7 +129,6 @@ class Run:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             at.batch += 1
-            value = self._shared(loss.detach())
             at.loss += value
             if here.sync_gradients:
                 self._stepped(value)
@@ -137,8 +137,6 @@ class Run:
     def _stepped(self, loss: float) -> None:
         at = self.at
         at.step += 1
-        if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} in step {at.step} (epoch {at.epoch}): lower lr, or set clip")
         line = {"step": at.step, "epoch": at.epoch, "loss": loss, "lr": self.optimizer.param_groups[0]["lr"]}
         if at.step % self.training.log_every == 0:
             self.log(line)
@@ -175,6 +173,14 @@ class Run:
         if math.isnan(value):
             raise TrainingError(f"the validation metric is nan after epoch {self.at.epoch}")
         return self._shared(torch.tensor(value, dtype=torch.float64, device="cpu"))
+
+    def _finite(self, loss: Tensor) -> float:
+        """The loss over all processes; nothing is learned from one that is not finite."""
+        value = self._shared(loss.detach())
+        if not math.isfinite(value):
+            at = self.at
+            raise TrainingError(f"the loss is {value} in step {at.step + 1} (epoch {at.epoch}): lower lr, or set clip")
+        return value
 
     def _shared(self, value: Tensor) -> float:
         """The mean over all processes."""
@@ -232,7 +238,7 @@ class Run:
             except (KeyError, ValueError, TypeError, RuntimeError) as error:
                 raise CheckpointError(f"the state in {self.folder} does not fit this run: {error}") from None
         if self.accelerator.is_main_process:
-            self.log = Log(self.folder / LOG, self.at.step)
+            self.log = Log(self.folder / LOG, self.at.step, self.at.epoch)
         return self.at.step
 
     def _plot(self) -> None:

@@ -10,11 +10,11 @@ from bough.errors import TrainingError
 
 
 class Log:
-    """A file of JSON lines; taken up again, it forgets what was written after `step`."""
+    """A file of JSON lines; taken up again, it forgets what was written after `step`, or of epochs not ended by then."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, epochs: int) -> None:
         self.path = path
-        kept = [line for line in read_log(path) if line["step"] <= step]
+        kept = [line for line in read_log(path) if (line["step"] <= step if "lr" in line else line["epoch"] < epochs)]
         part = path.with_name(f"{path.name}.part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         part.replace(path)
