@@ -105,6 +105,7 @@ def test_random_plans_keep_as_much_in_each_group():
 def train(model, sparse, seen=None, steps=5):
     sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
     sparse.attach(sgd)
+    model.train()  # and it stays so: plans are checked in the mode of the graph all the same
     if seen is not None:
         seen.append(snapshot(model))
     for i in range(steps):
@@ -124,20 +125,21 @@ def test_rounds_rewind_to_the_start(structured):
     start = snapshot(model)
     train(model, Sparse(model, {}), steps=2)
     early = snapshot(model)  # after "epoch k"
-    graph = bough.trace(model, X) if structured else None
+    graph = bough.trace(model.eval(), X) if structured else None
     found = find_tickets(
         model, lambda m, s: train(m, s, seen), keep=0.5, rounds=2, rewind_to=early, graph=graph, schedule=geometric
     )  # fmt: skip
     assert len(seen) == 1 + 2 * 2  # whole, then the control and the ticket of each round
     weight = "conv2.weight"
+    assert (found[0].kept, found[0].masks, found[0].control) == (1.0, {}, None)
     assert not torch.equal(start[weight], early[weight])
-    for ticket, (chance, rewound) in zip(found, (seen[1:3], seen[3:5]), strict=True):
+    for ticket, (chance, rewound) in zip(found[1:], (seen[1:3], seen[3:5]), strict=True):
         mask = ticket.masks[weight]
         assert torch.equal(rewound[weight], early[weight] * mask)
         assert not torch.equal(chance[weight], rewound[weight])
         assert (chance[weight] != 0).sum() == mask.sum()
         assert ticket.result != ticket.control
-    assert all((b <= a).all() for a, b in zip(found[0].masks.values(), found[1].masks.values(), strict=True))
+    assert all((b <= a).all() for a, b in zip(found[1].masks.values(), found[2].masks.values(), strict=True))
     if structured:
         assert bough.verify(model, bough.cut(model, found[-1].plan), found[-1].plan, X).equal
         assert torch.allclose(bough.cut(model, found[-1].plan).eval()(X), model.eval()(X), atol=1e-5)

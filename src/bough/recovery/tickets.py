@@ -16,6 +16,7 @@ from bough.importance import Criterion, GroupNorm, Random, score
 from bough.planning import Plan
 from bough.planning import plan as make_plan
 from bough.recovery.masks import Masks, Sparse, apply_masks_, kept_share, masks_of
+from bough.recovery.modes import modes_kept, modes_of
 from bough.recovery.schedule import Schedule, geometric
 
 State = dict[str, Any]
@@ -127,6 +128,8 @@ def find_tickets(
 ) -> list[Ticket]:
     """Iterative pruning with rewinding: `model` is trained whole, then once a round; it ends as the last ticket, trained.
 
+    The first entry of what is returned is the whole model.
+
     Args:
         train: (model, sparse) -> a metric or anything to keep. It trains the model in place; `sparse` keeps the masks: attach
             it to the optimizer, or give it to `finetune(regularizers=(sparse,))`.
@@ -145,25 +148,21 @@ def find_tickets(
         >>> net = torch.nn.Linear(6, 2)
         >>> found = find_tickets(net, lambda model, sparse: None, keep=0.25, rounds=2)
         >>> [round(t.kept, 2) for t in found], int(net.weight.count_nonzero())
-        ([0.5, 0.25], 3)
+        ([1.0, 0.5, 0.25], 3)
     """
     start = snapshot(model) if rewind_to is None else rewind_to
-    train(model, Sparse(model, {}))
-    found: list[Ticket] = []
+    modes = modes_of(model)  # the graph's, in which its plans are checked
+    found = [Ticket(1.0, {}, None, train(model, Sparse(model, {})), None)]
     for number, share in enumerate(schedule(keep, rounds)):
-        plan = (
-            None if graph is None else make_plan(graph, score(graph, importance or GroupNorm(p=2)), keep=share, exact_only=True)
-        )
-        if plan is None:
-            masks = magnitude_masks(model, share, within=found[-1].masks if found else None)
-        else:
-            masks = masks_of(model, plan)
-        other = None
-        if control:
+        plan = None
+        if graph is None:
+            masks = magnitude_masks(model, share, within=found[-1].masks or None)
             chance = random_masks(masks, seed + number)
-            if graph is not None and plan is not None:
-                chance = masks_of(model, random_plan(graph, plan, seed + number))
-            other = train(rewind_(model, start, chance), Sparse(model, chance))
+        else:
+            with modes_kept(model, modes):
+                plan = make_plan(graph, score(graph, importance or GroupNorm(p=2)), keep=share, exact_only=True)
+                masks, chance = masks_of(model, plan), masks_of(model, random_plan(graph, plan, seed + number))
+        other = train(rewind_(model, start, chance), Sparse(model, chance)) if control else None
         result = train(rewind_(model, start, masks), Sparse(model, masks))
         found.append(Ticket(kept_share(masks), masks, plan, result, other))
     return found
