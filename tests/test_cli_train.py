@@ -1,6 +1,7 @@
 """`bough finetune`, `distill` and `prune --iterative`, as a user runs them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import bough
 from bough.errors import BoughError
 from bough.recovery.records import read_log
 from tests.test_cli import MODEL, run
-from tests.zoo import small
+from tests.zoo import small, tasks
 
 TASK = "tests.zoo.tasks:five_inputs"
 
@@ -39,29 +40,23 @@ def test_training_commands(words, pruned, tmp_path):
     assert json.loads(run(*words))["resumed"] == 16  # it has ended: nothing is trained again
 
 
-def test_prune_iteratively(tmp_path):
+def test_prune_iteratively_and_resumed(tmp_path):
     pytest.importorskip("accelerate")
-    out = tmp_path / "out"
-    words = [
-        "prune",
-        MODEL,
-        "--budget",
-        "params=40%",
-        "--iterative",
-        "3",
-        "--schedule",
-        "cubic",
-        "--task",
-        TASK,
-        "--out",
-        str(out),
-    ]
-    data = json.loads(run(*words, "--epochs", "2", "--json"))
+    words = ["prune", "tests.zoo.tasks:same_mlp", "--budget", "params=40%", "--iterative", "3", "--schedule", "cubic"]
+    words += ["--task", TASK, "--epochs", "2", "--json", "--out"]
+    data = json.loads(run(*words, str(tmp_path / "out")))
     assert data["after"]["params"] <= 0.4 * data["before"]["params"]
     assert data["verification"]["equal"]
-    assert sorted(f.name for f in out.iterdir() if f.is_dir()) == ["step-0", "step-1", "step-2"]
-    model = bough.load(out, lambda: small.ZOO["mlp"]()[0])
+    assert sorted(f.name for f in (tmp_path / "out").iterdir() if f.is_dir()) == ["step-0", "step-1", "step-2"]
+    model = bough.load(tmp_path / "out", lambda: tasks.same_mlp()[0])
     assert sum(p.numel() for p in model.parameters()) == data["after"]["params"]
+
+    shutil.copytree(tmp_path / "out", tmp_path / "killed")  # as if killed in the last step's training
+    for file in ("plan.json", "model.safetensors", "step-2/state.safetensors"):
+        (tmp_path / "killed" / file).unlink()
+    run(*words, str(tmp_path / "killed"))
+    again = bough.load(tmp_path / "killed", lambda: tasks.same_mlp()[0])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,15 @@
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.zoo import small
+
+
+def same_mlp():
+    """`small:mlp` with the same weights each time, as a trained model has."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return small.mlp()
+
 
 def five_inputs():
     """For `small:mlp`: three classes by the largest of three inputs."""
