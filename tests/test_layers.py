@@ -66,7 +66,7 @@ def test_residual_blocks_are_found_with_their_lists():
     graph = bough.trace(*make())
     assert [(x.name, x.container, x.exact) for x in graph.layers] == [
         *((f"blocks.{i}", "blocks", True) for i in range(4)),
-        ("extra", "", True),
+        ("extra", None, True),
     ]
 
 

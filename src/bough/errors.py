@@ -2,6 +2,7 @@
 
 BoughError
 ├── TraceError            the model could not be run, or the example inputs do not fit it
+├── ExportError           torch.export can not make a program of the model
 ├── BudgetError           a budget that cannot be read, or cannot be reached
 ├── PlanError             a plan that does not fit: another model, no prunable group, an unknown name
 │   └── ConflictError     the model's own Python contradicts the plan
@@ -17,6 +18,10 @@ class BoughError(Exception):
 
 class TraceError(BoughError):
     """The model could not be run on the example inputs."""
+
+
+class ExportError(BoughError):
+    """torch.export can not make a program of the model, or one that bough can not follow."""
 
 
 class BudgetError(BoughError, ValueError):

@@ -102,6 +102,7 @@ class OpRecord:
     scale_of: Space | None
     detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales
     outcome: Any = None  # what a run on real values gave where control flow may depend on it (not floats)
+    counts: tuple[tuple[int, Space], ...] = ()  # (position of an integer argument, what it counts: no result tells)
     ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
     combined: tuple[Space, ...] = ()  # axes whose units it adds up or compares with each other
     narrower: tuple[tuple[Space, Space], ...] = ()  # pairs of which the first must stay smaller than the second
@@ -122,12 +123,12 @@ class Passage:
 class Layer:
     """A module that can be left out: it passes a type through.
 
-    `container`: the list that it is an entry of, or "" where it stands alone. `exact`: it is residual, so leaving it out
+    `container`: the list that it is an entry of, or None where it stands alone. `exact`: it is residual, so leaving it out
     equals zeroing its branch; otherwise it equals an identity in its place. `passages`: its call in each run.
     """
 
     name: str
-    container: str
+    container: str | None
     exact: bool
     passages: tuple[Passage, ...]
 

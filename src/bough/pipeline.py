@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from bough.cutting import Verification, cut, verify
-from bough.importance import Criterion, Magnitude, score
+from bough.cutting import Verification, cut, rebuild, verify
+from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
 from bough.planning import Budget, Plan, plan
 from bough.tracing import trace
 
@@ -34,17 +34,20 @@ def prune(
     example_inputs: Any,
     budget: Budget,
     *,
-    importance: Criterion | None = None,
+    importance: Criterion | DataCriterion | None = None,
+    data: Data | Iterable[Any] | None = None,
     ignore: Iterable[str] = (),
     allocation: str = "global",
     round_to: int = 1,
     minimum: float = 1,
     exact_only: bool = False,
+    uniform: bool = False,
     on_conflict: str = "freeze",
 ) -> Result:
     """Traces, scores, plans, cuts and verifies; `model` stays as it was.
 
-    Args and errors as for `trace`, `score`, `plan` and `cut`; `importance` is `Magnitude(p=2)` unless given.
+    Args and errors as for `trace`, `score`, `plan` and `cut` (or `rebuild`, where `on_conflict="rebuild"` and the model's
+    Python contradicts the plan); `importance` is `Magnitude(p=2)` unless given, `data` what it is computed from.
 
     Example:
         >>> import torch, bough
@@ -54,10 +57,10 @@ def prune(
         (3, True)
     """
     graph = trace(model, example_inputs, ignore=ignore)
-    scores = score(graph, importance or Magnitude(p=2))
+    scores = score(graph, importance or Magnitude(p=2), data)
     decided = plan(
         graph, scores, budget, allocation=allocation, round_to=round_to, minimum=minimum, exact_only=exact_only,
-        on_conflict=on_conflict,
+        uniform=uniform, on_conflict=on_conflict,
     )  # fmt: skip
-    small = cut(model, decided)
+    small = rebuild(model, decided, example_inputs) if decided.rebuild else cut(model, decided)
     return Result(small, decided, verify(model, small, decided, example_inputs))

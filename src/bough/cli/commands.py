@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,12 +28,7 @@ Model = Annotated[str, typer.Argument(help="module:callable, timm:NAME, torchvis
 Shape = Annotated[str | None, typer.Option(help="sizes of the example input, such as 1,3,224,224")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 
-CRITERIA: dict[str, Callable[[], bough.importance.Criterion]] = {
-    "l1": lambda: bough.importance.Magnitude(p=1),
-    "l2": lambda: bough.importance.Magnitude(p=2),
-    "group": lambda: bough.importance.GroupNorm(),
-    "random": lambda: bough.importance.Random(),
-}
+CRITERIA = {name: entry.make for name, entry in bough.importance.CRITERIA.items() if entry.needs == "weights"}  # no data here
 
 
 app.command()(finetune)
@@ -62,7 +56,7 @@ def prune(
     model: Model,
     budget: Annotated[list[str], typer.Option(help="such as macs=50% or size=256KiB; may be repeated")],
     input_shape: Shape = None,
-    importance: Annotated[str, typer.Option(help="l1, l2, group or random")] = "l2",
+    importance: Annotated[str, typer.Option(help=", ".join(CRITERIA))] = "l2",
     allocation: Annotated[str, typer.Option(help="global or uniform")] = "global",
     round_to: Annotated[int, typer.Option(help="widths become multiples of this")] = 1,
     ignore: Annotated[list[str] | None, typer.Option(help="a module, parameter or group to leave; may be repeated")] = None,

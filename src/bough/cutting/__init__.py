@@ -2,6 +2,7 @@
 
 from bough.cutting.cut import cut, cut_, mask
 from bough.cutting.optimizer import transfer_optimizer
+from bough.cutting.rebuild import rebuild
 from bough.cutting.verify import Verification, verify
 
-__all__ = ["Verification", "cut", "cut_", "mask", "transfer_optimizer", "verify"]
+__all__ = ["Verification", "cut", "cut_", "mask", "rebuild", "transfer_optimizer", "verify"]

@@ -37,7 +37,7 @@ def check(model: nn.Module, plan: Plan) -> None:
         raise PlanError(f"this plan was made for another model: it leaves out {name}, which does not exist here")
     for key in (*plan.attributes, *plan.sequences):
         try:
-            read(model, tuple(key.split(":")))
+            read(model, tuple(key.split(":"))[:-1])  # what holds it: a config need not have had the number itself
         except (AttributeError, KeyError, IndexError, ValueError):
             raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bough.cutting.check import check
 from bough.cutting.metadata import flatten, refresh
 from bough.cutting.passages import note
-from bough.cutting.slicing import Slicer, formatted, plainly
+from bough.cutting.slicing import Slicer, formatted, like, plain, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
 from bough.tracing.execution import held_tensors, memory
@@ -45,6 +45,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """
     inner = traceable(model)
     check(inner, plan)
+    _agreed(plan)
     slicer = Slicer(plan)
     small, copies = copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
     _finish(unwrap(small), plan)
@@ -70,6 +71,7 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
         )
     inner = traceable(model)
     check(inner, plan)
+    _agreed(plan)
     slicer = Slicer(plan)
     held = list(held_tensors(inner))
     with plainly():
@@ -112,6 +114,14 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 _Change = Callable[[str, Tensor, bool], Tensor]  # (name, values, is a parameter) -> new values
 
 
+def _agreed(plan: Plan) -> None:
+    if plan.rebuild:
+        raise PlanError(
+            "the model's own Python contradicts this plan, which was made with on_conflict='rebuild': use "
+            "bough.rebuild(model, plan, example_inputs), or make a plan with on_conflict='freeze'"
+        )
+
+
 def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change) -> dict[int, Tensor]:
     """The new values of each tensor (name, tensor, is a parameter), by its id; what shares memory goes on sharing it."""
     held = list(held)
@@ -120,7 +130,7 @@ def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change) -> dict[
     for name, tensor, _ in held:
         key = memory(tensor)
         if key not in made:
-            made[key] = formatted(tensor, change(name, _plain(tensor), key in of_parameters))
+            made[key] = formatted(tensor, change(name, plain(tensor), key in of_parameters))
     return {id(t): made[memory(t)] for _, t, _ in held}
 
 
@@ -129,7 +139,7 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
     held = [(n, t, parameter) for n, t, parameter, _ in held_tensors(unwrap(model))]
     with plainly():
         values = _changed(held, change)
-        copies = {id(t): _like(t, values[id(t)]) for _, t, _ in held}
+        copies = {id(t): like(t, values[id(t)]) for _, t, _ in held}
     memo: dict[int, Any] = {**_computed(model), **copies}
     try:
         new = copy.deepcopy(model, memo)
@@ -159,16 +169,6 @@ def _carry_slots(holder: nn.Module | Tensor, memo: dict[int, Any]) -> None:
         for name in (slots,) if isinstance(slots, str) else slots:
             if not name.startswith("__") and hasattr(holder, name):
                 setattr(memo[id(holder)], name, copy.deepcopy(getattr(holder, name), memo))
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The values of a tensor, without its class and history."""
-    return tensor.detach().as_subclass(Tensor)
-
-
-def _like(old: Tensor, new: Tensor) -> Tensor:
-    """`new` as a leaf of the class of `old`."""
-    return Tensor._make_subclass(type(old), new, old.requires_grad and old.is_leaf)
 
 
 def _carry_attributes(old: Tensor, new: Tensor, memo: dict[int, Any]) -> None:

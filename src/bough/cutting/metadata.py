@@ -35,7 +35,8 @@ def _widths(module: nn.Module, weight: Tensor | None) -> Iterator[tuple[str, Any
     elif isinstance(module, nn.Embedding):
         yield from zip(("num_embeddings", "embedding_dim"), shape, strict=True)
     elif isinstance(module, nn.MultiheadAttention):
-        embed = module.out_proj.weight.shape[0]
+        queries = module.in_proj_weight if module._qkv_same_embed_dim else module.q_proj_weight
+        embed = queries.shape[1]  # what comes in; the output may be narrower
         yield "embed_dim", embed
         yield "head_dim", module.out_proj.weight.shape[1] // module.num_heads
         if module._qkv_same_embed_dim:

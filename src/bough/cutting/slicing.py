@@ -72,3 +72,13 @@ def formatted(old: Tensor, new: Tensor) -> Tensor:
         if old.ndim == dims and old.is_contiguous(memory_format=form) and not old.is_contiguous():
             return new.contiguous(memory_format=form)
     return new
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The values of a tensor, without its class and history."""
+    return tensor.detach().as_subclass(Tensor)
+
+
+def like(old: Tensor, new: Tensor) -> Tensor:
+    """`new` as a leaf of the class of `old`."""
+    return Tensor._make_subclass(type(old), new, old.requires_grad and old.is_leaf)

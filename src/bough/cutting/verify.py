@@ -16,8 +16,10 @@ from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, indices, normal
 from bough.tracing.execution import Execution
+from bough.tracing.inputs import with_tensors
 from bough.tracing.stream import Call, swap, tensors_in
 from bough.tracing.trace import flatten, run, split_inputs, trace
+from bough.tracing.wrapped import eagerly
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +99,17 @@ def _outputs(
     if dtype is not None:
         reference, compared = reference.to(dtype), compared.to(dtype)
     args, kwargs = split_inputs(_cast(example_inputs, dtype))
-    with torch.no_grad(), _Precisely(dtype):
+    with torch.no_grad(), _Precisely(dtype), eagerly():
         expected = list(flatten(_kept_only(reference, plan, args, kwargs)))
-        actual = list(flatten(compared(*_copies(args), **_copies(kwargs))))
+        actual = list(flatten(compared(*_cast(args, None), **_cast(kwargs, None))))
     return expected, actual
 
 
 class _Precisely(TorchDispatchMode):
     """Floats that a model asks for by dtype are made in the compared dtype, where that is the wider one: many compute
     rotary angles or a softmax in float32, whose last bits depend on how wide the tensor is."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -120,19 +124,8 @@ class _Precisely(TorchDispatchMode):
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {k: _cast(v, dtype) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_cast(v, dtype) for v in value)
-    return value
-
-
-def _copies(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _copies(v) for k, v in value.items()}
-    return swap(value, lambda t: t.clone())
+    """A copy, its floats in `dtype`."""
+    return with_tensors(value, lambda t: t.to(dtype) if dtype is not None and t.is_floating_point() else t.clone())
 
 
 def _kept_only(reference: nn.Module, plan: Plan, args: Any, kwargs: Any) -> Any:
@@ -205,7 +198,9 @@ class _KeptOnly:
         axes = iter(record.arguments)
         args = swap(call.args, lambda t: self._slice(t, next(axes)))
         kwargs = {k: swap(v, lambda t: self._slice(t, next(axes))) for k, v in call.kwargs.items()}
-        args = _adapted(call.name, args, record.renormalized, self.kept)
+        args = _adapted(call.name, args, record, self.kept)
+        if record.scale_of is not None:  # attention scales by the width of the original
+            kwargs["scale"] = record.scale_of.size**-0.5
         result = call.func(*args, **kwargs)
         results = [self._spread(t, a) for t, a in zip(tensors_in(result), record.results, strict=True)]
         results = [self._numbered(t, r) for t, r in zip(results, record.ranges, strict=True)]
@@ -241,12 +236,14 @@ class _KeptOnly:
         return tensor
 
 
-def _adapted(name: str, args: tuple[Any, ...], renormalized: tuple[Space, ...], kept: Mapping[Atom, Any]) -> tuple[Any, ...]:
+def _adapted(name: str, args: tuple[Any, ...], record: OpRecord, kept: Mapping[Atom, Any]) -> tuple[Any, ...]:
     """The integer arguments of a normalization on fewer units."""
     if name in ("layer_norm", "rms_norm"):
         n = len(args[1])
         return (args[0], list(args[0].shape[-n:]), *args[2:])
     if name == "group_norm":
-        each = len(indices(renormalized[0], kept))
+        channels, positions = record.arguments[0][1], record.arguments[0][2:]
+        within = [s for s in record.renormalized if all(s is not p for p in positions)]
+        each = len(indices(within[0], kept)) if within else channels.size // int(args[1])
         return (args[0], args[0].shape[1] // each, *args[2:])
     return args

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bough.cutting import cut_
+from bough.cutting import cut_, rebuild
 from bough.errors import CheckpointError
 from bough.planning import Plan
 
@@ -56,22 +56,36 @@ def save(result: Pruned, folder: str | os.PathLike[str]) -> Path:
     return place
 
 
-def load(folder: str | os.PathLike[str], build_model: Callable[[], nn.Module]) -> nn.Module:
+def load(
+    folder: str | os.PathLike[str],
+    build_model: Callable[[], nn.Module],
+    example_inputs: Any = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> nn.Module:
     """Builds the original model, cuts it by the saved plan and fills in the saved weights, bit for bit.
 
     Args:
         folder: as written by `save`.
         build_model: makes a model of the original architecture (its weights do not matter).
+        example_inputs, dynamic_shapes: as for `rebuild`; needed, and used, only for what `rebuild` made.
 
     Raises:
-        CheckpointError: a file is missing, damaged, truncated, or of another version, or the two do not fit.
+        CheckpointError: a file is missing, damaged, truncated, or of another version, or the two do not fit; or the model
+            was rebuilt, and no example inputs are given.
         PlanError: `build_model` makes another model than the one that was pruned.
     """
     place = Path(folder)
     meta = _read_meta(place)
     plan = Plan.from_json(json.dumps(meta["plan"]))
     tensors = _read_weights(place / WEIGHTS, meta["tensors"])
-    model = cut_(build_model(), plan)
+    model = build_model().train(bool(meta["training"]))
+    if plan.rebuild and example_inputs is None:
+        raise CheckpointError(
+            f"the model in {place} was made by bough.rebuild: give example_inputs, so that it can be rebuilt, too. (To load "
+            "without the original code, save the program: torch.export.save(torch.export.export(small, args), path))"
+        )
+    model = rebuild(model, plan, example_inputs, dynamic_shapes=dynamic_shapes) if plan.rebuild else cut_(model, plan)
     tensors.update({alias: tensors[name] for alias, name in meta["aliases"].items()})
     state = model.state_dict(keep_vars=True)
     _fits(state, tensors, place)

@@ -12,6 +12,7 @@ from torch import Tensor
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.reduce import Reduce, per_unit
+from bough.importance.score import Criterion, UnitScores
 
 
 def _powers(p: float) -> Reduce:
@@ -29,7 +30,10 @@ def _powers(p: float) -> Reduce:
 
 @dataclass(frozen=True, slots=True)
 class Magnitude:
-    """The Lp norm of what computes a unit: I_u = (sum over members, dim 0, of |w|^p)^(1/p) (Li et al., 2017).
+    """The Lp norm of what makes a unit: I_u = (sum over members that make it of |w|^p)^(1/p) (Li et al., 2017).
+
+    `p=1` is L1, `p=2` L2. Members that make a unit are rows of weights, biases, affine parameters of norms; columns of the
+    weights that read it are not among them (see `GroupNorm`).
 
     Example:
         >>> import torch, bough
@@ -44,7 +48,7 @@ class Magnitude:
         if self.p <= 0:
             raise PlanError(f"Magnitude(p={self.p}): p must be positive")
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         sums = per_unit(graph, _powers(self.p), inputs=False)
         return {name: values ** (1 / self.p) for name, values in sums.items()}
 
@@ -56,9 +60,65 @@ class GroupNorm:
 
     p: float = 2.0
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         sums = per_unit(graph, _powers(self.p), inputs=True)
         return {name: values ** (1 / self.p) for name, values in sums.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class LAMP:
+    """Layer-adaptive magnitude: I_u = s_u^2 / (sum of s_v^2 over all units v with s_v >= s_u), s the L2 norm of what makes
+    a unit (Lee et al., 2021). Scores of different groups can be compared as they are."""
+
+    def __call__(self, graph: Graph) -> UnitScores:
+        squares = per_unit(graph, _powers(2.0), inputs=False)
+        return {name: _lamp(values) for name, values in squares.items()}
+
+
+def _lamp(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    flat = squares.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    tails = np.cumsum(flat[order][::-1])[::-1]  # of each unit and all larger ones
+    tails = tails[np.searchsorted(flat[order], flat[order], side="left")]  # equal units count each other
+    result = np.zeros_like(flat)
+    result[order] = np.divide(flat[order], tails, out=np.zeros_like(tails), where=tails > 0)
+    return result.reshape(squares.shape)
+
+
+_NORMS = ("batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class NormScale:
+    """The scale of the normalizations: I_u = sum over norms of |gamma_u| (network slimming, Liu et al., 2017).
+
+    Meant for nets trained with an L1 penalty on these scales. `otherwise` scores the groups that no norm scales.
+
+    Raises:
+        PlanError: from its call: a group that no norm scales, with `otherwise=None`.
+    """
+
+    otherwise: Criterion | None = Magnitude(p=1.0)
+
+    def __call__(self, graph: Graph) -> UnitScores:
+        scales = _norm_scales(graph)
+        sums = per_unit(graph, _powers(1.0), inputs=False, tensors={n: graph.tensor(n).detach() for n in scales})
+        scaled = {m.name for m in graph.groups if any(x.name in scales for x in m.members)}
+        bare = [g.name for g in graph.groups if g.name not in scaled]
+        if bare and self.otherwise is None:
+            raise PlanError(f"no norm scales the group {bare[0]!r}: give NormScale(otherwise=...) a criterion for such groups")
+        instead = self.otherwise(graph) if bare and self.otherwise is not None else {}
+        return {**sums, **{name: instead[name] for name in bare}}
+
+
+def _norm_scales(graph: Graph) -> set[str]:
+    """The parameters that norms multiply by: the first held parameter of a norm op that is no running statistic."""
+    found: set[str] = set()
+    for op in graph.ops:
+        if op.name in _NORMS:
+            affine = [s for s in op.states if s and graph.states[s].parameter]
+            found.update(affine[:1])
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +127,7 @@ class Random:
 
     seed: int = 0
 
-    def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, graph: Graph) -> UnitScores:
         generator = np.random.default_rng(self.seed)
         size = {g.name: g.size for g in graph.groups}
         scores = {name: generator.random(n) for name, n in size.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bough.graph import Graph
 from bough.spaces import Atom, Space, coordinates, normal
+from bough.tracing.contractions import consumed
 
 _CHUNK = 1 << 24  # elements turned to float at a time
 
@@ -34,7 +35,15 @@ def elementwise(saliency: Callable[[Tensor], Tensor]) -> Reduce:
 
 
 @torch.no_grad()
-def per_unit(graph: Graph, reduce: Reduce, *, inputs: bool) -> dict[str, NDArray[np.float64]]:
+def per_unit(
+    graph: Graph,
+    reduce: Reduce,
+    *,
+    inputs: bool,
+    outputs: bool = True,
+    tensors: Mapping[str, Tensor] | None = None,
+    each: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+) -> dict[str, NDArray[np.float64]]:
     """Adds a saliency up over each group's members: {group: float64 [units]}.
 
     And of groups whose units may differ for each unit of another: {its `Ragged.scores`: float64 [units of it, units]}.
@@ -42,27 +51,53 @@ def per_unit(graph: Graph, reduce: Reduce, *, inputs: bool) -> dict[str, NDArray
     Args:
         graph: of the model.
         reduce: gives the saliency of a parameter along one dim.
-        inputs: whether members that consume the units (dim 1 and later of a weight) count too.
+        inputs: whether members that read the units (the weights of consumers) count too.
+        outputs: whether members that make the units count.
+        tensors: what to reduce in place of the parameters, by their names; those without an entry do not count.
+        each: applied to each member's sums per unit before they are added.
     """
     totals = {g.atom: np.zeros(g.size) for g in graph.groups}
-    each = _Each(graph)
-    done: set[tuple[str, int]] = set()
-    for group in graph.groups:
-        for m in group.members:
-            if (m.name, m.dim) not in done and graph.states[m.name].parameter and (inputs or m.dim == 0):
-                done.add((m.name, m.dim))
-                values = reduce(graph.tensor(m.name).detach(), m.dim).double().cpu().numpy()
-                _add(totals, graph.states[m.name].axes[m.dim], values)
-                each.add(graph.states[m.name].axes[m.dim], values)
-    return {**{g.name: totals[g.atom] for g in graph.groups}, **each.totals}
+    others = _Each(graph)
+    for name, dim in members(graph, inputs=inputs, outputs=outputs):
+        tensor = graph.tensor(name).detach() if tensors is None else tensors.get(name)
+        if tensor is None:
+            continue
+        values = reduce(tensor, dim).double().cpu().numpy()
+        space = normal(graph.states[name].axes[dim])
+        for atom in space.atoms:
+            if atom in totals:
+                sums = unit_sums(space, atom, values)
+                totals[atom] += sums if each is None else each(sums)
+        if each is None:
+            others.add(space, values)
+    return {**{g.name: totals[g.atom] for g in graph.groups}, **(others.totals if each is None else {})}
 
 
-def _add(totals: dict[Atom, NDArray[np.float64]], space: Space, values: NDArray[np.float64]) -> None:
-    for atom in normal(space).atoms:
-        if atom in totals:
-            for units in coordinates(space, atom):
-                there = units >= 0
-                totals[atom] += np.bincount(units[there], weights=values[there], minlength=atom.size)
+def members(graph: Graph, *, inputs: bool, outputs: bool = True) -> list[tuple[str, int]]:
+    """The (parameter, dim)s of all groups, each once: those that read units (`inputs`), those that make them (`outputs`)."""
+    read = consumed(graph)
+    every = dict.fromkeys((m.name, m.dim) for g in graph.groups for m in g.members if graph.states[m.name].parameter)
+    return [place for place in every if (inputs if place in read else outputs)]
+
+
+def unit_sums(space: Space, atom: Atom, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum of `values` [size of the space] over the indices of each unit of `atom`."""
+    total = np.zeros(atom.size)
+    for units in coordinates(space, atom):
+        there = units >= 0
+        total += np.bincount(units[there], weights=values[there], minlength=atom.size)
+    return total
+
+
+def unit_means(space: Space, atom: Atom, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean instead."""
+    return unit_sums(space, atom, values) / unit_sums(space, atom, np.ones(space.size))
+
+
+def positions(space: Space, atom: Atom) -> NDArray[np.int64]:
+    """[units, positions]: the indices of `space` that belong to each unit of `atom`."""
+    pairs = {(u, i) for units in coordinates(space, atom) for i, u in enumerate(units.tolist()) if u >= 0}
+    return np.array(sorted(pairs), dtype=np.int64)[:, 1].reshape(atom.size, -1)
 
 
 class _Each:
@@ -75,7 +110,7 @@ class _Each:
         self.totals = {key: np.zeros((over.size, atom.size)) for atom, over, key in pairs}
 
     def add(self, space: Space, values: NDArray[np.float64]) -> None:
-        for atom in normal(space).atoms:
+        for atom in space.atoms:
             if atom in self._over:
                 over, key = self._over[atom]
                 units, others = coordinates(space, atom)[0], coordinates(space, over)[0]  # each unit has one other

@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.errors import PlanError
 from bough.graph import Graph
+from bough.importance.data import Data, of
 
 UnitScores = dict[str, NDArray[np.float64]]
 
 
 class Criterion(Protocol):
-    """Anything that scores the groups of a graph."""
+    """Anything that scores the groups of a graph by its weights."""
 
     def __call__(self, graph: Graph) -> UnitScores:
         """One float64 array [units] per group name."""
 
 
-def score(graph: Graph, criterion: Criterion) -> UnitScores:
-    """The criterion's number for each unit of each group: {group name: float64 array [units]}.
+class DataCriterion(Protocol):
+    """Anything that scores the groups of a graph by what they do on data. `needs_data` is True."""
 
-    Where units may differ for each unit of another group (`graph.ragged`), built-in criteria also give {`Ragged.scores`:
-    float64 array [units of the other, units]}, which `plan(..., ragged=True)` reads.
+    needs_data: bool
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        """One float64 array [units] per group name."""
+
+
+def score(graph: Graph, criterion: Criterion | DataCriterion, data: Data | Iterable[Any] | None = None) -> UnitScores:
+    """The criterion's number for each unit of each group: {group name: float64 array [units]}; low ones go first.
+
+    Where units may differ for each unit of another group (`graph.ragged`), criteria that add up over members also give
+    {`Ragged.scores`: float64 array [units of the other, units]}, which `plan(..., ragged=True)` reads.
+
+    Args:
+        graph: of the model, which stays as it is.
+        criterion: one of `bough.importance`, or any function of the graph (and, with `needs_data`, of the data).
+        data: batches, or `bough.importance.Data` to say how to go through them; criteria on weights do without.
+
+    Raises:
+        PlanError: the criterion needs data and there is none, or the data does not fit the model.
+        TraceError: on this data the model takes another path than the traced one.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> def loss(model, batch):
+        ...     return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> batches = [(torch.randn(16, 4), torch.randint(2, (16,))) for _ in range(3)]
+        >>> score(graph, bough.importance.Taylor(loss), batches)["0"].shape
+        (8,)
     """
-    return criterion(graph)
+    if not getattr(criterion, "needs_data", False):
+        return criterion(graph)  # type: ignore[call-arg]
+    if data is None:
+        raise PlanError(f"{type(criterion).__name__} needs data: bough.score(graph, {type(criterion).__name__}(...), batches)")
+    return criterion(graph, of(data))  # type: ignore[call-arg]

@@ -30,19 +30,21 @@ class Column:
 
 
 def columns(
-    classes: Sequence[Sequence[Group]], scores: Scores, *, round_to: int, minimum: float, uniform: bool
-) -> list[Column]:
-    """The removal steps of each class of tied groups."""
+    classes: Sequence[Sequence[Group]], scores: Scores, *, round_to: int, minimum: float, uniform: bool,
+    steps: Mapping[str, int] | None = None,
+) -> list[Column]:  # fmt: skip
+    """The removal steps of each class of tied groups; `steps` bounds how many equal ones a group may be divided into."""
     result = []
     for groups in classes:
-        counts = _counts(groups, round_to, minimum)
+        counts = _counts(
+            groups, round_to, minimum, gcd(*(g.size for g in groups), *((steps or {}).get(g.name, 0) for g in groups))
+        )
         if len(counts) > 1:
             result.append(Column(tuple(groups), counts, _ranks(groups, counts, scores, uniform)))
     return result
 
 
-def _counts(groups: Sequence[Group], round_to: int, minimum: float) -> NDArray[np.int64]:
-    steps = gcd(*(g.size for g in groups))
+def _counts(groups: Sequence[Group], round_to: int, minimum: float, steps: int) -> NDArray[np.int64]:
     sizes = np.array([g.size // steps for g in groups])
     kept = np.arange(steps, 0, -1)
     allowed = np.ones(len(kept), dtype=bool)

@@ -59,9 +59,14 @@ def containers(graph: Graph) -> dict[str, list[Layer]]:
     """The lists of modules with entries that can be left out, and these entries in order."""
     lists: dict[str, list[Layer]] = {}
     for layer in graph.layers:
-        if layer.container:
+        if layer.container is not None:
             lists.setdefault(layer.container, []).append(layer)
     return lists
+
+
+def entry(container: str, key: str) -> str:
+    """The name of a list's entry; the model itself may be the list."""
+    return f"{container}.{key}" if container else key
 
 
 def without(graph: Graph, layers: Sequence[Layer]) -> Graph:
@@ -111,7 +116,7 @@ def left_out(graph: Graph, layers: Sequence[Layer]) -> Graph:
     closed = without(graph, layers)
     if not replay(closed, {}, {}).conflicts:
         return closed
-    standing = without(graph, [replace(x, container="") for x in layers])
+    standing = without(graph, [replace(x, container=None) for x in layers])
     conflicts = replay(standing, {}, {}).conflicts
     if conflicts:
         raise ConflictError(f"the model does not run without {', '.join(x.name for x in layers)}: {conflicts[0]}")
@@ -164,7 +169,7 @@ def bookkeeping(graph: Graph, layers: Sequence[Layer]) -> tuple[dict[str, int], 
     attributes: dict[str, int] = {}
     sequences: dict[str, list[int]] = {}
     modules = dict(graph.model.named_modules())
-    for container in dict.fromkeys(x.container for x in layers if x.container):
+    for container in dict.fromkeys(x.container for x in layers if x.container is not None):
         keys = list(modules[container]._modules)
         gone = {x.name.rpartition(".")[2] for x in layers if x.container == container}
         stay = [i for i, k in enumerate(keys) if k not in gone]
@@ -178,7 +183,7 @@ def bookkeeping(graph: Graph, layers: Sequence[Layer]) -> tuple[dict[str, int], 
 def _indices(graph: Graph, container: str, keys: list[str], stay: list[int]) -> dict[str, int]:
     found: dict[tuple[str, ...], dict[int, int]] = {}
     for i, key in enumerate(keys):
-        for path, value in held_values(graph.model.get_submodule(f"{container}.{key}")):
+        for path, value in held_values(graph.model.get_submodule(entry(container, key))):
             if type(value) is int:
                 found.setdefault(path, {})[i] = value
     result: dict[str, int] = {}
@@ -188,7 +193,7 @@ def _indices(graph: Graph, container: str, keys: list[str], stay: list[int]) -> 
             for new, i in enumerate(stay):
                 if i in values and values[i] != new + min(shifts):
                     inner = f".{path[0]}" if path[0] else ""
-                    result[":".join((f"{container}.{keys[i]}{inner}", *path[1:]))] = new + min(shifts)
+                    result[":".join((f"{entry(container, keys[i])}{inner}", *path[1:]))] = new + min(shifts)
     return result
 
 

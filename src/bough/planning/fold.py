@@ -100,6 +100,8 @@ class _Flow:
             if key not in self.maker:
                 raise _Unfoldable("it reaches an input of the model")
             maker, output = self.maker[key]
+            if not maker.arguments:
+                raise _Unfoldable(f"it reaches a constant ({maker.name}, {maker.where})")
             for i, part in _through(maker, output, factors, side):
                 if not (np.isnan(part) | (part == 1)).all():  # who wants no change speaks up when someone else does
                     tell(maker, i, part)
@@ -179,9 +181,10 @@ def _places(op: OpRecord, i: int) -> list[NDArray[np.int64]]:
         return np.split(ids, np.cumsum([r[dim] for r in results])[:-1], axis=dim)
     if name == "cat":
         dim = detail[1] if len(detail) > 1 else 0
+        if any(len(axes) != len(shape) for axes in op.arguments):
+            raise _Unfoldable(f"it meets {op.name} of tensors of different dims in {op.module} ({op.where})")
         parts = [ids if j == i else np.full(_shape(op, j), -1) for j in range(len(op.arguments))]
-        parts = [p for p in parts if p.size]  # torch joins empty tensors of any number of dims
-        return [np.concatenate(parts, axis=dim)]
+        return [np.concatenate([p for p in parts if p.size], axis=dim)]  # torch joins empty tensors of any number of dims
     raise _Unfoldable(f"it meets {op.name} in {op.module} ({op.where})")
 
 
@@ -204,6 +207,8 @@ def _through(op: OpRecord, output: int, factors: Wish, side: int) -> list[tuple[
     if name in ("mul", "div"):
         takers = [max(range(len(op.arguments)), key=lambda i: prod(_shape(op, i)))] if name == "mul" else [0]
     elif name in ("add", "sub", "cat"):
+        if op.scalars:
+            raise _Unfoldable(f"a number is added in {op.module} ({op.where})")
         takers = list(range(len(op.arguments)))
     else:
         takers = [0]

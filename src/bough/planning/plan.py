@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         kept: {parameter or buffer: {dim: indices kept, ascending}}, for each that is cut.
         groups: {group: (units kept, units before)}.
-        attributes: {"module:attribute:key...": the integer it becomes}.
+        attributes: {"module:attribute:key...": the number it becomes}.
         scales: factors folded into weights.
         renormalizing: the cut groups over which a statistic runs (see `verify`).
         frozen: {group: why it could not be cut although its types allow it}.
@@ -38,13 +38,14 @@ class Plan:
         sequences: {"module:attribute:key...": which items of a list that has one per layer stay}.
         ragged: {cut group: the group for each of whose units it keeps other units}, and `alike`: {group: why it could not}.
         cost, original: predicted cost after and before.
+        rebuild: the model's own Python contradicts the plan, so it is carried out by `bough.rebuild`, not by `cut`.
         fingerprint: of the model that the plan was made for.
     """
 
     fingerprint: str
     kept: dict[str, dict[int, list[int]]]
     groups: dict[str, tuple[int, int]]
-    attributes: dict[str, int]
+    attributes: dict[str, float]
     scales: tuple[Scale, ...]
     renormalizing: tuple[str, ...]
     frozen: dict[str, str]
@@ -55,6 +56,7 @@ class Plan:
     sequences: dict[str, list[int]] = field(default_factory=dict)
     ragged: dict[str, str] = field(default_factory=dict)
     alike: dict[str, str] = field(default_factory=dict)
+    rebuild: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -80,6 +82,7 @@ class Plan:
             "sequences": self.sequences,
             "ragged": self.ragged,
             "alike": self.alike,
+            "rebuild": self.rebuild,
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -110,7 +113,7 @@ class Plan:
                 fingerprint=str(data["fingerprint"]),
                 kept={n: {int(d): lists[i] for d, i in dims.items()} for n, dims in data["kept"].items()},
                 groups={k: (int(a), int(b)) for k, (a, b) in data["groups"].items()},
-                attributes={k: int(v) for k, v in data["attributes"].items()},
+                attributes={k: v if type(v) is float else int(v) for k, v in data["attributes"].items()},
                 scales=tuple(Scale(n, int(d), tuple(lists[i]), float(f)) for n, d, i, f in data["scales"]),
                 renormalizing=tuple(data["renormalizing"]),
                 frozen=dict(data["frozen"]),
@@ -119,8 +122,9 @@ class Plan:
                 original_shapes={k: [int(n) for n in v] for k, v in data["original_shapes"].items()},
                 left_out={k: (int(form), bool(closes)) for k, (form, closes) in data["left_out"].items()},
                 sequences={k: [int(i) for i in v] for k, v in data["sequences"].items()},
-                ragged=dict(data.get("ragged", {})),
+                ragged=dict(data.get("ragged", {})),  # plans made before there were these fields do not say
                 alike=dict(data.get("alike", {})),
+                rebuild=bool(data.get("rebuild", False)),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from None
@@ -135,6 +139,8 @@ class Plan:
         lines += [f"ragged: {n}, for each of {over}" for n, over in self.ragged.items()]
         lines += [f"not ragged: {n}: {why}" for n, why in self.alike.items()]
         lines += [f"not cut: {n}: {why}" for n, why in self.frozen.items()]
+        if self.rebuild:
+            lines.append("the model's Python contradicts this plan: carry it out with bough.rebuild")
         if self.scales:
             lines.append(f"scales folded into {len({s.name for s in self.scales})} weights")
         return "\n".join(lines)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +20,8 @@ from bough.planning.fold import fold
 from bough.planning.isolate import isolate
 from bough.planning.plan import Plan, Scale
 from bough.planning.ragged import differing
-from bough.planning.uniform import Uniform
-from bough.spaces import Atom, Kept, indices
+from bough.planning.uniform import Told, Uniform
+from bough.spaces import Atom, Each, Kept, indices
 from bough.tracing.provenance import Path
 from bough.tracing.replay import Conflict, replay
 
@@ -59,7 +61,9 @@ def plan(
         ragged: where the types allow it (see `graph.ragged`), each head keeps head dims of its own, each convolution group
             channels of its own, as many as the others; by the scores under `Ragged.scores`. `plan.ragged` tells where it
             was done, `plan.alike` why elsewhere not.
-        on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises.
+        on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises;
+            "rebuild" plans without regard to the model's Python (no group is tied to another by its integers): where the
+            two do not agree, the plan says so in `Plan.rebuild`, and `bough.rebuild` carries it out in place of `cut`.
 
     Raises:
         BudgetError: the budget can not be reached; the message names what is frozen and the best reachable.
@@ -70,34 +74,41 @@ def plan(
         raise PlanError("plan needs either a budget or keep, and not both")
     if allocation not in ("global", "uniform"):
         raise PlanError(f"allocation={allocation!r} is unknown: use 'global' or 'uniform'")
-    if on_conflict not in ("freeze", "raise"):
-        raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze' or 'raise'")
+    if on_conflict not in ("freeze", "raise", "rebuild"):
+        raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze', 'raise' or 'rebuild'")
+    if uniform and on_conflict == "rebuild":
+        raise PlanError("uniform=True keeps a model's own class, and on_conflict='rebuild' gives it up: use one of them")
     if round_to < 1 or minimum <= 0:
         raise PlanError(f"round_to={round_to} and minimum={minimum} must be positive")
     whole, graph = graph, left_out(graph, chosen(graph, drop, keep, scores))
     keep = widths(whole, keep)
     even = Uniform(whole) if uniform else None
-    alike, unsaid = even.within(graph) if even else ([], {})
-    held = {**unsaid, **_held(graph, ignore, exact_only)}
+    graph = even.relayered(graph) if even else graph
+    alike = even.within(graph) if even else []
+    held = _held(graph, ignore, exact_only)
     free = differing(graph, scores, ragged)
     ranked = free.ranked(scores)
-    for _ in range(len(graph.groups) + 1):
-        tied = ties(graph, held, alike)
-        counts = _decide(graph, whole.cost(), ranked, budget, keep, tied, allocation == "uniform", round_to, minimum)
+    binding = replace(graph, equations=()) if on_conflict == "rebuild" else graph
+    for _ in range(len(graph.groups) + 1 + (even.patience if even else 0)):
+        tied = ties(binding, {**_unsaid(graph, even), **held}, alike)
+        steps = even.steps if even else {}
+        counts = _decide(graph, whole.cost(), ranked, budget, keep, tied, allocation == "uniform", round_to, minimum, steps)
         kept: dict[Atom, Kept] = {**_choose(graph, scores, counts), **free.chosen(graph, counts)}
         numbers = {a: len(i) for a, i in kept.items()}
         if even and even.tells:
-            attributes, untold = even.attributes(counts)
-            if untold:
-                held = {**tied.held, **held, **untold}
+            told = even.told(counts)
+            if told is None:
                 continue
         else:
-            attributes, _failed = solve(graph.equations, numbers)
+            told = Told(dict(solve(graph.equations, numbers)[0]), {})
+        attributes = told.numbers
         check = replay(graph, numbers, attributes)
         scales, unfolded = fold(graph, check.rescales)
         conflicts = [*check.conflicts, *unfolded]
         if not conflicts:
-            return free.noted(_plan(whole, graph, kept, counts, attributes, scales, tied))
+            return free.noted(_plan(whole, graph, kept, counts, told, scales, tied))
+        if on_conflict == "rebuild":
+            return replace(_plan(whole, graph, kept, counts, Told({}, {}), (), tied), rebuild=True)
         if on_conflict == "raise":
             raise ConflictError(
                 "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))
@@ -124,6 +135,11 @@ def _held(graph: Graph, ignore: Iterable[str], exact_only: bool) -> dict[str, st
     return held
 
 
+def _unsaid(graph: Graph, even: Uniform | None) -> dict[str, str]:
+    """The groups of `graph` whose width no config can tell."""
+    return {g.name: even.held[g.name] for g in graph.groups if g.name in even.held} if even else {}
+
+
 def _within(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
 
@@ -131,16 +147,16 @@ def _within(name: str, prefix: str) -> bool:
 def _decide(
     graph: Graph, original: Cost, scores: Mapping[str, NDArray[np.float64]], budget: Budget | None,
     keep: float | Mapping[str, int] | None,
-    tied: Ties, uniform: bool, round_to: int, minimum: float,
+    tied: Ties, uniform: bool, round_to: int, minimum: float, steps: Mapping[str, int],
 ) -> dict[str, int]:  # fmt: skip
     by_name = {g.name: g for g in graph.groups}
     classes = [[by_name[n] for n in names] for names in tied.classes]
     if keep is not None:
-        return _given(by_name, classes, keep, round_to)
+        return _given(by_name, classes, keep, round_to, steps)
     assert budget is not None
     form = closed_form(graph)
     limits = budget.limits(original)
-    made = columns(classes, scores, round_to=round_to, minimum=minimum, uniform=uniform)
+    made = columns(classes, scores, round_to=round_to, minimum=minimum, uniform=uniform, steps=steps)
     found = allocate(form, made, limits)
     if not found.met:
         raise BudgetError(_unreachable(graph, original, tied, limits, found.counts))
@@ -148,8 +164,9 @@ def _decide(
 
 
 def _given(
-    by_name: Mapping[str, Group], classes: list[list[Group]], keep: float | Mapping[str, int], round_to: int
-) -> dict[str, int]:
+    by_name: Mapping[str, Group], classes: list[list[Group]], keep: float | Mapping[str, int], round_to: int,
+    steps: Mapping[str, int],
+) -> dict[str, int]:  # fmt: skip
     counts = {n: g.size for n, g in by_name.items()}
     if isinstance(keep, Mapping):
         unknown = [n for n in keep if n not in by_name]
@@ -162,7 +179,7 @@ def _given(
         raise PlanError(f"keep={keep}: a share of the units must be above 0 and at most 1")
     for groups in classes:
         ones = {g.name: np.ones(g.size) for g in groups}
-        made = columns([groups], ones, round_to=round_to, minimum=1, uniform=True)
+        made = columns([groups], ones, round_to=round_to, minimum=1, uniform=True, steps=steps)
         if not made:
             continue
         (column,) = made
@@ -218,24 +235,40 @@ def _blamed(graph: Graph, conflicts: list[Conflict], held: Mapping[str, str]) ->
 
 def _plan(
     whole: Graph, graph: Graph, kept: Mapping[Atom, Kept], counts: Mapping[str, int],
-    attributes: Mapping[Path, int], scales: tuple[Scale, ...], tied: Ties,
+    told: Told, scales: tuple[Scale, ...], tied: Ties,
 ) -> Plan:  # fmt: skip
     cut: dict[str, dict[int, list[int]]] = {}
     cut_members = {(m.name, m.dim) for g in graph.groups if g.atom in kept for m in g.members}
     for name, dim in sorted(cut_members):
         cut.setdefault(name, {})[dim] = indices(graph.states[name].axes[dim], kept).tolist()
-    values = {}
+    by_name = {g.name: kept.get(g.atom) for g in graph.groups}
+    for (name, dim), (like, n) in told.idle.items():
+        units = by_name[like] if like else None
+        cut.setdefault(name, {})[dim] = list(range(n)) if units is None or isinstance(units, Each) else units.tolist()
+    values: dict[str, float] = {}
     originals = {p: v for e in graph.equations for p, v in _held_values(e.expression)}
-    for path, value in attributes.items():
+    for path, value in told.numbers.items():
         if originals.get(path) != value:
             values[":".join(path)] = value
     about_layers, sequences = graph.layer_notes
     return Plan(
         graph.fingerprint, cut, {g.name: (counts[g.name], g.size) for g in graph.groups}, {**values, **about_layers}, scales,
         tuple(g.name for g in graph.groups if g.atom in kept and not g.exact), dict(tied.held),
-        graph.cost(counts), whole.cost(), {n: [a.size for a in graph.states[n].axes] for n in cut},
-        {x.name: (x.form, bool(x.container)) for x in graph.left_out}, sequences,
+        _without_idle(graph, graph.cost(counts), cut, told), whole.cost(), {n: list(graph.tensor(n).shape) for n in cut},
+        {x.name: (x.form, x.container is not None) for x in graph.left_out}, sequences,
     )  # fmt: skip
+
+
+def _without_idle(graph: Graph, cost: Cost, cut: Mapping[str, Mapping[int, list[int]]], told: Told) -> Cost:
+    """The cost less what tensors that nothing comes of lose beside what their groups do."""
+    params, size = cost.params, cost.size
+    for name in {name for name, _ in told.idle} & graph.states.keys():
+        state, shape = graph.states[name], list(graph.tensor(name).shape)
+        whole = prod(len(cut[name][d]) if d in cut[name] and (name, d) not in told.idle else n for d, n in enumerate(shape))
+        less = whole - prod(len(cut[name].get(d, range(n))) for d, n in enumerate(shape))
+        params -= less if state.parameter else 0
+        size -= less * state.itemsize if state.saved else 0
+    return replace(cost, params=params, size=size)
 
 
 def _held_values(expression: object) -> list[tuple[Path, int]]:

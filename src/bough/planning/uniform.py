@@ -1,183 +1,164 @@
 """Uniform plans: what occupies the same place in repeated layers keeps as many units, so that one config tells it all.
 
-For a model made from a config, the class itself is asked which widths a config can tell: fields are made smaller, one
-by one and together, the class is built, and the sizes of all its tensors and integers say which groups would have
-become smaller. Fields and groups that shrink in proportion are a `Move`. Whatever rules a family has (the hidden size a
-multiple of the heads, key-value heads that divide the heads) come out as moves: what breaks them can not be built.
+For a model made from a config, the class itself is asked which widths a config can tell (see `moves`). Fields and groups
+then change in proportion, by as many steps as all of them allow; a share that the class can not be built at makes these
+steps coarser. The numbers that the cut model is told are those that the class gives its modules at the new config.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
-from math import gcd
+from math import ceil, gcd
 
+from bough.errors import PlanError
 from bough.graph import Graph
-from bough.planning.recipe import Build, Field, Recipe
+from bough.planning.moves import Move, Moves
+from bough.planning.recipe import Build, Recipe
+from bough.planning.relayer import relayered
 from bough.planning.widths import Widths
-from bough.tracing.held import read
+from bough.tracing.held import holds
 from bough.tracing.provenance import Path
 
-_UNSAID = "uniform=True: no integer of the model's config sets its width alone, with all else as it is"
+Shares = Mapping[Move, Fraction]
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """Fields of the config and groups that change in proportion."""
+class Told:
+    """What a config that tells some widths makes of a model.
 
-    fields: tuple[Field, ...]
-    groups: tuple[str, ...]
+    `numbers`: what its modules and its config are told. `idle`: (name, dim) of what nothing in the run comes of, and that
+    the class makes smaller -> the group whose units stay there (None: the first ones do), and how many.
+    """
+
+    numbers: dict[Path, float]
+    idle: dict[tuple[str, int], tuple[str | None, int]]
 
 
 class Uniform:
-    """What a uniform plan of a graph has to observe.
+    """What a uniform plan of a graph has to observe; it grows stricter where the model's class refuses a plan.
 
     Attributes:
         classes: names of groups that are cut in proportion.
         held: names of groups that no config can tell another width of -> why.
-        tells: whether the model is made from a config, so that `attributes` can be asked.
+        steps: group name -> into how many equal steps its units may be divided.
+        tells: whether the model is made from a config, so that `told` can be asked.
+
+    Raises:
+        PlanError: the model holds a config that does not say what it is, or that can tell no other width.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.classes: list[tuple[str, ...]] = _places(graph)
         self.held: dict[str, str] = {}
-        self._recipe = Recipe.of(graph.model)
-        self.tells = self._recipe is not None
-        self._moves: list[Move] = []
-        self._values: dict[Field, int] = {}  # of all fields that matter, those made explicit included
-        self._explicit: dict[Field, int] = {}  # fields that were None, and what they stand for
-        if self._recipe is not None:
-            self._widths = Widths(graph)
-            self._kinds = {g.name: g.kind for g in graph.groups}
-            self._start = self._read(self._recipe, {})
-            self._moves = self._find(self._recipe)
-            self.classes += [m.groups for m in self._moves]
-            told = {g for m in self._moves for g in m.groups}
-            self.held = {g.name: _UNSAID for g in graph.groups if g.name not in told}
+        self._recipe = recipe = Recipe.of(graph.model)
+        self.tells = recipe is not None
+        if recipe is None:
+            self.classes, self._steps = _places(graph), {}
+            return
+        self._widths = Widths(graph)
+        self._moves = Moves(graph, recipe, self._widths)
+        moves = self._moves.chosen
+        self.classes = [m.groups for m in moves]
+        said = {g for m in moves for g in m.groups}
+        self.held = {g.name: self._moves.unsaid(g.name) for g in graph.groups if g.name not in said}
+        if self.held and not moves:
+            name, why = next(iter(self.held.items()))
+            raise PlanError(
+                f"no integer of {type(graph.model).__name__}'s config can tell a smaller width ({name}: {why}). Plan without "
+                "uniform=True, and keep the model with bough.save and bough.load"
+            )
+        self._steps = {
+            m: gcd(*(self._widths.size(g) for g in m.groups), *(self._moves.values[f] for f in m.fields)) for m in moves
+        }
 
-    def within(self, graph: Graph) -> tuple[list[list[str]], dict[str, str]]:
-        """(classes, held) of the groups that are left in `graph`, the same without some of its layers."""
+    @property
+    def steps(self) -> dict[str, int]:
+        return {g: n for m, n in self._steps.items() for g in m.groups}
+
+    @property
+    def patience(self) -> int:
+        """How often `told` may refuse."""
+        return sum(n.bit_length() for n in self._steps.values())
+
+    def within(self, graph: Graph) -> list[list[str]]:
+        """The classes of the groups that are left in `graph`, the same without some of its layers."""
         there = {g.name for g in graph.groups}
         classes = [[n for n in names if n in there] for names in self.classes]
-        return [c for c in classes if c], {n: why for n, why in self.held.items() if n in there}
+        return [c for c in classes if c]
 
-    def attributes(self, counts: Mapping[str, int]) -> tuple[dict[Path, int], dict[str, str]]:
-        """(integers that the model's modules and config must be told, groups to hold -> why) at these counts.
+    def relayered(self, graph: Graph) -> Graph:
+        """The same graph without some layers, with notes of them as the class tells.
 
-        The integers are those that the class itself gives its modules when it is built from the new config.
+        Raises:
+            PlanError: no config can say that these layers are left out.
         """
-        assert self._recipe is not None
-        kept = {m: self._kept(m, counts) for m in self._moves}
-        cut = [m for m in self._moves if kept[m] != 1]
-        if not cut:
-            return {}, {}
-        made = self._fit(cut, kept)
-        if made is None:
-            alone = [m for m in cut if self._fit([m], kept) is None]
-            why = "uniform=True: the model's class can not be built with this width"
-            return {}, {g: why for m in alone or cut[-1:] for g in m.groups}
-        start = self._recipe.build({})
-        assert start is not None
-        told = {p: n for p, n in made.integers.items() if start.integers.get(p) != n and _holds(self.graph, p)}
-        return told, {}
+        return relayered(graph, self._recipe, self._moves.start) if self._recipe is not None and graph.left_out else graph
 
-    def _kept(self, move: Move, counts: Mapping[str, int]) -> Fraction:
+    def told(self, counts: Mapping[str, int]) -> Told | None:
+        """What the model must be told, and what is to be done beside cutting groups, at these counts.
+
+        None where the class can not be built so; then `steps` or `held` have become stricter.
+        """
+        shares = {m: self._share(m, counts) for m in self._moves.chosen}
+        cut = {m: share for m, share in shares.items() if share != 1}
+        if not cut:
+            return Told({}, {})
+        made = self._fit(cut)
+        if made is None:
+            for move in [m for m in cut if self._fit({m: cut[m]}) is None] or [*cut][-1:]:
+                self._make_coarser(move, cut[move])
+            return None
+        start = self._moves.start
+        numbers: dict[Path, float] = {p: n for p, n in made.integers.items() if start.integers.get(p) != n}
+        explicit = {("", "config", *f) for f in self._moves.explicit}
+        numbers = {
+            p: n for p, n in {**numbers, **made.floats_unlike(start)}.items() if p in explicit or holds(self.graph.model, p)
+        }
+        return Told(numbers, self._idle(made, counts))
+
+    def _idle(self, made: Build, counts: Mapping[str, int]) -> dict[tuple[str, int], tuple[str | None, int]]:
+        """What nothing comes of is cut as the widest-reaching group of its size is."""
+        groups = sorted((g for g in self.graph.groups if g.name in counts), key=lambda g: -len(g.members))
+        result: dict[tuple[str, int], tuple[str | None, int]] = {}
+        for (name, dim), before in self._widths.idle.items():
+            after = made.shapes[name][dim]
+            if before != after:
+                like = next((g.name for g in groups if (g.size, counts[g.name]) == (before, after)), None)
+                result[name, dim] = like, after
+        return result
+
+    def _share(self, move: Move, counts: Mapping[str, int]) -> Fraction:
         """The share that a move's groups keep; those of layers that are left out do not count."""
         return next((Fraction(counts[g], self._widths.size(g)) for g in move.groups if g in counts), Fraction(1))
 
-    def _fit(self, moves: Sequence[Move], kept: Mapping[Move, Fraction]) -> Build | None:
-        """The class built at the shares of some moves, all else as it is; None where it is not what the cut leaves."""
-        assert self._recipe is not None
-        values: dict[Field, Fraction] = {f: Fraction(n) for f, n in self._values.items()}
+    def _fit(self, shares: Shares) -> Build | None:
+        """The class built at these shares, all else as it is; None where it is not what the cut leaves."""
+        start = self._moves.values
+        values = {f: Fraction(n) for f, n in start.items()}
         wanted: dict[str, Fraction] = {}
-        for move in moves:
-            wanted.update({g: kept[move] * self._widths.size(g) for g in move.groups})
-            values.update({f: values[f] * kept[move] for f in move.fields})
+        for move, share in shares.items():
+            wanted.update({g: share * self._widths.size(g) for g in move.groups})
+            values.update({f: values[f] * share for f in move.fields})
         if any(n.denominator != 1 for n in (*values.values(), *wanted.values())):
             return None
-        made = self._recipe.build({f: int(n) for f, n in values.items() if f in self._explicit or n != self._values[f]})
+        made = self._moves.build({f: int(n) for f, n in values.items() if n != start[f]})
         counts = {g: int(n) for g, n in wanted.items()}
-        fits = made is not None and made.derives_alike(self._start) and self._widths.agree(made, counts)
+        fits = made is not None and made.computes_alike(self._moves.start) and self._widths.agree(made, counts)
         return made if fits else None
 
-    def _read(self, recipe: Recipe, changes: Mapping[Field, int]) -> Build:
-        made = recipe.build(changes)
-        assert made is not None  # a recipe can be built as it is
-        return made
-
-    def _find(self, recipe: Recipe) -> list[Move]:
-        fields = recipe.fields()
-        self._values = {f: n for f, n in fields.items() if n is not None and self._matters(recipe, f, n)}
-        for field in (f for f, n in fields.items() if n is None):
-            self._make_explicit(recipe, field)
-        found: dict[tuple[Field, ...], Move] = {}
-        items = self._items()
-        for item in items:
-            self._try(recipe, item, found)
-        for a, b in combinations(items, 2):
-            both = tuple(sorted({*a, *b}))
-            if len(both) == len(a) + len(b) and not all(self._settled(found.get(x)) for x in (a, b)):
-                self._try(recipe, both, found)
-        chosen: list[Move] = []
-        taken: set[str] = set()
-        for move in sorted(found.values(), key=lambda m: (not self._settled(m), len(m.groups), len(m.fields))):
-            if not taken & {*move.groups}:
-                chosen.append(move)
-                taken |= {*move.groups}
-        return chosen
-
-    def _settled(self, move: Move | None) -> bool:
-        """Whether a move leaves what one head sees as it is: preferred, where a width can follow heads or their size."""
-        return move is not None and all(self._kinds[g] != "head_dim" for g in move.groups)
-
-    def _items(self) -> list[tuple[Field, ...]]:
-        """Fields one by one, those of one value together, and those of one list together."""
-        single = [(f,) for f in self._values]
-        equal: dict[int, list[Field]] = {}
-        lists: dict[Field, list[Field]] = {}
-        for field, n in self._values.items():
-            equal.setdefault(n, []).append(field)
-            if field[-1].isdigit():
-                lists.setdefault(field[:-1], []).append(field)
-        several = [tuple(sorted(x)) for x in (*equal.values(), *lists.values()) if len(x) > 1]
-        return list(dict.fromkeys([*single, *several]))
-
-    def _try(self, recipe: Recipe, fields: tuple[Field, ...], found: dict[tuple[Field, ...], Move]) -> None:
-        by = _least_factor(gcd(*(self._values[f] for f in fields)))
-        if by == 1:
-            return
-        made = recipe.build({**self._explicit, **{f: self._values[f] // by for f in fields}})
-        if made is None or not made.derives_alike(self._start):
-            return
-        counts = self._widths.of(made)
-        cut = {} if counts is None else {g: n for g, n in counts.items() if n != self._widths.size(g)}
-        if cut and all(n * by == self._widths.size(g) for g, n in cut.items()):
-            found[fields] = Move(fields, tuple(cut))
-
-    def _matters(self, recipe: Recipe, field: Field, value: int) -> bool:
-        """Whether a field decides widths: made smaller, it changes some (or is refused), and leaves no tensor out."""
-        made = recipe.build({field: value // _least_factor(value)})
-        if made is None:
-            return True
-        if made.shapes.keys() < self._start.shapes.keys():
-            return False
-        return made.shapes != self._start.shapes or _apart(made, field) != _apart(self._start, field)
-
-    def _make_explicit(self, recipe: Recipe, field: Field) -> None:
-        """Finds the width that a field of None stands for, if it does for one."""
-        for size in sorted({g.size for g in self.graph.groups}):
-            by = _least_factor(size)
-            made = recipe.build({**self._explicit, field: size // by})
-            if made is not None and made.shapes == self._start.shapes:
+    def _make_coarser(self, move: Move, share: Fraction) -> None:
+        """Takes the most steps, fewer than before, of which those next to `share` on both sides can be built."""
+        for steps in range(self._steps[move] // 2, 1, -1):
+            beside = {max(int(share * steps), 1), min(ceil(share * steps), steps - 1)}
+            fits = (self._fit({move: Fraction(n, steps)}) is not None for n in beside)
+            if self._steps[move] % steps == 0 and all(fits):
+                self._steps[move] = steps
                 return
-            same = recipe.build({**self._explicit, field: size})
-            if made is not None and same is not None and same.shapes == self._start.shapes and self._widths.of(made):
-                self._explicit[field] = self._values[field] = size
-                return
+        self._steps[move] = 1
+        self.held.update(dict.fromkeys(move.groups, "uniform=True: the model's class can not be built with another width"))
 
 
 def _places(graph: Graph) -> list[tuple[str, ...]]:
@@ -186,21 +167,3 @@ def _places(graph: Graph) -> list[tuple[str, ...]]:
     for g in graph.groups:
         found.setdefault((re.sub(r"\d+", "#", g.name), g.kind, g.size), []).append(g.name)
     return [tuple(names) for names in found.values() if len(names) > 1]
-
-
-def _apart(build: Build, field: Field) -> dict[Path, int]:
-    """The integers other than the field itself."""
-    return {p: n for p, n in build.integers.items() if p[-len(field) :] != field}
-
-
-def _holds(graph: Graph, path: Path) -> bool:
-    try:
-        read(graph.model, path)
-    except (AttributeError, KeyError, IndexError, ValueError):
-        return False
-    return True
-
-
-def _least_factor(n: int) -> int:
-    """The smallest prime that divides n; 1 for n below 2."""
-    return next((p for p in range(2, int(n**0.5) + 1) if n % p == 0), max(n, 1))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bough.spaces import UNIT, Atom, Space, Sum, freeze, is_frozen, unify
+from bough.spaces import UNIT, Atom, Product, Space, Sum, freeze, is_frozen, normal, unify
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ class Notes:
     combined: list[Space] = field(default_factory=list)  # axes whose units the op adds up or compares with each other
     undefined: list[Space] = field(default_factory=list)  # axes along which a masked unit makes the op divide by zero
     narrower: list[tuple[Space, Space]] = field(default_factory=list)  # the first must stay smaller than the second
+    counts: list[tuple[int, Space]] = field(default_factory=list)  # (position of an integer argument, what it counts)
     scale_of: Space | None = None
 
 
@@ -103,6 +104,10 @@ class Context:
         self.notes = Notes()
         self.last_read, self.read = self.read, None
 
+    @property
+    def name(self) -> str:
+        return self.call.name if self.call is not None else ""
+
     def reason(self, what: str) -> Reason:
         assert self.call is not None
         module, where = self._locate(self.call)
@@ -112,7 +117,7 @@ class Context:
         if a is not b:
             mixed = any(atom.reason is not None for s in (a, b) for atom in s.atoms)
             what = "mixed with data axes by a reshape" if mixed else "unaligned axes"
-            unify(a, b, _Lazy(self, self.call, what))
+            unify(a, b, _Lazy(self, self.call, what, (a, b)))
 
     def freeze(self, space: Space, what: str) -> None:
         if not is_frozen(space):
@@ -123,6 +128,10 @@ class Context:
 
     def data(self, size: int, what: str | Reason = "data") -> Space:
         return Atom(size, what) if size != 1 else UNIT
+
+    def empty(self, tensor: Tensor) -> tuple[Space, ...]:
+        """Axes of a tensor that says nothing: data."""
+        return tuple(self.data(n) for n in tensor.shape)
 
     def mark(self, kind: str, *spaces: Space) -> None:
         self.marks.extend((kind, s) for s in spaces)
@@ -168,13 +177,22 @@ class Context:
 class _Lazy:
     """A reason that is worded only when someone reads it."""
 
-    def __init__(self, context: Context, call: Op | None, what: str) -> None:
-        self.context, self.call, self.what = context, call, what
+    def __init__(self, context: Context, call: Op | None, what: str, spaces: tuple[Space, Space]) -> None:
+        self.context, self.call, self.what, self.spaces = context, call, what, spaces
 
     def __str__(self) -> str:
         assert self.call is not None
         module, where = self.context._locate(self.call)
-        return str(Reason(self.what, self.call.name, module, where))
+        a, b = map(_sizes, self.spaces)
+        return str(Reason(f"{self.what}: {a} and {b}" if a != b else self.what, self.call.name, module, where))
+
+
+def _sizes(space: Space) -> str:
+    """How a space is made of its parts: "3 x 4", "6 + 2"."""
+    space = normal(space)
+    if isinstance(space, Sum):
+        return " + ".join(map(_sizes, space.terms))
+    return " x ".join(map(_sizes, space.factors)) if isinstance(space, Product) else str(space.size)
 
 
 def same(c: Context, call: Any, result: Any) -> Typing:

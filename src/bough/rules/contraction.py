@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bough.rules.context import KERNEL, Context, Typing, argument, rule
-from bough.spaces import UNIT, Product, Space, freeze, product
+from bough.spaces import UNIT, Product, Space, freeze, is_frozen, product
 
 
 def _bias(c: Context, bias: Any, axis: Space) -> bool:
@@ -103,10 +104,24 @@ def _general_matmul(c: Context, call: Any, result: Any) -> Typing:
 def _einsum(c: Context, call: Any, result: Any) -> Typing:
     operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
     typed = [c.of(t) for t in operands]
-    inputs, output = _letters(call.args[0], [len(t.axes) for t in typed])
-    space: dict[str, Space] = {}
-    null: dict[str, bool] = {}
-    where: dict[str, int] = {}
+    inputs, output = einsum_letters(call.args[0], [len(t.axes) for t in typed])
+    return _product(c, typed, inputs, output)
+
+
+@rule("_trilinear")
+def _trilinear(c: Context, call: Any, result: Any) -> Typing:
+    """The product of three tensors, stretched along the axes that each lacks, summed over some."""
+    typed = [c.of(t) for t in call.args[:3]]
+    rank = len(typed[0].axes) + len(call.args[3])
+    inputs = [[d for d in range(rank) if d not in lacks] for lacks in call.args[3:6]]
+    return _product(c, typed, inputs, [d for d in range(rank) if d not in call.args[6]])
+
+
+def _product(c: Context, typed: list[Typing], inputs: Sequence[Sequence[Any]], output: Sequence[Any]) -> Typing:
+    """Multiplies tensors whose axes have names (`inputs`), and sums over the names that are not in `output`."""
+    space: dict[Any, Space] = {}
+    null: dict[Any, bool] = {}
+    where: dict[Any, int] = {}
     for letters, t in zip(inputs, typed, strict=True):
         for letter, axis, zero in zip(letters, t.axes, t.null, strict=True):
             if axis.size == 1 and letter in space:
@@ -134,7 +149,7 @@ def _einsum(c: Context, call: Any, result: Any) -> Typing:
     return Typing(tuple(space[x] for x in output), tuple(null[x] for x in output), all(weights))
 
 
-def _letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
+def einsum_letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
     """The letters of each operand and of the result; dims under an ellipsis get letters of their own."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
@@ -146,6 +161,22 @@ def _letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
         joined = "".join(t.replace("...", "") for t in terms)
         right = ("..." if "..." in left else "") + "".join(sorted(x for x in set(joined) if joined.count(x) == 1))
     return inputs, right.replace("...", extra)
+
+
+@rule("addmv", "addr", "addbmm")
+def _added(c: Context, call: Any, result: Any) -> Typing:
+    """A product (matrix by vector, outer, summed over a batch) that is added to a tensor."""
+    names = {"addmv": ("ij", "j", "i"), "addr": ("i", "j", "ij"), "addbmm": ("bij", "bjk", "ik")}
+    base, one, two = (c.of(t) for t in call.args[:3])
+    first, second, output = names[call.name.rstrip("_")]
+    made = _product(c, [one, two], [first, second], output)
+    null = list(made.null)
+    for i in range(1, len(made.axes) + 1):
+        own = len(base.axes) >= i and base.axes[-i].size == made.axes[-i].size
+        if own:
+            c.unify(base.axes[-i], made.axes[-i])
+        null[-i] = null[-i] and own and base.null[-i]
+    return Typing(made.axes, tuple(null))
 
 
 @rule("mv", "dot", "vdot")
@@ -166,9 +197,12 @@ def _convolution(c: Context, call: Any, result: Any) -> Typing:
             freeze(k, KERNEL)
     inner, outer = (w.axes[0], w.axes[1]) if transposed else (w.axes[1], w.axes[0])
     null_in = x.null[1] or w.null[0 if transposed else 1]
+    columns = enumerate(zip(x.axes[2:], kernel, result.shape[2:], strict=True))
+    spatial = tuple(_position(c, call, i, axis, k.size, n) for i, (axis, k, n) in columns)
+    counted = x.axes[2:] if transposed else spatial
     if groups == 1:
         c.contract(x.axes[1], inner, null_in)
-        c.macs(x.axes[0], *_spatial(c, x, result, transposed), inner, outer, *kernel)
+        c.macs(x.axes[0], *counted, inner, outer, *kernel)
     else:
         g = c.fresh(groups)
         c.notes.integers["groups"] = g
@@ -182,15 +216,21 @@ def _convolution(c: Context, call: Any, result: Any) -> Typing:
         c.unify(x.axes[1], Product((g, each_in)))
         c.contract(each_in, each_in, null_in)
         c.mark("consumed", g)
-        c.macs(x.axes[0], *_spatial(c, x, result, transposed), g, each_in, each_out, *kernel)
+        c.macs(x.axes[0], *counted, g, each_in, each_out, *kernel)
     c.mark("channel", outer)
-    null = _bias(c, bias, outer) and w.null[1 if transposed else 0]
-    spatial = tuple(c.data(n, "spatial position") for n in result.shape[2:])
-    return Typing((x.axes[0], outer, *spatial), (x.null[0] and bias is None, null, *(True,) * len(spatial)))
+    null = w.null[1 if transposed else 0] or (groups == x.axes[1].size == outer.size and x.null[1])  # or depthwise
+    null = _bias(c, bias, outer) and null
+    zero = tuple(is_frozen(a) or (n and bias is None) for a, n in zip(spatial, x.null[2:], strict=True))
+    return Typing((x.axes[0], outer, *spatial), (x.null[0] and bias is None, null, *zero))
 
 
-def _spatial(c: Context, x: Typing, result: Any, transposed: bool) -> tuple[Space, ...]:
-    return x.axes[2:] if transposed else tuple(c.data(n) for n in result.shape[2:])
+def _position(c: Context, call: Any, i: int, axis: Space, kernel: int, size: int) -> Space:
+    """A spatial axis passes a kernel of size 1 as it is; a larger one sees which positions are neighbours."""
+    stride, padding = (given[i if len(given) > 1 else 0] for given in call.args[3:5])
+    if kernel == stride == 1 and padding == 0 and size == axis.size:
+        return axis
+    c.freeze(axis, "spatial position")
+    return c.data(size, "spatial position")
 
 
 @rule("embedding")
@@ -199,6 +239,20 @@ def _embedding(c: Context, call: Any, result: Any) -> Typing:
     c.pick(w.axes[0], index, "indexed by data")
     c.mark("residual", w.axes[1])
     return Typing((*index.axes, w.axes[1]), (*(False,) * len(index.axes), w.null[1]))
+
+
+@rule("flex_attention")
+def _flex_attention(c: Context, call: Any, result: Any) -> list[Typing]:
+    """Attention whose scores go through a function of the head's and the token's number; the widths of heads are free."""
+    q, k, v = (c.of(t) for t in call.args[:3])
+    for axis in (*q.axes[:-1], *k.axes[:-1], *v.axes[:-1]):
+        c.freeze(axis, "numbered in the function of the scores")
+    c.contract(q.axes[-1], k.axes[-1], q.null[-1] or k.null[-1])
+    c.mark("head_dim", q.axes[-1], v.axes[-1])
+    c.macs(*q.axes, k.axes[-2])
+    c.macs(*q.axes[:-1], k.axes[-2], v.axes[-1])
+    out = Typing((*q.axes[:-1], v.axes[-1]), (False,) * 3 + (v.null[-1],))
+    return [out, *(Typing(q.axes[:-1] if r.dim() == 3 else c.empty(r), (False,) * r.dim()) for r in result[1:])]
 
 
 @rule("scaled_dot_product_attention")

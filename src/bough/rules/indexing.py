@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, rule
+from bough.rules import numbers
+from bough.rules.context import Context, Typing, argument, rule
 from bough.spaces import UNIT, Space
 
 
@@ -66,6 +67,8 @@ def _index(c: Context, call: Any, result: Any) -> Typing:
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
 def _index_put(c: Context, call: Any, result: Any) -> Typing:
     x, values = c.of(call.args[0]), c.of(call.args[2])
+    if len(call.args[1]) == 1 and call.args[1][0].dtype in _BOOLS() and call.args[2].numel() == 1:
+        return _fill(c, x, c.of(call.args[1][0]))
     dims, picked, at = _indexed(c, x, call.args[1])
     _pick(c, x, dims, call.args[1])
     rest = [d for d in range(len(x.axes)) if d not in dims]
@@ -80,6 +83,13 @@ def _index_put(c: Context, call: Any, result: Any) -> Typing:
     return Typing(x.axes, tuple(null), x.weight)
 
 
+def _fill(c: Context, x: Typing, mask: Typing) -> Typing:
+    """One number, where a mask over the first axes says."""
+    for a, b in zip(x.axes, mask.axes, strict=False):
+        c.unify(a, b)
+    return Typing(x.axes, (False,) * len(x.axes), x.weight)
+
+
 @rule("index_select")
 def _index_select(c: Context, call: Any, result: Any) -> Typing:
     x, index = c.of(call.args[0]), c.of(call.args[2])
@@ -89,7 +99,26 @@ def _index_select(c: Context, call: Any, result: Any) -> Typing:
     return Typing((*x.axes[:d], axis, *x.axes[d + 1 :]), x.null, x.weight)
 
 
-@rule("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce")
+@rule("take_along_dim")
+def _take_along(c: Context, call: Any, result: Any) -> Any:
+    """One index per element, or per row that it is stretched along."""
+    x, index, dim = c.of(call.args[0]), c.of(call.args[1]), argument(call, 2, "dim")
+    if dim is None:
+        return []
+    d = dim % len(x.axes)
+    c.pick(x.axes[d], index)
+    axes, null = list(x.axes), list(x.null)
+    for i, (axis, other) in enumerate(zip(x.axes, index.axes, strict=True)):
+        if i == d:
+            axes[i], null[i] = other, False
+        elif axis.size == other.size:
+            c.unify(axis, other)
+        elif axis.size == 1:
+            axes[i] = other
+    return Typing(tuple(axes), tuple(null))
+
+
+@rule("gather", "scatter", "scatter_add", "scatter_reduce")
 def _gather(c: Context, call: Any, result: Any) -> Typing:
     """One index per element: the axis picked from or into, and as many others as there are."""
     x, index = c.of(call.args[0]), c.of(call.args[2])
@@ -105,14 +134,14 @@ def _gather(c: Context, call: Any, result: Any) -> Typing:
             else:
                 c.freeze(axis, "picked in part")
                 c.freeze(x.axes[i], "picked in part")
-    if call.name in ("gather", "take_along_dim"):
+    if call.name == "gather":
         null = tuple(False if i == d else n for i, n in enumerate(x.null))
         return Typing(index.axes if len(index.axes) == result.dim() else x.axes, null)
     null = tuple(n and all(s.null[i] for s in sources if i < len(s.null)) for i, n in enumerate(x.null))
     return Typing(x.axes, null if sources else (False,) * len(x.axes))
 
 
-@rule("index_add", "index_copy", "index_fill")
+@rule("index_add", "index_copy", "index_fill", "index_reduce")
 def _index_add(c: Context, call: Any, result: Any) -> Typing:
     """Whole slices, at the indices of one axis."""
     x, index = c.of(call.args[0]), c.of(call.args[2])
@@ -132,45 +161,27 @@ def _index_add(c: Context, call: Any, result: Any) -> Typing:
 
 @rule("_local_scalar_dense")
 def _read(c: Context, call: Any, result: Any) -> list[Typing]:
-    """A number leaves the tensors; the Python may come back with it at once, to select a unit."""
-    numbered = c.of(call.args[0]).ranges
-    c.read = (result, numbered) if numbered is not None and isinstance(result, int) else None
+    c.read = numbers.read(c, call, result)
     return []
-
-
-_KEEPS_VALUES = frozenset(
-    ("clone", "_to_copy", "detach", "alias", "contiguous", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand",
-     "permute", "transpose", "t", "slice", "select", "split", "split_with_sizes", "unbind", "index", "gather", "index_select",
-     "repeat", "flip", "roll", "lift_fresh", "sort", "masked_select", "_reshape_alias", "aminmax", "amax", "amin", "max", "min")
-)  # fmt: skip
-
-
-def inherit_ranges(name: str, first: Typing | None, typed: list[Typing], results: list[Any]) -> None:
-    """Integers that are only moved go on to number the space they numbered."""
-    if first is not None and first.ranges is not None and name in _KEEPS_VALUES:
-        for i, (t, r) in enumerate(zip(typed, results, strict=True)):
-            if (
-                t.ranges is None
-                and (name == "_to_copy" or not r.is_floating_point())
-                and (i == 0 or name not in ("sort", "max", "min"))
-            ):
-                typed[i] = Typing(t.axes, t.null, t.weight, first.ranges)
 
 
 @rule("zeros", "ones", "full", "empty", "rand", "randn", "empty_strided", "new_zeros", "new_ones", "new_full", "new_empty",
       "scalar_tensor", "new_empty_strided", "randint", "empty_permuted")  # fmt: skip
 def _constant(c: Context, call: Any, result: Any) -> Typing:
-    """The same value everywhere (or noise): its axes may become anything of their size."""
-    return Typing(tuple(c.fresh(n) for n in result.shape), ("zeros" in call.name,) * result.dim())
+    """The same value everywhere (or noise): its axes may become anything of their size. What was never written is zero:
+    no one may read it."""
+    return Typing(tuple(c.fresh(n) for n in result.shape), ("zeros" in call.name or "empty" in call.name,) * result.dim())
 
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like")
 def _like(c: Context, call: Any, result: Any) -> Typing:
     x = c.of(call.args[0])
-    return Typing(x.axes, (call.name == "zeros_like",) * len(x.axes))
+    return Typing(x.axes, (call.name in ("zeros_like", "empty_like"),) * len(x.axes))
 
 
-@rule("arange", "linspace", "eye", "logspace", "tril_indices", "triu_indices", "randperm", "one_hot", "hann_window")
+@rule("arange", "linspace", "eye", "logspace", "tril_indices", "triu_indices", "randperm", "one_hot", "hann_window",
+      "bartlett_window", "blackman_window", "hamming_window", "kaiser_window", "range", "fft_fftfreq",
+      "fft_rfftfreq")  # fmt: skip
 def _ordinal(c: Context, call: Any, result: Any) -> Typing:
     """Values that tell an index: which units are kept would matter."""
     for t in call.args:
@@ -190,6 +201,15 @@ def _nonzero(c: Context, call: Any, result: Any) -> Typing:
     return Typing(tuple(c.data(n) for n in result.shape), (False,) * result.dim(), ranges=numbered)
 
 
+@rule("isin")
+def _isin(c: Context, call: Any, result: Any) -> Typing:
+    """Each element against all of a second tensor."""
+    for axis in c.of(call.args[1]).axes if hasattr(call.args[1], "dim") else ():
+        c.freeze(axis, "compared with each element")
+    x = c.of(call.args[0]) if hasattr(call.args[0], "dim") else Typing((), ())
+    return Typing(x.axes, (False,) * len(x.axes))
+
+
 @rule("bincount", "histc")
 def _counted(c: Context, call: Any, result: Any) -> Typing:
     """How often each number occurs: an axis of the numbered units."""
@@ -199,7 +219,9 @@ def _counted(c: Context, call: Any, result: Any) -> Typing:
     return Typing((axis,), (True,))
 
 
-@rule("masked_select", "unique", "_unique2", "multinomial", "searchsorted", "bucketize")
+@rule("masked_select", "unique", "_unique", "_unique2", "unique_dim", "unique_consecutive", "multinomial", "searchsorted",
+      "bucketize", "repeat_interleave", "nonzero_static", "histogram", "_histogramdd_bin_edges",
+      "_histogramdd_from_bin_cts")  # fmt: skip
 def _data_dependent(c: Context, call: Any, result: Any) -> Any:
     x = c.of(call.args[0])
     for axis in x.axes:

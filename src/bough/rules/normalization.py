@@ -71,8 +71,9 @@ def _group_norm(c: Context, call: Any, result: Any) -> Typing:
     groups = call.args[1]
     g, each = c.fresh(groups), c.fresh(x.axes[1].size // groups)
     c.notes.integers["num_groups"] = g
+    c.notes.counts.append((1, g))
     c.unify(x.axes[1], Product((g, each)))
-    c.renormalizes(each)
+    c.renormalizes(each, *x.axes[2:])
     null = _affine(c, [argument(call, 2, "weight"), argument(call, 3, "bias")], (x.axes[1],))
     return Typing(x.axes, tuple(null if d == 1 else is_frozen(a) for d, a in enumerate(x.axes)))
 
@@ -83,7 +84,7 @@ def _native_group_norm(c: Context, call: Any, result: Any) -> list[Typing]:
     g, each = c.fresh(call.args[6]), c.fresh(x.axes[1].size // call.args[6])
     c.notes.integers["num_groups"] = g
     c.unify(x.axes[1], Product((g, each)))
-    c.renormalizes(each)
+    c.renormalizes(each, *x.axes[2:])
     null = _affine(c, list(call.args[1:3]), (x.axes[1],))
     typing = Typing(x.axes, tuple(null if d == 1 else is_frozen(a) for d, a in enumerate(x.axes)))
     return [typing, *(Typing((x.axes[0], g), (False, False)) for _ in result[1:])]

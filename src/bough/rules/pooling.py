@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bough.rules.context import Context, Typing, rule
-from bough.spaces import Product, concat, product
+from bough.spaces import Product, concat, is_frozen, product
 
 
 def _spatial(c: Context, call: Any, result: Any, dims: int) -> Any:
@@ -32,7 +32,9 @@ for _d in (1, 2, 3):
         f"max_pool{_d}d_with_indices",
     )(_over(_d))
 rule("upsample_linear1d")(_over(1))
-rule("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")(_over(2))
+rule(
+    "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa"
+)(_over(2))
 rule("upsample_trilinear3d")(_over(3))
 
 
@@ -59,6 +61,8 @@ def _pixel_unshuffle(c: Context, call: Any, result: Any) -> Typing:
 def _channel_shuffle(c: Context, call: Any, result: Any) -> Typing:
     x, groups = c.of(call.args[0]), call.args[1]
     g, k = c.fresh(groups), c.fresh(x.axes[1].size // groups)
+    c.notes.integers["groups"] = g
+    c.notes.counts.append((1, g))
     c.unify(x.axes[1], Product((g, k)))
     return Typing((x.axes[0], product(k, g), *x.axes[2:]), x.null)
 
@@ -76,7 +80,7 @@ def _pad(c: Context, call: Any, result: Any) -> Typing:
             axes[d] = c.data(result.shape[d])
         elif before or after:
             axes[d] = concat(c.data(before, "padding"), axes[d], c.data(after, "padding"))
-            null[d] = null[d] and value == 0
+            null = [n and (value == 0 or (i == d and is_frozen(axes[d]))) for i, n in enumerate(null)]
     return Typing(tuple(axes), tuple(null))
 
 

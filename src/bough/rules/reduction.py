@@ -34,7 +34,7 @@ def _typed(c: Context, call: Any, result: Any, dims: set[int], exact_if_null: bo
     return _reduced(c, call, result, dims, exact_if_null)
 
 
-@rule("sum", "nansum")
+@rule("sum", "nansum", "count_nonzero")
 def _sum(c: Context, call: Any, result: Any) -> Any:
     n = len(c.of(call.args[0]).axes)
     return _typed(c, call, result, _dims(argument(call, 1, "dim"), n), True)
@@ -43,17 +43,20 @@ def _sum(c: Context, call: Any, result: Any) -> Any:
 @rule("linalg_vector_norm", "norm")
 def _norm(c: Context, call: Any, result: Any) -> Any:
     n = len(c.of(call.args[0]).axes)
-    return _typed(c, call, result, _dims(argument(call, 2, "dim"), n), True)
+    order = argument(call, 1, "ord" if call.name == "linalg_vector_norm" else "p", 2)
+    adds_zeros = not isinstance(order, (int, float)) or order >= 0  # below, it is the least that counts
+    return _typed(c, call, result, _dims(argument(call, 2, "dim"), n), adds_zeros)
 
 
 @rule("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "aminmax", "logsumexp", "nanmean", "all", "any")
 def _statistic(c: Context, call: Any, result: Any) -> Any:
     n = len(c.of(call.args[0]).axes)
     dim = argument(call, 1, "dim")
-    return _typed(c, call, result, _dims(None if isinstance(dim, bool) else dim, n), False)
+    typed = _typed(c, call, result, _dims(None if isinstance(dim, bool) else dim, n), False)
+    return Typing(typed.axes, (False,) * len(typed.axes)) if call.name == "logsumexp" else typed
 
 
-@rule("max", "min", "prod", "median", "mode")
+@rule("max", "min", "prod", "median", "nanmedian", "mode")
 def _one(c: Context, call: Any, result: Any) -> Any:
     n = len(c.of(call.args[0]).axes)
     if len(call.args) > 1 and hasattr(call.args[1], "dim"):
@@ -99,10 +102,11 @@ def _running(c: Context, call: Any, result: Any) -> Typing:
         c.notes.combined.append(axis)
         if call.name != "cumsum" or not x.null[d]:
             c.renormalizes(axis)
-    return Typing(x.axes, tuple(n and i != d for i, n in enumerate(x.null)))
+    zeros = call.name != "logcumsumexp"
+    return Typing(x.axes, tuple(n and i != d and zeros for i, n in enumerate(x.null)))
 
 
-@rule("cummax", "flip", "roll", "tril", "triu", "sort", "argsort", "kthvalue")
+@rule("cummax", "cummin", "flip", "roll", "rot90", "tril", "triu", "sort", "argsort", "kthvalue")
 def _ordered(c: Context, call: Any, result: Any) -> Any:
     """The order of the indices matters: the axes looked along are frozen."""
     x = c.of(call.args[0])
@@ -114,16 +118,30 @@ def _ordered(c: Context, call: Any, result: Any) -> Any:
         dims = _dims(argument(call, 2, "dims"), n)
     elif name in ("sort", "argsort"):
         dims = {0 if n == 0 else _last_int(call, -1) % n} if n else set()
+    elif name in ("kthvalue", "rot90"):
+        dims = _dims(argument(call, 2, "dim", -1) if name == "kthvalue" else argument(call, 2, "dims", (0, 1)), n)
     else:
         dims = _dims(argument(call, 1, "dims" if name == "flip" else "dim"), n)
     for d in dims:
         c.freeze(x.axes[d], "the order of its units matters")
 
-    def typed(r: Any) -> Typing:
-        axes = tuple(a if r.shape[d] == a.size else c.data(r.shape[d]) for d, a in enumerate(x.axes))
-        return Typing(axes, (False,) * len(axes))
+    kept = [(a, null) for d, (a, null) in enumerate(zip(x.axes, x.null, strict=True)) if d not in dims]
 
-    return [typed(r) for r in result] if isinstance(result, (tuple, list)) else typed(result)
+    def typed(r: Any, values: bool) -> Typing:
+        if r.dim() < n:  # the axis looked along is gone
+            return Typing(tuple(a for a, _ in kept), tuple(null and values for _, null in kept))
+        sizes = [a.size for d, a in enumerate(x.axes) if d not in dims]
+        if [r.shape[d] for d in range(n) if d not in dims] != sizes:
+            return Typing(c.empty(r), (False,) * n)
+        axes = tuple(
+            (a if a.size == r.shape[d] and name != "rot90" else c.data(r.shape[d])) if d in dims else a
+            for d, a in enumerate(x.axes)
+        )
+        return Typing(axes, tuple(d not in dims and null and values for d, null in enumerate(x.null)))
+
+    if isinstance(result, (tuple, list)):
+        return [typed(r, i == 0) for i, r in enumerate(result)]
+    return typed(result, name != "argsort")
 
 
 def _last_int(call: Any, default: int) -> int:

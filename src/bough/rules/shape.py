@@ -140,6 +140,18 @@ def _cat(c: Context, call: Any, result: Any) -> Typing:
     return Typing(tuple(axes), tuple(null), all(p.weight for p in parts))
 
 
+@rule("block_diag")
+def _block_diag(c: Context, call: Any, result: Any) -> Typing:
+    """Matrices along a diagonal, zeros elsewhere."""
+    parts = [c.of(t) for t in call.args[0]]
+    if any(len(p.axes) != 2 for p in parts):
+        for axis in (a for p in parts for a in p.axes):
+            c.freeze(axis, "a row or a number among the blocks of a matrix")
+        return Typing(c.empty(result), (False, False))
+    null = tuple(all(p.null[d] for p in parts) for d in (0, 1))
+    return Typing(tuple(concat(*(p.axes[d] for p in parts)) for d in (0, 1)), null, all(p.weight for p in parts))
+
+
 @rule("stack")
 def _stack(c: Context, call: Any, result: Any) -> Typing:
     parts = [c.of(t) for t in call.args[0]]
@@ -153,7 +165,7 @@ def _stack(c: Context, call: Any, result: Any) -> Typing:
     return Typing((*axes[:d], new, *axes[d:]), (*null[:d], True, *null[d:]), all(p.weight for p in parts))
 
 
-def _segments(c: Context, axis: Space, sizes: list[int]) -> list[Space]:
+def segments(c: Context, axis: Space, sizes: list[int]) -> list[Space]:
     """`axis` as consecutive segments; data stays data and is not told apart."""
     if is_frozen(axis) and len(normal(axis).atoms) <= 1:
         return [c.data(n) for n in sizes]
@@ -164,6 +176,15 @@ def _segments(c: Context, axis: Space, sizes: list[int]) -> list[Space]:
     return parts
 
 
+def part(c: Context, axis: Space, start: int, size: int) -> Space:
+    """One segment of `axis`; the op's index is the size of what lies before it."""
+    before, here, _ = segments(c, axis, [start, size, axis.size - start - size])
+    if start:
+        c.notes.integers["start"] = before
+        c.notes.counts.append((3 if c.name.endswith("_scatter") else 2, before))
+    return here
+
+
 def _with(x: Typing, d: int, axis: Space) -> Typing:
     return Typing((*x.axes[:d], axis, *x.axes[d + 1 :]), x.null, x.weight)
 
@@ -172,7 +193,7 @@ def _with(x: Typing, d: int, axis: Space) -> Typing:
 def _split(c: Context, call: Any, result: Any) -> list[Typing]:
     x = c.of(call.args[0])
     d = argument(call, 2, "dim", 0) % len(x.axes)
-    parts = _segments(c, x.axes[d], [r.shape[d] for r in result])
+    parts = segments(c, x.axes[d], [r.shape[d] for r in result])
     return [_with(x, d, p) for p in parts]
 
 
@@ -191,7 +212,7 @@ def _slice(c: Context, call: Any, result: Any) -> Typing:
     if size == 0:
         return _with(x, d, c.data(0))
     if step == 1:
-        return _with(x, d, _segments(c, axis, [start, size, n - start - size])[1])
+        return _with(x, d, part(c, axis, start, size))
     if is_frozen(axis) and len(normal(axis).atoms) <= 1:
         return _with(x, d, c.data(size))
     if n % step or start >= step:
@@ -211,7 +232,7 @@ def _select(c: Context, call: Any, result: Any) -> Typing:
     if c.last_read is not None and c.last_read[0] == call.args[2]:
         c.pick(x.axes[d], Typing((), (), ranges=c.last_read[1]))
     else:
-        _segments(c, x.axes[d], [at, 1, n - at - 1])
+        part(c, x.axes[d], at, 1)
     return Typing((*x.axes[:d], *x.axes[d + 1 :]), (*x.null[:d], *x.null[d + 1 :]), x.weight)
 
 
@@ -224,7 +245,7 @@ def _unbind(c: Context, call: Any, result: Any) -> list[Typing]:
     return [one for _ in result]
 
 
-@rule("unfold", "as_strided", "diagonal", "view_as_real", "view_as_complex")
+@rule("unfold", "as_strided")
 def _opaque(c: Context, call: Any, result: Any) -> Typing:
     x = c.of(call.args[0])
     if call.name == "unfold":
@@ -234,11 +255,6 @@ def _opaque(c: Context, call: Any, result: Any) -> Typing:
         return Typing(axes, (*x.null, True))
     if call.name == "as_strided_" and tuple(call.args[1]) == tuple(a.size for a in x.axes):
         return x  # how torch itself restrides axes of size 1
-    if call.name == "view_as_real":
-        return Typing((*x.axes, c.data(2, "real and imaginary")), (*x.null, True))
-    if call.name == "view_as_complex":
-        c.freeze(x.axes[-1], "real and imaginary")
-        return Typing(x.axes[:-1], x.null[:-1])
     for axis in x.axes:
         c.freeze(axis, "read by strides")
     return Typing(tuple(c.data(n) for n in result.shape), (False,) * result.dim())

@@ -60,6 +60,10 @@ def _getitem(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: 
     source, target = of(args[0]), of(result)
     if sum(isinstance(i, (slice, int)) for i in index) < args[0].dim() and Ellipsis not in index:
         index = (*index, Ellipsis)
+    starts = [i.start if isinstance(i, slice) else i for i in index if isinstance(i, (slice, int))]
+    traced = [s for s in starts if isinstance(s, TracedInt)]
+    if "start" in notes.integers and len(traced) == 1 and sum(bool(s) for s in starts) == 1:
+        yield traced[0], notes.integers["start"]
     d = out = 0
     for i in index:
         if i is Ellipsis:
@@ -124,6 +128,7 @@ MEANINGS: dict[Any, Callable[..., Pairs]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _noted(6, "groups")),
     **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _noted(6, "groups")),
     torch.group_norm: _noted(1, "num_groups"),
+    **dict.fromkeys((torch.channel_shuffle, torch.native_channel_shuffle), _noted(1, "groups")),
     **dict.fromkeys((Tensor.chunk, torch.chunk), _chunk),
     torch.arange: _arange,
     F.one_hot: _one_hot,

@@ -114,7 +114,17 @@ class Execution:
                 result = shape(*args, **kwargs) if shape is not None and "out" not in kwargs else NotImplemented
                 if result is not NotImplemented:
                     return result
-        return call.func(*args, **kwargs)
+        result = call.func(*args, **kwargs)
+        if call.name == "scalar_tensor" and result.device.type == "meta":
+            result._number = float(args[0])  # made in C++, beside a tensor that has no values
+        return result
+
+
+def number_in(tensor: Tensor) -> float | None:
+    """The one real number in a tensor, where it has one and its value is known."""
+    if tensor.numel() != 1 or tensor.dtype is torch.bool or tensor.is_complex():
+        return None
+    return getattr(tensor, "_number", None) if tensor.device.type == "meta" else float(tensor)
 
 
 def _to_meta(t: Tensor) -> Tensor:

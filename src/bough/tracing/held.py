@@ -108,6 +108,15 @@ def read(model: nn.Module, path: Path) -> Any:
     return value
 
 
+def holds(model: nn.Module, path: Path) -> bool:
+    """Whether something is held at `path`."""
+    try:
+        read(model, path)
+    except (AttributeError, KeyError, IndexError, ValueError):
+        return False
+    return True
+
+
 def write(model: nn.Module, path: Path, new: Any) -> None:
     """Sets the value held at `path`; tuples and lists on the way are made anew."""
     holders: list[Any] = [model.get_submodule(path[0])]
@@ -125,8 +134,8 @@ def write(model: nn.Module, path: Path, new: Any) -> None:
         return
 
 
-def rewrite(model: nn.Module, values: Mapping[str, int], sequences: Mapping[str, list[int]]) -> None:
-    """Sets integers by their paths ("module:attribute:key"), and of lists keeps the items told."""
+def rewrite(model: nn.Module, values: Mapping[str, float], sequences: Mapping[str, list[int]]) -> None:
+    """Sets numbers by their paths ("module:attribute:key"), and of lists keeps the items told."""
     for key, value in values.items():
         write(model, tuple(key.split(":")), value)
     for key, stay in sequences.items():

@@ -109,7 +109,7 @@ class Watch:
             entry = isinstance(modules[holder], _ENTRIES) if holder or key in modules else False
             residual = all(_residual(ops[p.start : p.end], p) for p in passages)
             if entry or residual:
-                found.append(Layer(name, holder if entry else "", residual, passages))
+                found.append(Layer(name, holder if entry else None, residual, passages))
         return tuple(_outermost_elsewhere(found))
 
 
@@ -138,10 +138,10 @@ def _outermost_elsewhere(found: list[Layer]) -> list[Layer]:
     def way(layer: Layer) -> tuple[int, int]:
         return layer.passages[0].enters, layer.passages[0].leaves
 
-    ways = {way(layer) for layer in found if layer.container}
+    ways = {way(layer) for layer in found if layer.container is not None}
     result = []
     for layer in sorted(found, key=lambda x: (x.passages[0].start, -x.passages[0].end, x.name)):
-        if layer.container or way(layer) not in ways:
+        if layer.container is not None or way(layer) not in ways:
             ways.add(way(layer))
             result.append(layer)
     return result

@@ -8,25 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bough.graph import OpRecord, State, UnknownOp
+from bough.graph import OpRecord, State, UnknownOp, atoms_of
 from bough.rules import POINTWISE, RULES, Context, Notes, Typing
-from bough.rules.indexing import inherit_ranges
+from bough.rules.numbers import follow
 from bough.spaces import Space, normal
 from bough.tracing.arguments import meanings, normalized_shape
-from bough.tracing.execution import Execution, held_tensors, memory
+from bough.tracing.execution import Execution, held_tensors, memory, number_in
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.stream import Call, tensors_in
+
+_READING = frozenset(("_local_scalar_dense", "tolist", "numpy"))  # ops that give no tensor, but what is in one
 
 
 class Value:
     """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
 
-    __slots__ = ("constant", "number", "shape", "state", "storage", "typing")
+    __slots__ = ("constant", "number", "recorder", "shape", "state", "storage", "typing", "written")
 
     def __init__(self, typing: Typing, number: int, storage: int, state: str = "", constant: bool = False) -> None:
         self.typing, self.number, self.storage, self.state = typing, number, storage, state
+        self.written: list[Space] = []  # spaces whose masked units a write to this memory made other than zero; views share it
         self.constant = constant  # depends neither on weights nor on inputs
         self.shape: torch.Size | None = None
+        self.recorder: Recorder | None = None
 
 
 class Recorder:
@@ -44,6 +48,7 @@ class Recorder:
         self.storages: list[list[Any]] = []  # [axes, itemsize, born, dies]
         self._count = 0
         self._alive: list[Tensor] = []
+        self.last = Notes()  # what the rule told about the last op
         tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
         for name, tensor, parameter, saved in held_tensors(model):
             axes = tied.setdefault(memory(tensor), tuple(self.context.fresh(n) for n in tensor.shape))
@@ -58,7 +63,7 @@ class Recorder:
 
     def add_input(self, tensor: Tensor, what: str) -> None:
         stand_in = self.execution.stand_in(tensor)
-        if getattr(stand_in, "_bough", None) is None:
+        if self._known(stand_in) is None:
             axes = tuple(self.context.data(n, what) for n in tensor.shape)
             self._attach(stand_in, self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1))
 
@@ -70,23 +75,35 @@ class Recorder:
         return Value(typing, self._count - 1, storage, constant=constant)
 
     def _attach(self, tensor: Tensor, value: Value) -> None:
+        value.recorder = self
         tensor._bough = value  # type: ignore[attr-defined]
 
+    def _known(self, tensor: Tensor) -> Value | None:
+        """What this run knows of a tensor; what a model keeps in a cache may come from an earlier run."""
+        value: Value | None = getattr(tensor, "_bough", None)
+        return value if value is not None and value.recorder is self else None
+
     def value(self, tensor: Tensor) -> Value:
-        value = getattr(tensor, "_bough", None)
+        value = self._known(tensor)
         if value is None:
             axes = tuple(self.context.data(n, "a tensor that the model does not hold") for n in tensor.shape)
             value = self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1, constant=True)
             self._attach(tensor, value)
-        return value  # type: ignore[no-any-return]
+        return value
 
     def typing(self, tensor: Tensor) -> Typing:
-        return self.value(tensor).typing
+        value = self.value(tensor)
+        typing = value.typing
+        if not value.written or not any(typing.null):
+            return typing
+        atoms = atoms_of(tuple(value.written))
+        null = tuple(n and atoms.isdisjoint(normal(a).atoms) for n, a in zip(typing.null, typing.axes, strict=True))
+        return Typing(typing.axes, null, typing.weight, typing.ranges)
 
     # The handler's side of the stream
 
     def owned(self, tensor: Tensor) -> Tensor:
-        if getattr(tensor, "_bough", None) is not None:
+        if self._known(tensor) is not None:
             return tensor
         found = self.execution.stand_ins.get(id(tensor))
         if found is None:
@@ -117,11 +134,11 @@ class Recorder:
         if rule is None:
             typed = self._unknown(call, values, results)
         else:
-            given = rule(context, call, result) if results or call.name == "_local_scalar_dense" else []
+            given = rule(context, call, result) if results or call.name in _READING else []
             typed = given if isinstance(given, list) else [given]
             if [tuple(a.size for a in t.axes) for t in typed] != [tuple(r.shape) for r in results]:
                 typed = self._unknown(call, values, results)  # a form of the op that its rule does not know
-        inherit_ranges(call.name.rstrip("_"), values[0].typing if values else None, typed, results)
+        follow(context, call, [v.typing for v in values], typed, results)
         self._record(call, values, typed, tensors, result, results)
         return result
 
@@ -142,15 +159,21 @@ class Recorder:
         numbers = []
         constant = all(v.constant for v in values)
         for tensor, typing in zip(results, typed, strict=True):
-            old = getattr(tensor, "_bough", None)
+            old = self._known(tensor)
             if old is not None:  # in place, or handed through
-                for a, b in zip(old.typing.axes, typing.axes, strict=True):
+                for a, b in zip(old.typing.axes, typing.axes, strict=True) if call.writes else ():
                     self.context.unify(a, b)
                 old.typing = Typing(typing.axes, typing.null, old.typing.weight)
                 new = self._value(old.typing, tensor.element_size(), call.index, old.storage, constant)
+                new.written = old.written
+                if call.writes:
+                    new.written += [a for a, n in zip(typing.axes, typing.null, strict=True) if not n]
             else:
-                shared = _storage_shared(tensor, tensors, values)
-                new = self._value(typing, tensor.element_size(), call.index, shared, constant)
+                shared = _viewed(tensor, tensors, values)
+                storage = None if shared is None else shared.storage
+                new = self._value(typing, tensor.element_size(), call.index, storage, constant)
+                if shared is not None:
+                    new.written = shared.written
             self._attach(tensor, new)
             numbers.append(new.number)
         notes = self.context.notes
@@ -165,19 +188,22 @@ class Recorder:
         if call.name == "group_norm":
             self._equate([(call.args[1], notes.integers["num_groups"])], where)
         detail = tuple(_plain(a) for a in call.args)
-        scalars = () if constant else tuple(self._scalars(call, any(t.is_floating_point() for t in results)))
+        number = constant and all(t.numel() == 1 for t in results)  # known where it is used
+        made = number and bool(results) and not values  # of a width, perhaps: of the new one then
+        scalars = () if number else tuple(self._scalars(call, any(t.is_floating_point() for t in results)))
         self.ops.append(
             OpRecord(
                 call.index, call.name, module, where,
                 tuple(v.number for v in values), tuple(v.typing.axes for v in values), tuple(v.state for v in values),
                 tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
                 tuple(notes.renormalized), tuple(notes.undefined),
-                scalars, notes.scale_of, detail, self._outcome(result, results),
+                scalars, notes.scale_of, detail, None if made else self._outcome(result, results),
+                tuple(notes.counts),
                 tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
                 tuple(notes.combined), tuple(notes.narrower),
             )
         )  # fmt: skip
-        self._last: Notes = notes
+        self.last = notes
 
     def _scalars(self, call: Call, floats: bool) -> Iterator[tuple[int | str, float]]:
         """The numbers among the arguments that are not sizes: floats, factors of pointwise ops, constants of no dims."""
@@ -185,9 +211,9 @@ class Recorder:
         arguments.update(call.kwargs)
         for key, given in arguments.items():
             if isinstance(given, Tensor):
-                plain = given.dim() == 0 and given.is_floating_point() and given.device.type != "meta"
-                if plain and self.value(given).constant:
-                    yield key, float(given)
+                number = number_in(given) if floats and self.value(given).constant else None
+                if number is not None:
+                    yield key, number
             elif type(given) is float or (type(given) in (int, TracedInt) and floats and call.pointwise):
                 yield key, float(given)
 
@@ -204,8 +230,7 @@ class Recorder:
         def axes_of(tensor: Tensor) -> tuple[Space, ...]:
             return self.value(self.owned(tensor)).typing.axes
 
-        notes = getattr(self, "_last", None) or Notes()
-        self._equate(meanings(func, axes_of, args, kwargs, result, notes), self.ops[-1].where if self.ops else "")
+        self._equate(meanings(func, axes_of, args, kwargs, result, self.last), self.ops[-1].where if self.ops else "")
 
     def integers_of_whole(self, call: Call, result: Tensor, notes: Notes) -> None:
         pairs = meanings(call.func, lambda t: self.value(t).typing.axes, call.args, call.kwargs, result, notes)
@@ -221,12 +246,12 @@ class Recorder:
         return self.module_names.get(id(call.module), ""), f"{call.file}:{call.line}"
 
 
-def _storage_shared(result: Tensor, tensors: list[Tensor], values: list[Value]) -> int | None:
-    """The number of the storage of an argument that the result is a view of."""
+def _viewed(result: Tensor, tensors: list[Tensor], values: list[Value]) -> Value | None:
+    """The argument that the result is a view of."""
     memory = result.untyped_storage()._cdata
     for tensor, value in zip(tensors, values, strict=True):
         if tensor.device == result.device and tensor.untyped_storage()._cdata == memory:
-            return value.storage
+            return value
     return None
 
 

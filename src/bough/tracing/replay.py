@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bough.graph import Graph, OpRecord, atoms_of, sizes
 from bough.spaces import Atom, Space, count
-from bough.tracing.execution import Execution
+from bough.tracing.execution import Execution, number_in
 from bough.tracing.held import rewrite
 from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path
@@ -80,8 +80,12 @@ class Replay:
         pass
 
     def op(self, call: Call) -> Any:
+        if self.graph.real and call.name == "_to_copy" and not self._is_next(call.name):
+            return self.execution.run(call)  # to the device where, in a run on real values, the tensor already is
         record = self._next(call)
         expected = [sizes(axes, self.kept) for axes in record.results]
+        if sum(not self._counts(record, call, position, space) for position, space in record.counts):
+            return self._expected(call, expected)
         if record.outcome is not None and not call.name.endswith("_"):
             return self._as_recorded(call, record, expected)
         for narrow, wide in record.narrower:
@@ -103,11 +107,15 @@ class Replay:
         results = tensors_in(result)
         for tensor, shape, axes in zip(results, expected, record.results, strict=False):
             if tuple(tensor.shape) != shape:
+                wrong = tuple(a for a, n, m in zip(axes, tensor.shape, shape, strict=False) if n != m) or axes
                 what = f"stale integer: the shape is {list(tensor.shape)} and should be {list(shape)}"
-                self._conflict(record, what, _stale(axes, tuple(tensor.shape), shape))
+                self._conflict(record, what, wrong, self._stale(axes, tuple(tensor.shape)))
                 return self._expected(call, expected)
         self._scalars(record, call)
         return result
+
+    def _is_next(self, name: str) -> bool:
+        return self.reached < len(self.ops) and self.ops[self.reached].name == name
 
     def _next(self, call: Call) -> OpRecord:
         """The recorded op that the call repeats. Rearrangements may fall away where a width has become 1."""
@@ -116,7 +124,7 @@ class Replay:
         if at < len(ops) and ops[at].name == "lift_fresh" and call.name == "scalar_tensor":  # a number on another device
             self.reached = at + 1
             return ops[at]
-        while at < len(ops) and ops[at].name != call.name and ops[at].name in _REARRANGING:
+        while at < len(ops) and ops[at].name != call.name and ops[at].name in REARRANGING:
             at += 1
         if at > self.reached and (at == len(ops) or ops[at].where != f"{call.file}:{call.line}"):
             at = self.reached
@@ -129,7 +137,7 @@ class Replay:
     def _as_recorded(self, call: Call, record: OpRecord, shapes: list[tuple[int, ...]]) -> Any:
         """What the run on real values gave, at the cut sizes: so that the replay takes the same path."""
         last = [None if r is None else int(count(r, self.kept)) - 1 for r in record.ranges] or [None]
-        if not isinstance(record.outcome, list):
+        if not record.values:  # what Python was told
             within = isinstance(record.outcome, int) and last[0] is not None
             return min(record.outcome, last[0]) if within else record.outcome
         made = []
@@ -143,11 +151,33 @@ class Replay:
                 made.append(cut.clamp(max=top) if top is not None else cut.clone())
         return _in_form(call, made)
 
-    def _conflict(self, record: OpRecord, what: str, axes: tuple[Any, ...]) -> None:
+    def _counts(self, record: OpRecord, call: Call, position: int, counted: Space) -> bool:
+        """Whether an integer that no shape depends on, such as a number of groups or the start of a slice, is right."""
+        given = call.args[position] if len(call.args) > position else call.kwargs.get("start", call.kwargs.get("index"))
+        value, should = given or 0, count(counted, self.kept)
+        if value < 0:  # from the end
+            value += call.args[0].shape[call.args[position - 1]]
+        if value != should:
+            self._conflict(record, f"stale integer: {value}, which should be {should}", (counted,))
+        return bool(value == should)
+
+    def _stale(self, axes: tuple[Space, ...], shape: tuple[int, ...]) -> frozenset[Atom]:
+        """A cut atom for each axis of a wrong size that explains it: the size is as if that atom were whole.
+
+        Of several the smallest, as numbers written into code are; where that is wrong, the next replay tells.
+        """
+        guilty: set[Atom] = set()
+        for axis, n in zip(axes, shape, strict=False):
+            if n != count(axis, self.kept):
+                told = [a for a in self._cut((axis,)) if n == count(axis, {**self.kept, a: a.size})]
+                guilty.update(sorted(told, key=lambda a: a.size)[:1])
+        return frozenset(guilty)
+
+    def _conflict(self, record: OpRecord, what: str, axes: tuple[Any, ...], guilty: frozenset[Atom] = frozenset()) -> None:
         spaces: list[Space] = []
         for a in axes:
             spaces.extend(a if isinstance(a, tuple) else (a,))
-        cut = self._cut(tuple(spaces)) or self._cut(tuple(s for axes in record.arguments for s in axes))
+        cut = guilty or self._cut(tuple(spaces)) or self._cut(tuple(s for axes in record.arguments for s in axes))
         self.conflicts.append(Conflict(what, record, cut))
         if not cut:
             raise Diverged(what)
@@ -168,37 +198,36 @@ class Replay:
                 self.rescales.append(Rescale(record, (after / before) ** 0.5, 0))
         for key, old in record.scalars:
             given = call.args[key] if isinstance(key, int) else call.kwargs[key]
-            if isinstance(given, Tensor) and given.device.type == "meta":
-                continue
-            new = float(given)
-            if old == new:
+            new = number_in(given) if isinstance(given, Tensor) else float(given)
+            if new is None or old == new:
                 continue
             factor = _restoring(call.name.rstrip("_"), key, old, new)
             if factor is None:
                 self.conflicts.append(Conflict(f"the number {old:g} becomes {new:g}", record, self._blame(record)))
             else:
-                self.rescales.append(Rescale(record, factor, 1 if key == 0 else 0))
+                self.rescales.append(Rescale(record, factor, 1 if key in (0, "alpha") else 0))
 
     def _blame(self, record: OpRecord) -> frozenset[Atom]:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
 
 
-def _stale(axes: tuple[Space, ...], found: tuple[int, ...], expected: tuple[int, ...]) -> tuple[Space, ...]:
-    """The axes that are as long as they were and should not be; other wrong ones may only have followed (a -1 in a view)."""
-    wrong = [(a, n) for a, n, m in zip(axes, found, expected, strict=False) if n != m]
-    return tuple(a for a, n in wrong if n == a.size) or tuple(a for a, _ in wrong) or axes
+REARRANGING = frozenset(
+    ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_",
+     "lift_fresh")  # the last: a constant made for each layer, of which one is left out
+)  # fmt: skip
 
 
-_REARRANGING = frozenset(
-    ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_")
-)
+_FACTORS = (
+    ("scaled_dot_product_attention", 6), ("scaled_dot_product_attention", "scale"), ("flex_attention", 5),
+    ("baddbmm", "alpha"), ("addmm", "alpha"),
+)  # fmt: skip
 
 
 def _restoring(name: str, key: int | str, old: float, new: float) -> float | None:
     """The factor on the other argument that undoes a changed number, where there is one."""
     if not old or not new:
         return None
-    if name == "mul" or (name == "scaled_dot_product_attention" and key in (6, "scale")):
+    if name == "mul" or (name, key) in _FACTORS:
         return old / new
     return new / old if name in ("div", "true_divide") and key == 1 else None
 
@@ -216,27 +245,29 @@ def _in_form(call: Call, made: list[Tensor]) -> Any:
     return made[0] if len(made) == 1 else tuple(made)
 
 
-def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, int]) -> Replay:
+def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, float]) -> Replay:
     """Runs the model at the cut sizes and gives what does not agree; the model stays as it was."""
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
     handler = Replay(graph, kept)
 
     def prepare() -> None:
         rewrite(graph.model, *graph.layer_notes)
-        leave_out(graph.model, [(x.name, x.form, bool(x.container)) for x in graph.left_out])
+        rewrite(graph.model, {":".join(p): v for p, v in attributes.items() if type(v) is float}, {})
+        leave_out(graph.model, [(x.name, x.form, x.container is not None) for x in graph.left_out])
 
     def prepare_second() -> None:
         prepare()
         switch(graph.model)
+
+    def told(path: Path, n: int) -> int:
+        return int(attributes.get(path, n))
 
     runs = [(0, prepare), (len(graph.ops), prepare_second)] if graph.second else [(0, prepare)]
     try:
         for first, prepared in runs:
             execution = Execution(graph.model, False, shapes)
             handler.begin(execution, first)
-            run(
-                handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: attributes.get(path, n), prepared
-            )  # fmt: skip
+            run(handler, execution, graph.model, graph.args, graph.kwargs, told, prepared)
     except Exception as error:
         if not handler.conflicts:
             done = handler.ops[handler.reached - 1] if handler.reached else None

@@ -41,11 +41,23 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((Tensor.reshape, torch.reshape), "reshape"),
     **dict.fromkeys((Tensor.flatten, torch.flatten), "reshape"),
     Tensor.contiguous: "contiguous",
+    Tensor.tolist: "tolist",
+    Tensor.numpy: "numpy",
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
+    **dict.fromkeys((torch.take_along_dim, Tensor.take_along_dim), "take_along_dim"),
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
     **{getattr(torch._VF, name): name for name in _RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
-}
+    # the same in an exported program
+    **{
+        getattr(torch.ops.aten, name).default: name
+        for name in (
+            "linear", "scaled_dot_product_attention", "batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm",
+            "reshape", "contiguous", "matmul", "bmm", "einsum",
+        )
+    },
+    torch.ops.aten.flatten.using_ints: "reshape",
+}  # fmt: skip
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask"),
@@ -55,6 +67,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "matmul": ("input", "other"),
     "bmm": ("input", "mat2"),
     "reshape": ("input", "shape"),
+    "take_along_dim": ("input", "indices", "dim"),
 }
 _CHUNKS = {torch.chunk, Tensor.chunk}  # equations hold between their results, whatever the arguments
 _STEP_INTO = {F.__name__, torch.functional.__name__}
@@ -73,7 +86,8 @@ class Call:
     file: str
     line: int
     pointwise: bool
-    aliases: bool
+    writes: bool  # to the memory of an argument
+    caller: Any = None  # the function of torch's Python API that calls it
 
     @property
     def where(self) -> str:
@@ -115,6 +129,7 @@ class Stream:
         self.handler = handler
         self.count = first
         self.quiet = False  # set while a handler works: what it calls itself is no part of the run
+        self.caller: Any = None  # the function of torch's Python API that is at work
         self._functions = _FunctionMode(self)
         self._dispatch = _DispatchMode(self)
 
@@ -127,9 +142,9 @@ class Stream:
         self._functions.__exit__(*error)
         self._dispatch.__exit__(*error)
 
-    def submit(self, name: str, func: Any, args: Any, kwargs: Any, pointwise: bool, aliases: bool) -> Any:
+    def submit(self, name: str, func: Any, args: Any, kwargs: Any, pointwise: bool, writes: bool) -> Any:
         module, file, line = here()
-        call = Call(self.count, name, func, args, kwargs, module, file, line, pointwise, aliases)
+        call = Call(self.count, name, func, args, kwargs, module, file, line, pointwise, writes, self.caller)
         self.count += 1
         return self.quietly(self.handler.op, call)
 
@@ -146,13 +161,16 @@ _FACTS: dict[Any, tuple[str, bool, bool]] = {}
 
 
 def _facts(func: Any) -> tuple[str, bool, bool]:
-    """(rule name, pointwise, returns an alias of an argument) of an ATen overload."""
+    """(rule name, pointwise, writes to the memory of an argument) of an ATen overload."""
     facts = _FACTS.get(func)
     if facts is None:
-        schema = func._schema
+        schema = getattr(func, "_schema", None)
+        if schema is None:
+            return _FACTS.setdefault(func, (str(func.name()), False, False))
         name = schema.name.removeprefix("aten::")
-        aliases = any(r.alias_info is not None for r in schema.returns) or name == "_unsafe_view"
-        facts = _FACTS[func] = (name, torch.Tag.pointwise in func.tags or _works_in_place(name), aliases)
+        writes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+        writes = writes and torch.Tag.inplace_view not in func.tags  # such as t_: another look at the same memory
+        facts = _FACTS[func] = (name, torch.Tag.pointwise in func.tags or _works_in_place(name), writes)
     return facts
 
 
@@ -163,6 +181,8 @@ def _works_in_place(name: str) -> bool:
 
 
 class _DispatchMode(TorchDispatchMode):
+    supports_higher_order_operators = True  # such as flex_attention: ops like any other, with functions among their arguments
+
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self.stream = stream
@@ -170,11 +190,11 @@ class _DispatchMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.stream.quiet:
             return func(*args, **(kwargs or {}))
-        name, pointwise, aliases = _facts(func)
+        name, pointwise, writes = _facts(func)
         owned = self.stream.handler.owned
         args = swap(args, owned)
         kwargs = {k: swap(v, owned) for k, v in kwargs.items()} if kwargs else {}
-        return self.stream.submit(name, func, args, kwargs, pointwise, aliases)
+        return self.stream.submit(name, func, args, kwargs, pointwise, writes)
 
 
 def swap(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -242,7 +262,11 @@ class _FunctionMode(TorchFunctionMode):
                 return body(*args, **kwargs)
         if type(func) in _BUILTIN:  # what is written in C++ may read the sizes of the tensors it is given
             args = stream.quietly(swap, args, handler.owned)
-        result = func(*args, **kwargs)
+        before, stream.caller = stream.caller, func
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            stream.caller = before
         if func in _CHUNKS or _has_traced(args) or (kwargs and _has_traced(tuple(kwargs.values()))):
             stream.quietly(handler.integers, func, args, kwargs, result)
         return result
@@ -271,11 +295,12 @@ def _python_body(func: Any) -> Any:
         return None
     body = _bodies.get(func)
     if body is None:
-        namespace = _namespaces.get(func.__globals__["__name__"])
+        home = func.__globals__["__name__"]  # where its code stands; a dispatcher's `__module__` says otherwise
+        namespace = _namespaces.get(home)
         if namespace is None:  # a module's private functions ask for overrides in the name of the public ones
-            namespace = _namespaces[func.__globals__["__name__"]] = {**func.__globals__, **_DEAF}
+            namespace = _namespaces[home] = {**func.__globals__, **_DEAF}
             for name, value in func.__globals__.items():
-                if type(value) is types.FunctionType and name.startswith("_") and value.__module__ == func.__module__:
+                if type(value) is types.FunctionType and name.startswith("_") and value.__module__ == home:
                     namespace[name] = _rebound(value, namespace)
         body = _bodies[func] = _rebound(func, namespace)
     return body

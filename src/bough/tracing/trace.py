@@ -18,12 +18,16 @@ from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, innermost, normal
 from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
+from bough.tracing.inputs import tensors_within, with_tensors
 from bough.tracing.layers import Watch
+from bough.tracing.memoized import forgetting
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
 from bough.tracing.ragged import ragged
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.wrapped import eagerly, traceable
+
+UNUSED = "never summed over: nothing tells what removing its units would mean"
 
 
 def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), real: bool = False) -> Graph:
@@ -120,22 +124,12 @@ def run(
     `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too. `first` is the
     number of the first op.
     """
-    stand_ins = {id(t): execution.stand_in(t) for t in flatten((args, kwargs))}
+    args, kwargs = with_tensors((args, kwargs), execution.stand_in)
     with unchanged_rng(), torch.no_grad(), substituted(model, change):
         if prepare is not None:
             prepare()
-        with Stream(handler, first), eagerly():
-            return model(*_swap(args, stand_ins), **_swap(kwargs, stand_ins))
-
-
-def _swap(value: Any, stand_ins: Mapping[int, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return stand_ins[id(value)]
-    if type(value) in (tuple, list):
-        return type(value)(_swap(v, stand_ins) for v in value)
-    if type(value) is dict:
-        return {k: _swap(v, stand_ins) for k, v in value.items()}
-    return value
+        with Stream(handler, first), eagerly(), forgetting(model):
+            return model(*args, **kwargs)
 
 
 def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, list[Tensor], Watch]:
@@ -151,7 +145,7 @@ def _record(
     execution = Execution(watch.model, real)
     recorder.begin(execution)
     watch.begin()
-    for tensor in flatten((args, kwargs)):
+    for tensor in tensors_within((args, kwargs)):
         recorder.add_input(tensor, "input of the model")
 
     def traced(path: Path, n: int) -> int:
@@ -267,7 +261,7 @@ def _groups(recorder: Recorder, ops: tuple[OpRecord, ...]) -> tuple[tuple[Group,
             continue
         kind = _kind(marks.get(atom, set()), places, recorder.states)
         if atom.reason is None and "consumed" not in marks.get(atom, ()):
-            atom.reason = "never summed over: nothing tells what removing its units would mean"
+            atom.reason = UNUSED
         name = _name(atom, kind, places, recorder.states, used)
         if atom.reason is None:
             exact = atom not in renormalized

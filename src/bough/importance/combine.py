@@ -1,0 +1,67 @@
+"""Criteria made of criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bough.errors import PlanError
+from bough.graph import Graph
+from bough.importance.data import Data
+from bough.importance.score import Criterion, DataCriterion, UnitScores, score
+
+NORMALIZERS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "none": lambda s: s,
+    "mean": lambda s: s / (np.abs(s).mean() or 1.0),
+    "max": lambda s: s / (np.abs(s).max() or 1.0),
+    "sum": lambda s: s / (np.abs(s).sum() or 1.0),
+    "l2": lambda s: s / (np.sqrt((s**2).sum()) or 1.0),
+    "standard": lambda s: (s - s.mean()) / (s.std() or 1.0),
+    "rank": lambda s: np.argsort(np.argsort(s.reshape(-1), kind="stable")).reshape(s.shape) / max(s.size - 1, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """A weighted sum of criteria, each normalized within a group first: I_u = sum over i of weight_i * norm(I_i)_u (OTO).
+
+    Args:
+        parts: criteria, or (criterion, weight) pairs; a negative weight removes what a criterion finds important.
+        normalize: "mean", "max", "sum", "l2" (each by that of the magnitudes), "standard" ((I - mean) / std), "rank" (0 to 1)
+            or "none". One part alone is that criterion, normalized.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> both = Combined([bough.importance.Magnitude(p=1), (bough.importance.GeometricMedian(), 0.5)])
+        >>> bough.score(bough.trace(net, torch.randn(1, 4)), both)["0"].shape
+        (8,)
+    """
+
+    parts: Sequence[Criterion | DataCriterion | tuple[Criterion | DataCriterion, float]]
+    normalize: str = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise PlanError("Combined([]) combines nothing: give at least one criterion")
+        if self.normalize not in NORMALIZERS:
+            raise PlanError(f"normalize={self.normalize!r} is unknown: use one of {', '.join(NORMALIZERS)}")
+
+    @property
+    def needs_data(self) -> bool:
+        return any(getattr(c, "needs_data", False) for c, _ in self._weighted())
+
+    def __call__(self, graph: Graph, data: Data | None = None) -> UnitScores:
+        change = NORMALIZERS[self.normalize]
+        total: UnitScores = {}
+        for criterion, weight in self._weighted():
+            for name, values in score(graph, criterion, data).items():
+                term = weight * change(values)
+                total[name] = total[name] + term if name in total else term
+        return total
+
+    def _weighted(self) -> list[tuple[Criterion | DataCriterion, float]]:
+        return [p if isinstance(p, tuple) else (p, 1.0) for p in self.parts]

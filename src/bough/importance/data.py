@@ -1,0 +1,199 @@
+"""Calibration data: any iterable of batches, read in one streaming pass whose running sums can be taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bough.errors import PlanError
+from bough.graph import Graph
+from bough.tracing.trace import flatten
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) -> the mean loss over the batch, a tensor of one element."""
+
+SAMPLES = "#samples"
+
+
+class Sums(dict[str, Tensor]):
+    """Running sums by name."""
+
+    def plus(self, name: str, value: Tensor | float, dtype: torch.dtype = torch.float64) -> None:
+        """Adds to the sum called `name`, which is kept in `dtype`."""
+        term = torch.as_tensor(value).detach().to(dtype)
+        self[name] = self[name].to(term.device) + term if name in self else term.clone()
+
+    @property
+    def samples(self) -> float:
+        return float(self[SAMPLES])
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Batches to calibrate on, and how to go through them.
+
+    A batch is what a DataLoader or a tokenizer gives: a tensor, a tuple or list, a dict; the first dim of its first tensor
+    numbers the samples. Memory is bounded by the sums of a criterion, whatever the number of batches.
+
+    Attributes:
+        batches: any iterable; criteria that are combined go through it once each.
+        forward: how a batch is given to the model; without it, as many of its parts as the model was traced with.
+        progress: whether to show a bar.
+        checkpoint: a folder. An interrupted pass writes its sums there, every `every` batches, and when it is made again
+            on the same batches in the same order it goes on from there. A finished pass takes its file away. Criteria
+            and weights are told apart, losses and data are not: give them folders of their own.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> batches = [(torch.randn(16, 4), torch.zeros(16, dtype=torch.long)) for _ in range(3)]
+        >>> bough.score(graph, bough.importance.APoZ(), Data(batches, progress=False))["0"].shape
+        (8,)
+    """
+
+    batches: Iterable[Any]
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    progress: bool = False
+    checkpoint: str | Path | None = None
+    every: int = 50
+
+    def run(self, graph: Graph, batch: Any) -> Any:
+        """What the model returns for a batch."""
+        if self.forward is not None:
+            return self.forward(graph.model, batch)
+        args, kwargs = as_traced(graph, batch)
+        return graph.model(*args, **kwargs)
+
+    def stream(self, graph: Graph, sums: Sums, title: str) -> Iterator[Any]:
+        """The batches that `sums` have not seen, which counts their samples; the caller adds to `sums` meanwhile.
+
+        Raises:
+            PlanError: there are no batches, a batch without a tensor, or a sum that is not finite at the end.
+        """
+        file = self._file(graph, title)
+        done = _load(file, sums) if file else 0
+        batches = itertools.islice(iter(self.batches), done, None)
+        at = done
+        for batch in track(batches, title, total=_left(self.batches, done)) if self.progress else batches:
+            yield batch
+            at += 1
+            sums.plus(SAMPLES, float(batch_size(batch)))
+            if file and at % self.every == 0:
+                _save(file, sums, at)
+        if not at:
+            again = " a second time: give a list or a DataLoader, which can be gone through again"
+            raise PlanError(f"the data gives no batches{again if iter(self.batches) is self.batches else ''}")
+        broken = [name for name, value in sums.items() if not value.isfinite().all()]
+        if broken:
+            raise PlanError(f"{title} is not finite ({broken[0]}): the model or the loss gives NaN or infinity on this data")
+        if file:
+            file.unlink(missing_ok=True)
+
+    def _file(self, graph: Graph, title: str) -> Path | None:
+        if self.checkpoint is None:
+            return None
+        digest = hashlib.sha256(f"{graph.fingerprint} {title}".encode())
+        for p in graph.model.parameters():
+            digest.update(float(p.detach().double().abs().sum()).hex().encode())
+        return Path(self.checkpoint) / f"{digest.hexdigest()[:16]}.safetensors"
+
+
+def of(data: Data | Iterable[Any]) -> Data:
+    """Any iterable of batches as `Data`."""
+    return data if isinstance(data, Data) else Data(data)
+
+
+def as_traced(graph: Graph, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The parts of a batch that the model was traced with, as (args, kwargs).
+
+    Of a tuple or list, the first ones (labels stay away); of a mapping, those of the names that were traced, or that the
+    model's forward gives to its first arguments. Tensors go to the model's device.
+
+    Raises:
+        PlanError: the batch lacks a part; the message says which, and what it has.
+    """
+    home = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
+    n, names = len(graph.args), list(graph.kwargs)
+    if isinstance(batch, Mapping):
+        positional = [] if not n else list(inspect.signature(graph.model.forward).parameters)[:n]
+        missing = [k for k in (*positional, *names) if k not in batch]
+        if missing:
+            raise PlanError(
+                f"a batch lacks {missing[0]!r}, with which the model was traced; it has {', '.join(map(str, batch))}"
+            )
+        return tuple(_moved(batch[k], home) for k in positional), {k: _moved(batch[k], home) for k in names}
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    if len(parts) < n + len(names):
+        raise PlanError(
+            f"a batch of {len(parts)} parts for a model that was traced with {n + len(names)}: give Data(forward=...)"
+        )
+    given = tuple(_moved(p, home) for p in parts)
+    return given[:n], dict(zip(names, given[n:], strict=False))
+
+
+def batch_size(batch: Any) -> int:
+    """The number of samples in a batch: the first dim of its first tensor that has one."""
+    first = next((t for t in flatten(batch) if t.dim()), None)
+    if first is None or not len(first):
+        raise PlanError(f"a batch ({type(batch).__name__}) holds no samples: its first tensor's first dim must number them")
+    return len(first)
+
+
+def samples(batch: Any) -> Iterator[Any]:
+    """The batch's samples, each as a batch of one."""
+    n = batch_size(batch)
+    for i in range(n):
+        yield _sample(batch, i, n)
+
+
+def _sample(value: Any, i: int, n: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[i : i + 1] if value.dim() and len(value) == n else value
+    if isinstance(value, Mapping):
+        return type(value)({k: _sample(v, i, n) for k, v in value.items()})  # type: ignore[call-arg]
+    if type(value) in (tuple, list):
+        return type(value)(_sample(v, i, n) for v in value)
+    return type(value)(*(_sample(v, i, n) for v in value)) if isinstance(value, tuple) else value
+
+
+def _moved(value: Any, home: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(home)
+    if type(value) in (tuple, list):
+        return type(value)(_moved(v, home) for v in value)
+    return {k: _moved(v, home) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _left(batches: Iterable[Any], done: int) -> int | None:
+    try:
+        return max(len(batches) - done, 0)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _save(file: Path, sums: Sums, done: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    save_file({k: v.contiguous() for k, v in sums.items()}, part, metadata={"done": json.dumps(done)})
+    part.replace(file)
+
+
+def _load(file: Path, sums: Sums) -> int:
+    if not file.exists():
+        return 0
+    with safe_open(file, framework="pt") as saved:
+        sums.update({k: saved.get_tensor(k) for k in saved.keys()})  # noqa: SIM118 - not a dict
+        return int(json.loads(saved.metadata()["done"]))

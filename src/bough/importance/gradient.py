@@ -1,0 +1,194 @@
+"""Criteria from gradients of the loss: what would it change if a unit were zero?
+
+Gradients come from the loss's own backward pass, in eval mode; those of the model's parameters stay as they are. A gate
+m_u = 1 on a unit has the derivative dL/dm_u = sum of w * dL/dw over the weights that read the unit: so what gates tell
+of activations follows from the gradients of weights, for every architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bough.errors import PlanError
+from bough.graph import Graph, Group
+from bough.importance.data import Data, Loss, Sums, batch_size, samples
+from bough.importance.reduce import Reduce, elementwise, members, per_unit, positions
+from bough.importance.score import UnitScores
+from bough.tracing.taps import undisturbed
+
+_SUM: Reduce = elementwise(lambda w: w)
+
+
+@dataclass(frozen=True, slots=True)
+class Taylor:
+    """First-order Taylor expansion of the loss, from g = dL/dw over all data; sums run over all members of a unit.
+
+    form:
+        "group": I_u = sum over members of |sum of w g| (abs after the sum; Torch-Pruning, LLM-Pruner's vector form).
+        "element": I_u = sum of |w g|.
+        "square": I_u = sum of (w g)^2 (Molchanov et al., 2019; NNI's TaylorFOWeight).
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> loss = lambda model, batch: model(batch).square().mean()
+        >>> bough.score(bough.trace(net, torch.randn(1, 4)), Taylor(loss), [torch.randn(16, 4)])["0"].shape
+        (8,)
+    """
+
+    loss: Loss
+    form: Literal["group", "element", "square"] = "group"
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.form not in ("group", "element", "square"):
+            raise PlanError(f"Taylor(form={self.form!r}) is unknown: use 'group', 'element' or 'square'")
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        names = _trained(graph)
+        sums = Sums()
+        with undisturbed(graph.model):
+            for batch in data.stream(graph, sums, "Taylor"):
+                for name, g in zip(names, gradients(graph, self.loss, batch, names), strict=True):
+                    sums.plus(name, g * batch_size(batch), g.dtype)
+        products = {n: graph.tensor(n).detach() * (sums[n] / sums.samples) for n in names}
+        if self.form == "group":
+            return per_unit(graph, _SUM, inputs=True, tensors=products, each=np.abs)
+        change = torch.abs if self.form == "element" else torch.square
+        return per_unit(graph, elementwise(change), inputs=True, tensors=products)
+
+
+@dataclass(frozen=True, slots=True)
+class OBD:
+    """Optimal brain damage with the empirical Fisher diagonal: I_u = sum over all members of w^2 mean_n(g_n^2), g_n the
+    gradient of sample n alone (LeCun et al., 1990; the group form of PruningBench).
+
+    One backward pass a sample."""
+
+    loss: Loss
+    needs_data: ClassVar[bool] = True
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        names = _trained(graph)
+        sums = Sums()
+        with undisturbed(graph.model):
+            for batch in data.stream(graph, sums, "OBD"):
+                for found in _each_sample(graph, self.loss, batch, names):
+                    for name, g in zip(names, found, strict=True):
+                        sums.plus(name, g.square(), g.dtype)
+        damages = {n: graph.tensor(n).detach().square() * (sums[n] / sums.samples) for n in names}
+        return per_unit(graph, _SUM, inputs=True, tensors=damages)
+
+
+@dataclass(frozen=True, slots=True)
+class Fisher:
+    """The Fisher information of a gate on the unit: I_u = 1/(2N) sum over samples n of (sum over coupled members of
+    dL_n/dm_u)^2 (Fisher pruning, 2018; group Fisher, Liu et al., 2021).
+
+    Members are the weights that read the unit; where none does (the dims of queries and keys), those that make it. One
+    backward pass a sample."""
+
+    loss: Loss
+    needs_data: ClassVar[bool] = True
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        return {n: v / 2 for n, v in _gates(graph, self.loss, data, "Fisher", np.square).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class GateTaylor:
+    """First-order Taylor on activations: I_u = mean over samples n of |dL_n/dm_u|, where dL_n/dm_u = sum over positions of
+    a dL_n/da (Molchanov et al., 2017; TorchPruner's Taylor). `signed`: the mean of -dL_n/dm_u, the loss gained by removal.
+
+    Members as for `Fisher`; one backward pass a sample."""
+
+    loss: Loss
+    signed: bool = False
+    needs_data: ClassVar[bool] = True
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        return _gates(graph, self.loss, data, f"GateTaylor {self.signed}", np.negative if self.signed else np.abs)
+
+
+def gradients(graph: Graph, loss: Loss, batch: object, names: Sequence[str]) -> list[Tensor]:
+    """The gradients of the loss on a batch for some parameters, float32 at least, zero where it does not depend on one.
+
+    Raises:
+        PlanError: the loss is no tensor of one element, or does not depend on the model.
+    """
+    parameters = [graph.tensor(n) for n in names]
+    if not parameters:
+        return []
+    with torch.enable_grad():
+        for p in parameters:
+            p.requires_grad_(True)
+        value = loss(graph.model, batch)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise PlanError(f"loss(model, batch) must return a tensor of one element, and returned {what}")
+        if not value.requires_grad:
+            raise PlanError("loss(model, batch) does not depend on the model's parameters: does it run under no_grad?")
+        found = torch.autograd.grad(value.reshape(()), parameters, allow_unused=True)
+    made = (torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, found, strict=True))
+    return [g.to(torch.promote_types(g.dtype, torch.float32)) for g in made]
+
+
+def _each_sample(graph: Graph, loss: Loss, batch: object, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """The gradients of each sample alone."""
+    alone = batch_size(batch) == 1
+    for sample in [batch] if alone else samples(batch):
+        try:
+            found = gradients(graph, loss, sample, names)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            if alone or isinstance(error, PlanError):
+                raise
+            raise PlanError(
+                f"the loss can not be taken of one sample of a batch ({type(error).__name__}: {error}): what a batch holds "
+                "besides tensors and containers of them, with samples first, can not be split; give batches of one sample"
+            ) from error
+        yield found
+
+
+def _trained(graph: Graph) -> list[str]:
+    """The parameters of floats in which groups occur."""
+    names = dict.fromkeys(name for name, _ in members(graph, inputs=True))
+    return [n for n in names if graph.tensor(n).is_floating_point()]
+
+
+def _gates(graph: Graph, loss: Loss, data: Data, title: str, change: np.ufunc) -> UnitScores:
+    """mean_n change(dL_n/dm_u) for each unit."""
+    sums = Sums()
+    gates = [_Gate(graph, g) for g in graph.groups]
+    names = [n for n in _trained(graph) if any(n == name for gate in gates for name, _, _ in gate.places)]
+    with undisturbed(graph.model):
+        for batch in data.stream(graph, sums, title):
+            for found in _each_sample(graph, loss, batch, names):
+                products = {n: graph.tensor(n).detach() * g for n, g in zip(names, found, strict=True)}
+                for gate in gates:
+                    sums.plus(gate.group.name, torch.from_numpy(change(gate.derivative(products))))
+    return {g.name: sums[g.name].numpy() / sums.samples for g in graph.groups}
+
+
+class _Gate:
+    """Where a group's gate acts: on the weights that read its units, or on what makes them where none does."""
+
+    def __init__(self, graph: Graph, group: Group) -> None:
+        self.group = group
+        own = {(m.name, m.dim) for m in group.members}
+        reading = [p for p in members(graph, inputs=True, outputs=False) if p in own]
+        places = reading or [p for p in members(graph, inputs=False) if p in own]
+        self.places = [(n, d, positions(graph.states[n].axes[d], group.atom)) for n, d in places]
+
+    def derivative(self, products: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        total = np.zeros(self.group.size)
+        for name, dim, index in self.places:
+            if name in products:
+                total += _SUM(products[name], dim).double().cpu().numpy()[index].sum(1)
+        return total

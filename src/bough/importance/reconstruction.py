@@ -1,0 +1,205 @@
+"""Criteria that remove units one by one, each time the one whose loss changes the consumers' outputs least.
+
+The score of a unit is the error of the consumers' outputs once it and all before it are gone: the order of removal, with
+the error that each width costs. Every consumer of a group takes part, its errors added; units are neurons, channels (with
+their kernel positions), heads (with their dims), key-value groups (with the dims of all their queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bough.errors import PlanError
+from bough.graph import Graph, Group
+from bough.importance.data import Data
+from bough.importance.moments import Moments, Products, moments
+from bough.importance.readings import Reading, readings, seen
+from bough.importance.score import UnitScores
+
+
+@dataclass(frozen=True, slots=True)
+class ThiNet:
+    """Greedy reconstruction without repair: I_u = E||sum over removed units v, u included, of x_v W_v||^2 when u leaves (Luo
+    et al., 2017), over all outputs, not sampled ones. `sites`: output positions of each sample that a convolution is
+    looked at. `step`: how many units leave between two looks at what each would cost."""
+
+    sites: int = 128
+    step: int = 1
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        return _removed(graph, data, self, lambda m, g: _Plain(_inner(m, g)))
+
+
+@dataclass(frozen=True, slots=True)
+class OBS:
+    """Greedy reconstruction with repair: units leave by the exact error that is left when the weights of the others are
+    solved anew by least squares (optimal brain surgeon; ZipLM, Frantar et al., 2023; OSSCAR, Meng et al., 2024).
+
+    For a consumer y = x W, H = E[x x^T] + ridge * mean(diag H) I (of x - E[x] where a bias makes up for means), and S the
+    columns of unit u: cost 1/2 tr(W_S^T [(H^-1)_SS]^-1 W_S); then W -= (H^-1)_S [(H^-1)_SS]^-1 W_S and H^-1 is downdated.
+    I_u is the sum of the costs of u and of all that left before. A product of two activations has no weights to solve: its
+    costs are ThiNet's. Time grows with units times the square of a consumer's input width; `step` units may leave between two
+    looks at what each would cost, which is faster and less exact.
+    """
+
+    ridge: float = 0.01
+    sites: int = 128
+    step: int = 1
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.ridge <= 0:
+            raise PlanError(f"OBS(ridge={self.ridge}): must be positive, so that H can be inverted whatever the data")
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        def problem(found: Moments | Products, group: Group) -> Problem:
+            if isinstance(found, Products):
+                return _Plain(_inner(found, group) / 2)
+            second = found.covariance if found.biased else found.second
+            return Repaired(second, found.weight, found.columns(group.atom), self.ridge)
+
+        return _removed(graph, data, self, problem)
+
+
+def _check(given: ThiNet | OBS) -> None:
+    if given.sites < 1 or given.step < 1:
+        raise PlanError(f"{type(given).__name__}(sites={given.sites}, step={given.step}): both must be at least 1")
+
+
+class Problem(Protocol):
+    """A consumer that loses units."""
+
+    def costs(self, units: Sequence[int]) -> Tensor:
+        """What losing each of `units` next costs."""
+
+    def remove(self, units: Sequence[int]) -> float:
+        """Loses `units` together, and tells what that costs."""
+
+
+class _Plain:
+    """Outputs are sums of terms with inner products `inner` [units, units]; nothing is repaired."""
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+        self._with_gone = torch.zeros(len(inner), dtype=inner.dtype, device=inner.device)
+
+    def costs(self, units: Sequence[int]) -> Tensor:
+        return (self.inner.diagonal() + 2 * self._with_gone)[list(units)]
+
+    def remove(self, units: Sequence[int]) -> float:
+        rows = self.inner[list(units)]
+        cost = rows[:, list(units)].sum() + 2 * self._with_gone[list(units)].sum()
+        self._with_gone += rows.sum(0)
+        return float(cost)
+
+
+class Repaired:
+    """y = x W, blockwise, with W solved anew after each loss: H^-1 and W W^T, all that costs need, are downdated exactly."""
+
+    def __init__(self, second: Tensor, weight: Tensor, columns: NDArray[np.int64], ridge: float) -> None:
+        eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
+        scale = second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        damped = second + (ridge * scale).clamp_min(torch.finfo(second.dtype).tiny ** 0.5) * eye
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        self.outer = weight @ weight.mT
+        self.columns = torch.from_numpy(columns).to(second.device)
+        self._left = torch.ones(second.shape[-1], dtype=torch.bool, device=second.device)
+
+    def costs(self, units: Sequence[int]) -> Tensor:
+        total = torch.zeros(len(units), dtype=self.outer.dtype, device=self.outer.device)
+        for inverse, outer, columns in zip(self.inverse, self.outer, self.columns[:, list(units)], strict=True):
+            corner, inner = (m[columns[:, :, None], columns[:, None, :]] for m in (inverse, outer))
+            solved = inner / corner if corner.shape[-1] == 1 else torch.linalg.solve(corner, inner)
+            total += solved.diagonal(dim1=-2, dim2=-1).sum(-1) / 2
+        return total
+
+    def remove(self, units: Sequence[int]) -> float:
+        gone = self.columns[:, list(units)].flatten(1)
+        cost = 0.0
+        for inverse, outer, columns in zip(self.inverse, self.outer, gone, strict=True):
+            across = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])  # [(H^-1)_SS]^-1 (H^-1)_S
+            corner = torch.linalg.solve(inverse[columns][:, columns], outer[columns][:, columns])
+            cost += float(corner.trace()) / 2
+            half = outer[columns] - outer[columns][:, columns] @ across / 2
+            outer.addmm_(across.mT, half, alpha=-1).addmm_(half.mT, across, alpha=-1)  # of W - across^T W_S
+            inverse.addmm_(inverse[:, columns], across, alpha=-1)
+        if len(self.inverse) == 1:
+            self._left[gone[0]] = False
+            if 2 * int(self._left.sum()) < len(self._left):
+                self._close_up()
+        return cost
+
+    def _close_up(self) -> None:
+        """Drops the rows and columns that are gone, so that the next downdates are smaller."""
+        (keep,) = self._left.nonzero(as_tuple=True)
+        self.inverse, self.outer = (m[:, keep][:, :, keep].contiguous() for m in (self.inverse, self.outer))
+        self.columns = (self._left.cumsum(0) - 1)[self.columns].clamp_min(0)
+        self._left = self._left[keep]
+
+
+def greedy(problems: Sequence[Problem], size: int, step: int = 1) -> NDArray[np.float64]:
+    """[units]: the sum of costs when each leaves, the cheapest first, `step` at a time.
+
+    Losing more may undo an error: scores do not fall, so that they give the order of removal.
+    """
+    scores = np.zeros(size)
+    left, total, highest = list(range(size)), 0.0, 0.0
+    while left:
+        costs = np.sum([p.costs(left).cpu().numpy() for p in problems], axis=0)
+        units = [left[i] for i in np.argsort(costs, kind="stable")[:step]]
+        added = sum(p.remove(units) for p in problems)
+        for k, unit in enumerate(units, 1):  # together they cost what is told; each takes its part
+            highest = scores[unit] = max(highest, total + added * k / len(units))
+        total += added
+        left = [u for u in left if u not in units]
+    return scores
+
+
+def _removed(graph: Graph, data: Data, of: ThiNet | OBS, problem: Callable[[Moments | Products, Group], Problem]) -> UnitScores:
+    found = {name: _once(rs) for name, rs in readings(graph).items()}
+    made = moments(graph, data, [r for rs in found.values() for r in rs], sites=of.sites, title=type(of).__name__)
+    scores = {}
+    for group in graph.groups:
+        problems = [problem(made[r], group) for r in seen(group.name, found[group.name], made)]
+        scores[group.name] = greedy(problems, group.size, of.step)
+    return scores
+
+
+def _once(found: Sequence[Reading]) -> list[Reading]:
+    """Of the two sides of a product of activations, one."""
+    seen: set[int] = set()
+    result = []
+    for r in found:
+        if r.weight is None and r.contraction is not None:
+            if id(r.contraction) in seen:
+                continue
+            seen.add(id(r.contraction))
+        result.append(r)
+    return result
+
+
+def _inner(found: Moments | Products, group: Group) -> Tensor:
+    """[units, units]: inner products of what the units add to the outputs."""
+    if isinstance(found, Products):
+        return _per_unit(found.inner, found.columns(group.atom))
+    parts = found.second * (found.weight @ found.weight.mT)
+    return sum(_per_unit(p, c) for p, c in zip(parts, found.columns(group.atom), strict=True))  # type: ignore[return-value]
+
+
+def _per_unit(inner: Tensor, columns: NDArray[np.int64]) -> Tensor:
+    belongs = torch.zeros(len(columns), len(inner), dtype=inner.dtype)
+    belongs.scatter_(1, torch.from_numpy(columns), 1.0)
+    belongs = belongs.to(inner.device)
+    return belongs @ inner @ belongs.mT

@@ -1,0 +1,94 @@
+"""Integers that number the units of a space, as topk and argmax give them: where they go, and what may be done with them.
+
+Where units are removed, those that stay are numbered anew. An op that moves numbers, picks by them, or compares them with
+each other goes on as before. One that computes with them in another way does not: the space they number is frozen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bough.rules.context import Context, Typing, rule
+from bough.spaces import Space, Sum, concat, is_frozen, normal
+
+_MOVED = frozenset(
+    ("clone", "_to_copy", "detach", "alias", "contiguous", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand",
+     "permute", "transpose", "t", "slice", "narrow", "select", "split", "split_with_sizes", "chunk", "unbind", "index",
+     "gather", "index_select", "take_along_dim", "repeat", "flip", "roll", "lift_fresh", "sort", "masked_select",
+     "_reshape_alias", "aminmax", "amax", "amin", "max", "min", "cat", "stack", "clamp")
+)  # fmt: skip
+_PICKING = frozenset(
+    ("index", "_unsafe_index", "index_put", "_index_put_impl", "_unsafe_index_put", "index_select", "take_along_dim", "gather",
+     "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "index_reduce", "embedding",
+     "_embedding_bag", "_embedding_bag_forward_only", "bincount", "histc", "one_hot", "argsort")
+)  # fmt: skip
+_UNREAD = frozenset(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "_local_scalar_dense"))
+_ORDER = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
+_READERS = frozenset(("item", "__int__", "__index__", "__float__", "__bool__"))
+
+
+def follow(c: Context, call: Any, operands: list[Typing], typed: list[Typing], results: list[Any]) -> None:
+    """Says of the results which space they number, and freezes the spaces whose numbers the op computes with."""
+    numbered = [t.ranges for t in operands if t.ranges is not None]
+    if not numbered:
+        return
+    name = call.name.rstrip("_") if not call.name.startswith("_") else call.name
+    one = all(normal(s) == normal(numbered[0]) for s in numbered)
+    joined = name not in ("cat", "stack") or (one and len(numbered) == len(operands))
+    if not joined or (name == "clamp" and not _within(call, numbered[0].size)):
+        _freeze(c, numbered)
+    elif name in _MOVED and operands[0].ranges is not None:
+        for i, (t, r) in enumerate(zip(typed, results, strict=True)):
+            floats = r.is_floating_point() and name != "_to_copy"
+            if t.ranges is None and not floats and (i == 0 or name not in ("sort", "max", "min")):
+                typed[i] = Typing(t.axes, t.null, t.weight, operands[0].ranges)
+    elif name in _ORDER and len(operands) == len(numbered) and one:
+        for i, other in enumerate(call.args):
+            if isinstance(other, (int, float)) and 0 <= other < numbered[0].size:
+                _compared(c, i, other, numbered[0])
+    elif name not in _PICKING and name not in _UNREAD:
+        _freeze(c, numbered)
+
+
+@rule("tolist", "numpy")
+def _listed(c: Context, call: Any, result: Any) -> list[Typing]:
+    """Numbers leave the tensors: Python may do anything with them."""
+    numbered = c.of(call.args[0]).ranges
+    _freeze(c, [] if numbered is None else [numbered])
+    return []
+
+
+def read(c: Context, call: Any, given: Any) -> tuple[int, Space] | None:
+    """A number leaves the tensors: what C++ reads may come back with the next op, to select a unit; Python may do anything."""
+    numbered = c.of(call.args[0]).ranges
+    if numbered is None:
+        return None
+    if getattr(call.caller, "__name__", "") in _READERS:
+        _freeze(c, [numbered])
+        return None
+    return (given, numbered) if isinstance(given, int) else None
+
+
+def _compared(c: Context, position: int, number: float, space: Space) -> None:
+    """Numbers are compared with one: that is the place of a unit that stays, after what is counted before it; or it freezes."""
+    whole = normal(space)
+    before: list[Space] = []
+    for term in whole.terms if isinstance(whole, Sum) else (whole,):
+        if number == sum(t.size for t in before) and is_frozen(term):
+            c.notes.counts.append((position, concat(*before)))
+            return
+        before.append(term)
+    _freeze(c, [space])
+
+
+def _freeze(c: Context, spaces: list[Space]) -> None:
+    for space in spaces:
+        c.freeze(space, "the numbers of its units are computed with")
+
+
+def _within(call: Any, size: int) -> bool:
+    """Whether the bounds of a clamp leave the numbers of a space as they are."""
+    low = call.args[1] if len(call.args) > 1 else call.kwargs.get("min")
+    high = call.args[2] if len(call.args) > 2 else call.kwargs.get("max")
+    plain = all(b is None or isinstance(b, (int, float)) for b in (low, high))
+    return plain and (low is None or low <= 0) and (high is None or high >= size - 1)

@@ -1,0 +1,121 @@
+"""Where the units of a group are summed over: the contractions of a recorded run, and the roles of weights in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from bough.graph import Graph, OpRecord
+from bough.rules.contraction import einsum_letters
+from bough.spaces import Atom, normal
+
+Place = tuple[int, int]
+"""(tensor argument, dim)."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Contraction:
+    """An op sums products over the axis at `places`, which all its operands that have it share."""
+
+    op: OpRecord
+    places: tuple[Place, ...]
+    grouped: bool = False  # the axis also carries units that are not summed over: groups of a convolution
+
+    @property
+    def atoms(self) -> frozenset[Atom]:
+        """What is summed over."""
+        if not self.grouped:
+            return frozenset(a for i, d in self.places for a in normal(self.op.arguments[i][d]).atoms)
+        (_, (w, dim)), transposed = self.places, self.op.detail[6]
+        passed = normal(self.op.results[0][1]).atoms if transposed else ()
+        return frozenset(normal(self.op.arguments[w][dim]).atoms) - frozenset(passed)
+
+
+def _pair(a: int, b: int) -> Callable[[OpRecord], Iterator[tuple[Place, ...]]]:
+    """Last axis of argument a with the axis before the last of argument b."""
+
+    def places(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+        yield (a, len(op.arguments[a]) - 1), (b, max(len(op.arguments[b]) - 2, 0))
+
+    return places
+
+
+def _linear(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+    yield (0, len(op.arguments[0]) - 1), (1, len(op.arguments[1]) - 1)
+
+
+def _convolution(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+    yield (0, 1), (1, 0 if op.detail[6] else 1)
+
+
+def _attention(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+    yield (0, len(op.arguments[0]) - 1), (1, len(op.arguments[1]) - 1)
+
+
+def _einsum(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+    inputs, output = einsum_letters(op.detail[0], [len(a) for a in op.arguments])
+    for letter in dict.fromkeys("".join(inputs)):
+        places = tuple((i, term.index(letter)) for i, term in enumerate(inputs) if letter in term)
+        if letter not in output and len(places) > 1:
+            yield places
+
+
+_PLACES: dict[str, Callable[[OpRecord], Iterator[tuple[Place, ...]]]] = {
+    "linear": _linear,
+    **dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot", "vdot", "_grouped_mm"), _pair(0, 1)),
+    **dict.fromkeys(("addmm", "baddbmm"), _pair(1, 2)),
+    **dict.fromkeys(("convolution", "_convolution"), _convolution),
+    "scaled_dot_product_attention": _attention,
+    "einsum": _einsum,
+}  # fmt: skip
+CONTRACTING = frozenset(_PLACES)
+
+
+def contractions(ops: Sequence[OpRecord]) -> Iterator[Contraction]:
+    """The contractions of some ops, in order."""
+    for op in ops:
+        for places in _PLACES.get(op.name, lambda _: iter(()))(op):
+            yield Contraction(op, places, op.name.endswith("convolution") and op.detail[8] > 1)
+
+
+def weights_of(graph: Graph) -> Callable[[OpRecord, int], frozenset[str] | None]:
+    """For a tensor argument of an op: the parameters it is made of (itself, transposed, normed); None for an activation."""
+    made: dict[int, frozenset[str]] = {}
+
+    def origin(op: OpRecord, argument: int) -> frozenset[str] | None:
+        state = op.states[argument]
+        if state:
+            return frozenset((state,) if graph.states[state].parameter else ())
+        return made.get(op.inputs[argument])
+
+    for op in graph.ops:
+        origins = [origin(op, i) for i in range(len(op.arguments))]
+        if origins and all(o is not None for o in origins):
+            made.update(dict.fromkeys(op.values, frozenset().union(*(o for o in origins if o))))
+    return origin
+
+
+def consumed(graph: Graph) -> frozenset[tuple[str, int]]:
+    """The (parameter, dim)s over which an activation is contracted: the weights that read a unit, not those that make it.
+
+    A parameter that meets no contraction itself (a factor of weight norm, a transposed view) is judged by the atoms of
+    those that do.
+    """
+    origin = weights_of(graph)
+    found: set[tuple[str, int]] = set()
+    for contraction in contractions(graph.ops):
+        for argument, dim in contraction.places:
+            state = contraction.op.states[argument]
+            for name in origin(contraction.op, argument) or ():
+                if name == state:
+                    found.add((name, dim))
+                else:
+                    found.update((name, d) for d in _holding(graph, name, contraction))
+    return frozenset(found)
+
+
+def _holding(graph: Graph, name: str, contraction: Contraction) -> list[int]:
+    """The dims of a weight's parameter that hold the contracted units; where two do, the last one reads."""
+    axes = graph.states[name].axes
+    dims = [d for d, axis in enumerate(axes) if contraction.atoms.intersection(normal(axis).atoms)]
+    return dims[-1:]

@@ -1,0 +1,165 @@
+"""Calibration data: every form of batch, one bounded pass, sums that are taken up again, one clear error for bad requests."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bough
+from bough.errors import PlanError
+from bough.importance import Data, criterion
+from tests.test_importance import loss, output, scored, tiny
+from tests.zoo import randomize
+
+
+def test_every_form_of_batch():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x, scale=None):
+            h = torch.relu(self.a(x))
+            return self.b(h if scale is None else h * scale)
+
+    torch.manual_seed(0)
+    model, x, scale = randomize(Pair()), torch.randn(6, 4, dtype=torch.float64), torch.rand(6, 1, dtype=torch.float64)
+    one, two = bough.trace(model, x[:2]), bough.trace(model, {"x": x[:2], "scale": scale[:2]})
+    labels = torch.zeros(6)
+    plain = scored(one, "activation_mean", [x])["a"]
+    scaled = scored(two, "activation_mean", [{"x": x, "scale": scale}])["a"]
+    assert not np.allclose(plain, scaled)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), batch_size=4)
+    for batches in ([(x, labels)], [[x, labels]], [{"labels": labels, "x": x}], loader):
+        np.testing.assert_allclose(scored(one, "activation_mean", batches)["a"], plain)
+    for batches in ([{"scale": scale, "x": x, "labels": labels}], [(x, scale, labels)]):
+        np.testing.assert_allclose(scored(two, "activation_mean", batches)["a"], scaled)
+    given = Data([{"pixels": x}], forward=lambda model, batch: model(batch["pixels"]))
+    np.testing.assert_allclose(scored(one, "activation_mean", given)["a"], plain)
+    with pytest.raises(PlanError, match=r"lacks 'scale'.*it has x"):
+        scored(two, "activation_mean", [{"x": x}])
+    with pytest.raises(PlanError, match="traced with 2"):
+        scored(two, "activation_mean", [x])
+
+
+class Tracked:
+    """Batches that are made as they are asked for, and how many of them live."""
+
+    def __init__(self, count, fail_at=None):
+        self.count, self.fail_at, self.living, self.most, self.given = count, fail_at, [], 0, 0
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(3)
+        for i in range(self.count):
+            batch = torch.randn(2, 4, dtype=torch.float64, generator=generator)
+            if i == self.fail_at:
+                raise InterruptedError
+            self.living.append(weakref.ref(batch))
+            self.given += 1
+            self.most = max(self.most, sum(alive() is not None for alive in self.living))
+            yield batch
+            del batch
+
+
+@pytest.mark.parametrize("name", ["activation_mean", "taylor", "fisher", "obs", "masked_loss"])
+def test_memory_does_not_grow_with_the_data(name):
+    _, graph, _ = tiny()
+    batches = Tracked(12)
+    scored(graph, name, batches)
+    assert batches.given == 12
+    assert batches.most <= 3
+
+
+@pytest.mark.parametrize("name", ["wanda", "taylor", "fisher", "obs", "block_influence"])
+def test_an_interrupted_pass_goes_on_where_it_was(name, tmp_path):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+        def forward(self, x):
+            return x + self.down(torch.relu(self.up(x)))
+
+    torch.manual_seed(0)
+    model = randomize(nn.Sequential(nn.Linear(4, 6), nn.Sequential(Block(), Block()), nn.Linear(6, 2)))
+    graph = bough.trace(model, torch.randn(2, 4, dtype=torch.float64))
+    whole = scored(graph, name, Tracked(9))
+    with pytest.raises(InterruptedError):
+        scored(graph, name, Data(Tracked(9, fail_at=7), checkpoint=tmp_path, every=3))
+    (file,) = tmp_path.iterdir()
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    again = scored(graph, name, Data(Tracked(9), checkpoint=tmp_path, every=3))
+    handle.remove()
+    assert len(calls) == (3 if name != "fisher" else 6)  # three batches are left, of two samples
+    for group in whole:
+        np.testing.assert_allclose(again[group], whole[group], rtol=1e-12)
+    assert not file.exists()
+
+
+def test_sums_of_other_weights_are_not_taken_up(tmp_path):
+    model, graph, _ = tiny()
+    with pytest.raises(InterruptedError):
+        scored(graph, "wanda", Data(Tracked(9, fail_at=7), checkpoint=tmp_path, every=3))
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    fresh = scored(graph, "wanda", Tracked(9))
+    np.testing.assert_allclose(scored(graph, "wanda", Data(Tracked(9), checkpoint=tmp_path, every=3))["0"], fresh["0"])
+
+
+def test_progress_is_shown_when_asked_for(capsys):
+    _, graph, data = tiny()
+    scored(graph, "wanda", [data])
+    assert not capsys.readouterr().out
+    scored(graph, "wanda", Data([data], progress=True))
+    assert "Wanda" in capsys.readouterr().out
+
+
+def test_bad_requests():
+    _, graph, data = tiny()
+    with pytest.raises(PlanError, match=r"Taylor needs data"):
+        bough.score(graph, criterion("taylor", loss))
+    with pytest.raises(PlanError, match=r"gives no batches$"):
+        scored(graph, "wanda", [])
+    spent = iter([data])
+    scored(graph, "wanda", spent)
+    with pytest.raises(PlanError, match="no batches a second time"):
+        scored(graph, "wanda", spent)
+    with pytest.raises(PlanError, match="is not finite"):
+        scored(graph, "wanda", [data * float("nan")])
+    with pytest.raises(PlanError, match="returned a tensor of shape"):
+        bough.score(graph, criterion("taylor", output), [data])
+    with pytest.raises(PlanError, match="does not depend"):
+        bough.score(graph, criterion("taylor", lambda model, batch: torch.ones(())), [data])
+    with pytest.raises(PlanError, match="no criterion 'l3'"):
+        criterion("l3")
+    with pytest.raises(PlanError, match="needs a loss"):
+        criterion("fisher")
+    for kind, options in (
+        (bough.importance.Taylor, {"loss": loss, "form": "cube"}),
+        (bough.importance.Shapley, {"loss": loss, "permutations": 0}),
+        (bough.importance.OBS, {"ridge": 0}),
+        (bough.importance.ThiNet, {"step": 0}),
+        (bough.importance.Wanda, {"p": 0}),
+        (bough.importance.Magnitude, {"p": -1}),
+    ):
+        with pytest.raises(PlanError, match=kind.__name__):
+            kind(**options)
+
+
+def test_experts_that_data_does_not_reach_are_told():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x))) if x.sum() > 0 else self.d(torch.relu(self.c(x)))
+
+    torch.manual_seed(0)
+    graph = bough.trace(Routed(), torch.ones(2, 4), real=True)
+    assert np.isfinite(scored(graph, "wanda", [torch.ones(3, 4)])["a"]).all()
+    with pytest.raises((PlanError, bough.errors.TraceError), match=r"takes another path|nothing reads the units"):
+        scored(graph, "wanda", [-torch.ones(3, 4)])
