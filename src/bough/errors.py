@@ -6,6 +6,7 @@ BoughError
 ├── BudgetError           a budget that cannot be read, or cannot be reached
 ├── PlanError             a plan that does not fit: another model, no prunable group, an unknown name
 │   └── ConflictError     the model's own Python contradicts the plan
+├── TrainingError         a training run that can not start, go on or be resumed
 ├── CheckpointError       a checkpoint that is missing, damaged or of another version
 └── ModelReferenceError   a model name on the command line that leads nowhere
 """
@@ -33,6 +34,10 @@ class PlanError(BoughError, ValueError):
 
 class ConflictError(PlanError):
     """The model's own Python contradicts the plan: stale integers, scalars or control flow."""
+
+
+class TrainingError(BoughError):
+    """A training run that can not start, go on or be resumed."""
 
 
 class CheckpointError(BoughError):

@@ -1,4 +1,4 @@
-"""The command line: `bough inspect | prune | measure | demo`."""
+"""The command line: `bough inspect | prune | finetune | distill | measure | demo`."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 
 import bough
 from bough.cli.models import resolve
+from bough.cli.train import Task, distill, finetune, prune_iteratively
 from bough.errors import BudgetError, ModelReferenceError
 from bough.measuring import latencies
+from bough.recovery import Iterated, Training
 from bough.report.tables import costs_table, groups_table, show
 
 app = typer.Typer(
@@ -26,6 +29,10 @@ Shape = Annotated[str | None, typer.Option(help="sizes of the example input, suc
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 
 CRITERIA = {name: entry.make for name, entry in bough.importance.CRITERIA.items() if entry.needs == "weights"}  # no data here
+
+
+app.command()(finetune)
+app.command()(distill)
 
 
 @app.command()
@@ -55,17 +62,31 @@ def prune(
     ignore: Annotated[list[str] | None, typer.Option(help="a module, parameter or group to leave; may be repeated")] = None,
     exact_only: Annotated[bool, typer.Option(help="leave groups over which a statistic runs")] = False,
     out: Annotated[Path | None, typer.Option(help="folder for the plan and the weights")] = None,
+    iterative: Annotated[int, typer.Option(help="cut in so many steps, with training by --task after each")] = 1,
+    schedule: Annotated[str, typer.Option(help="of the steps: geometric, linear or cubic")] = "geometric",
+    task: Task = None,
+    epochs: Annotated[int, typer.Option(help="of training after each step")] = 1,
+    lr: Annotated[float, typer.Option(help="highest learning rate")] = 1e-3,
     as_json: Json = False,
 ) -> None:
-    """Cuts a model to a budget, verifies it and saves it."""
+    """Cuts a model to a budget, at once or in steps with training in between, verifies it and saves it."""
     bounds = _bounds(budget)
     if importance not in CRITERIA:
         raise ModelReferenceError(f"--importance {importance!r} is unknown: use one of {', '.join(CRITERIA)}")
     net, inputs = resolve(model, input_shape)
-    result = bough.prune(
-        net, inputs, bounds, importance=CRITERIA[importance](), allocation=allocation, round_to=round_to,
-        ignore=ignore or (), exact_only=exact_only,
-    )  # fmt: skip
+    planning = partial(bough.plan, allocation=allocation, round_to=round_to, exact_only=exact_only)
+    result: bough.Result | Iterated
+    if iterative > 1 or task is not None:
+        training = Training(epochs=epochs, lr=lr, folder=out, progress=not as_json)
+        result = prune_iteratively(
+            net, inputs, bounds, task, training, steps=iterative, schedule=schedule, importance=CRITERIA[importance](),
+            planning=planning, ignore=ignore or (),
+        )  # fmt: skip
+    else:
+        result = bough.prune(
+            net, inputs, bounds, importance=CRITERIA[importance](), allocation=allocation, round_to=round_to,
+            ignore=ignore or (), exact_only=exact_only,
+        )  # fmt: skip
     if out is not None:
         bough.save(result, out)
     if as_json:

@@ -48,14 +48,26 @@ def _import(module: str, reference: str) -> Any:
         raise ModelReferenceError(f"{reference} needs the module {module}, which can not be imported: {error}") from None
 
 
-def _callable(module: str, name: str) -> tuple[nn.Module, Any]:
-    reference = f"{module}:{name}"
+def find(reference: str) -> Callable[[], Any]:
+    """The callable that a reference `module:callable` names.
+
+    Raises:
+        ModelReferenceError: it names none.
+    """
+    module, colon, name = reference.partition(":")
+    if not colon or not name:
+        raise ModelReferenceError(f"{reference!r} is no reference: write module:callable")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     function: Callable[[], Any] | None = getattr(_import(module, reference), name, None)
     if not callable(function):
         raise ModelReferenceError(f"{reference}: the module {module} has no callable {name}")
-    made = function()
+    return function
+
+
+def _callable(module: str, name: str) -> tuple[nn.Module, Any]:
+    reference = f"{module}:{name}"
+    made = find(reference)()
     model, inputs = made if isinstance(made, tuple) else (made, None)
     if not isinstance(model, nn.Module):
         raise ModelReferenceError(f"{reference} returned {type(model).__name__}, not an nn.Module")

@@ -1,0 +1,143 @@
+"""`distill`: a small model learns from a large one; and its loss, for loops of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from bough.errors import TrainingError
+from bough.recovery.attach import Regularizer
+from bough.recovery.features import Features
+from bough.recovery.finetune import batch_loss, logits_of, run_batch
+from bough.recovery.loop import Run, Task
+from bough.recovery.modes import modes_kept
+from bough.recovery.training import Trained, Training
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 2.0) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), a mean over all but the last dim (Hinton et al., 2015).
+
+    Args:
+        student, teacher: logits of one shape, classes (or words) last.
+        temperature: T; 1 for language models, 2 to 4 for classifiers of images.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[1.0, 2.0]])
+        >>> float(distillation_loss(logits, logits))
+        0.0
+    """
+    if student.shape != teacher.shape:
+        raise TrainingError(f"logits of the student are {list(student.shape)}, of the teacher {list(teacher.shape)}")
+    if temperature <= 0:
+        raise TrainingError(f"temperature={temperature}: must be positive")
+    own, wanted = (
+        F.log_softmax(x.float() if x.itemsize < 4 else x, -1) for x in (student / temperature, teacher / temperature)
+    )
+    return temperature**2 * F.kl_div(own, wanted, log_target=True, reduction="none").sum(-1).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """What is learned from the teacher: (1 - logits) x the task's loss + logits x `distillation_loss` + features x distance.
+
+    `logits`: from 0 to 1; at 1 labels are not needed. `features`: the weight of `match`'s distance. `match`: a `Features`.
+    """
+
+    temperature: float = 2.0
+    logits: float = 0.5
+    features: float = 1.0
+    match: Features | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.logits <= 1 or self.temperature <= 0 or self.features < 0:
+            raise TrainingError(f"{self}: logits from 0 to 1, temperature above 0, features not negative")
+
+
+def distill(
+    small: nn.Module,
+    model: nn.Module,
+    train: Any,
+    training: Training | None = None,
+    *,
+    distillation: Distillation | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    optimizer: Optimizer | None = None,
+    regularizers: Sequence[Regularizer] = (),
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    accelerator: Any = None,
+) -> Trained:
+    """Trains `small` in place to give what `model`, the unpruned one, gives; `model` only runs, in eval mode, on
+    the same device.
+
+    Args and errors as for `finetune`. An optimizer of your own that should train projections of `Distillation.match` has to
+    hold them.
+
+    Example:
+        >>> import torch, bough
+        >>> from torch.utils.data import TensorDataset
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> small = bough.prune(net, torch.randn(1, 4), bough.Budget(params="50%")).model
+        >>> x = torch.randn(96, 4)
+        >>> done = distill(small, net, TensorDataset(x), Training(epochs=2), distillation=Distillation(logits=1.0))
+        >>> done.steps
+        4
+    """
+    how, run, task_loss = distillation or Distillation(), forward or run_batch, loss or batch_loss
+    pair = _Pair(small, model, how, run)
+
+    def total(found: _Found, batch: Any) -> Tensor:
+        value = how.logits * distillation_loss(logits_of(found.student), logits_of(found.teacher), temperature=how.temperature)
+        if how.logits < 1:
+            value = value + (1 - how.logits) * task_loss(found.student, batch)
+        return value if found.distance is None else value + how.features * found.distance
+
+    def measured(trained: nn.Module) -> float:
+        assert evaluate is not None
+        return evaluate(small)
+
+    task = Task(lambda trained, batch: trained(batch), total, measured if evaluate else None, callback)
+    with modes_kept(model), modes_kept(small):
+        made = Run(pair, train, task, training or Training(), optimizer, regularizers, accelerator)
+        model.to(made.accelerator.device)
+        return made()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    student: Any
+    teacher: Any
+    distance: Tensor | None
+
+
+class _Pair(nn.Module):
+    """The student, with what is learned to compare it; the teacher is no part of what is trained or saved."""
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, how: Distillation, run: Callable[[nn.Module, Any], Any]
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.student, self.match = student, how.match
+        self._others = (teacher, run)  # in a tuple, so that it is no submodule
+
+    def forward(self, batch: Any) -> _Found:
+        teacher, run = self._others
+        if self.match is None:
+            return _Found(run(self.student, batch), _answer(teacher, run, batch), None)
+        with self.match.watch(self.student, teacher) as seen:
+            wanted, own = _answer(teacher, run, batch), run(self.student, batch)
+        return _Found(own, wanted, self.match(seen))
+
+
+def _answer(teacher: nn.Module, run: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
+    teacher.eval()
+    with torch.no_grad():
+        return run(teacher, batch)

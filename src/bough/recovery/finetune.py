@@ -1,0 +1,91 @@
+"""`finetune`: train a model, thinly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from bough.errors import TrainingError
+from bough.recovery.attach import Regularizer
+from bough.recovery.loop import Run, Task
+from bough.recovery.training import Trained, Training
+
+
+def finetune(
+    model: nn.Module,
+    train: Any,
+    training: Training | None = None,
+    *,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    optimizer: Optimizer | None = None,
+    regularizers: Sequence[Regularizer] = (),
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    accelerator: Any = None,
+) -> Trained:
+    """Trains a model in place, on whatever `accelerate` finds: this process, or all that `accelerate launch` started.
+
+    With `training.folder`, a run that was killed at any moment goes on where it was and ends with the same weights, bit for
+    bit, on the same machine. A batch is shared by all processes, so their number changes nothing but rounding (and batch
+    norm, whose statistics are each process's own).
+
+    Args:
+        train: a Dataset, or a DataLoader, whose batches are those of all processes together.
+        training: the options.
+        loss: (output, batch) -> mean over the batch; unless given, the output's own `loss`, or cross-entropy with `batch[1]`.
+        forward: (model, batch) -> output; unless given, `model(batch[0])`, or `model(**batch)` for a mapping.
+        evaluate: model -> metric, after each epoch, in eval mode; the weights of the best epoch are kept.
+        optimizer: an own one, such as one carried through a cut; its learning rates are scaled by the schedule.
+        regularizers: see `bough.recovery.regularize`; also masks of lottery tickets.
+        callback: told {"step", "epoch", "loss", "lr"} after each step.
+        accelerator: an own `accelerate.Accelerator`; its precision and accumulation then hold.
+
+    Raises:
+        TrainingError: accelerate is absent, the loss is not finite, or the folder holds another run.
+        CheckpointError: the state in the folder is damaged.
+
+    Example:
+        >>> import torch, bough
+        >>> from torch.utils.data import TensorDataset
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(96, 4)
+        >>> done = finetune(net, TensorDataset(x, (x[:, 0] > 0).long()), Training(epochs=2, batch_size=32))
+        >>> done.steps, len(done.epochs)
+        (6, 2)
+    """
+    task = Task(forward or run_batch, loss or batch_loss, evaluate, callback)
+    return Run(model, train, task, training or Training(), optimizer, regularizers, accelerator)()
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """The model's output for a batch: keyword arguments, or a tuple whose first item is the input."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+def batch_loss(output: Any, batch: Any) -> Tensor:
+    """The loss that the output brings, or cross-entropy of its logits [N, classes, ...] with `batch[1]`."""
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return F.cross_entropy(logits_of(output), batch[1])
+    raise TrainingError("the output has no loss and the batch is no pair (inputs, labels): give loss=(output, batch) -> Tensor")
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in an output: a tensor, the field `logits`, or the first of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if found is None and isinstance(output, (tuple, list)) and isinstance(output[0], Tensor):
+        found = output[0]
+    if not isinstance(found, Tensor):
+        raise TrainingError(f"no logits in a {type(output).__name__}: give a forward that returns a tensor")
+    return found

@@ -1,0 +1,106 @@
+"""`iterate`: cut a little, recover, and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from bough.cutting import Verification, cut, transfer_optimizer, verify
+from bough.graph import Graph
+from bough.importance import Criterion, Magnitude, score
+from bough.planning import Budget, Plan, plan
+from bough.planning.compose import compose
+from bough.recovery.schedule import Schedule, budgets, geometric
+from bough.tracing import trace
+
+Planner = Callable[[Graph, Any, Budget], Plan]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One cut of several: its number from 0, what might remain after it, its plan for the model as it then was, the proof."""
+
+    number: int
+    budget: Budget
+    plan: Plan
+    report: Verification
+
+
+@dataclass(frozen=True, slots=True)
+class Iterated:
+    """What `iterate` gives: the model, the plan from the original model to it (all steps composed), and each step."""
+
+    model: nn.Module
+    plan: Plan
+    steps: tuple[Step, ...]
+
+    @property
+    def report(self) -> Verification:
+        """The proof of the step with the largest error."""
+        return max((s.report for s in self.steps), key=lambda report: report.max_error)
+
+    def to_dict(self) -> dict[str, Any]:
+        steps = [{"cost": s.plan.cost.to_dict(), "verification": s.report.to_dict()} for s in self.steps]
+        return {"plan": self.plan.to_dict(), "steps": steps}
+
+    def __str__(self) -> str:
+        lines = [f"step {s.number}: {s.plan.cost.params:,} params, {s.plan.cost.macs:,} MACs; {s.report}" for s in self.steps]
+        return "\n".join([str(self.plan), *lines])
+
+
+def iterate(
+    model: nn.Module,
+    example_inputs: Any,
+    budget: Budget,
+    recover: Callable[[nn.Module, int], object],
+    *,
+    steps: int = 5,
+    schedule: Schedule = geometric,
+    importance: Criterion | None = None,
+    planning: Planner = plan,
+    ignore: Iterable[str] = (),
+    optimizer: Optimizer | None = None,
+) -> Iterated:
+    """Cuts to `budget` in several steps, each of them scored and planned anew, with recovery after each; `model` stays.
+
+    Args:
+        model, example_inputs, ignore: as for `trace`.
+        budget: for the last step; its percentages are of the original model, in every step.
+        recover: called with the cut model and the step's number after each cut; trains the model in place.
+        steps: number of cuts.
+        schedule: shares kept after each step: `geometric`, `linear`, `cubic` or a function of your own.
+        importance: the criterion, `Magnitude(p=2)` unless given. One on data: `lambda graph: bough.score(graph, ..., data)`.
+        planning: `plan`, or with options: `functools.partial(bough.plan, round_to=8)`.
+        optimizer: of `model`; it is carried through each cut with its state, so `recover` can go on with it.
+
+    Raises:
+        BudgetError: the last step's budget can not be reached; told before anything is cut.
+        PlanError, ConflictError: as for `plan`.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> done = iterate(net, torch.randn(1, 4), bough.Budget(params="40%"), lambda model, step: None, steps=3)
+        >>> [s.plan.cost.params for s in done.steps], done.model[0].out_features
+        ([37, 30, 23], 3)
+    """
+    criterion = importance or Magnitude(p=2)
+    graph = trace(model, example_inputs, ignore=ignore)
+    planning(graph, score(graph, criterion), budget)  # can it be reached at all? better told now than after training
+    bounds = budgets(budget, graph.cost(), steps, schedule)
+    small, whole, done = model, None, []
+    for number, bound in enumerate(bounds):
+        graph = graph if number == 0 else trace(small, example_inputs, ignore=ignore)
+        decided = planning(graph, score(graph, criterion), bound)
+        whole = decided if whole is None else compose(whole, decided)
+        before, small = small, cut(small, decided)
+        done.append(Step(number, bound, decided, verify(before, small, decided, example_inputs)))
+        if optimizer is not None:
+            transfer_optimizer(optimizer, decided)
+        recover(small, number)
+    assert whole is not None
+    return Iterated(small, whole, tuple(done))

@@ -1,0 +1,71 @@
+"""How much remains after each step of an iterated cut: plain functions `(target, steps) -> shares kept`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bough.cost import Cost
+from bough.errors import BudgetError
+from bough.planning import Budget
+
+Schedule = Callable[[float, int], list[float]]
+"""(share kept at the end, number of steps) -> share kept after each step; falls, and ends exactly at the target."""
+
+
+def geometric(target: float, steps: int) -> list[float]:
+    """Each step keeps the same share of what the one before left: kept_t = target^(t / T).
+
+    Raises:
+        BudgetError: a target outside (0, 1], or no step.
+
+    Example:
+        >>> geometric(0.25, 2)
+        [0.5, 0.25]
+    """
+    return _ending(target, steps, lambda done: target**done)
+
+
+def linear(target: float, steps: int) -> list[float]:
+    """Each step removes as much as every other: kept_t = 1 - (1 - target) t / T.
+
+    Example:
+        >>> linear(0.5, 2)
+        [0.75, 0.5]
+    """
+    return _ending(target, steps, lambda done: 1 - (1 - target) * done)
+
+
+def cubic(target: float, steps: int) -> list[float]:
+    """Much at first, little at the end (AGP, Zhu and Gupta, 2017): removed_t = (1 - target) (1 - (1 - t / T)^3).
+
+    Example:
+        >>> cubic(0.5, 2)
+        [0.5625, 0.5]
+    """
+    return _ending(target, steps, lambda done: 1 - (1 - target) * (1 - (1 - done) ** 3))
+
+
+def budgets(budget: Budget, original: Cost, steps: int, schedule: Schedule = geometric) -> list[Budget]:
+    """One budget per step, in absolute numbers: each bound goes from the original model's cost to what `budget` asks.
+
+    A percentage is of `original`, however much was cut already; a bound that the original meets is the same in all steps.
+
+    Example:
+        >>> [b.macs for b in budgets(Budget(macs="25%"), Cost(100, 1000, 400, 0, 0), 2)]
+        [500.0, 250.0]
+    """
+    bounds: list[dict[str, float]] = [{} for _ in range(steps)]
+    for field, limit in budget.limits(original).items():
+        whole = float(getattr(original, field))
+        shares = schedule(limit / whole, steps) if limit < whole else []
+        for step, bound in enumerate(bounds):
+            bound[field] = limit if step == steps - 1 or not shares else whole * shares[step]
+    return [Budget(**bound) for bound in bounds]
+
+
+def _ending(target: float, steps: int, kept: Callable[[float], float]) -> list[float]:
+    if not 0 < target <= 1 or steps < 1:
+        raise BudgetError(
+            f"a schedule to {target} in {steps} steps: the share kept is above 0 and at most 1, the steps at least 1"
+        )
+    return [*(kept(t / steps) for t in range(1, steps)), target]

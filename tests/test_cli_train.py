@@ -1,0 +1,75 @@
+"""`bough finetune`, `distill` and `prune --iterative`, as a user runs them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import bough
+from bough.errors import BoughError
+from bough.recovery.records import read_log
+from tests.test_cli import MODEL, run
+from tests.zoo import small, tasks
+
+TASK = "tests.zoo.tasks:five_inputs"
+
+
+@pytest.fixture
+def pruned(tmp_path):
+    run("prune", MODEL, "--budget", "params=60%", "--out", str(tmp_path / "small"), "--json")
+    return str(tmp_path / "small")
+
+
+@pytest.mark.parametrize(
+    "words", [["finetune", MODEL, TASK], ["distill", MODEL, TASK, "--features", "0"]], ids=["finetune", "distill"]
+)  # fmt: skip
+def test_training_commands(words, pruned, tmp_path):
+    pytest.importorskip("accelerate")
+    out = tmp_path / "out"
+    words = [*words, "--checkpoint", pruned, "--out", str(out), "--epochs", "4", "--lr", "0.02", "--batch-size", "16", "--json"]
+    data = json.loads(run(*words))
+    assert data["steps"] == 16
+    assert data["best"] == max(e["metric"] for e in data["epochs"])
+    assert {f.name for f in out.iterdir()} == {
+        "best.safetensors", "curve.png", "log.jsonl", "model.safetensors", "plan.json", "state.safetensors"
+    }  # fmt: skip
+    assert len(read_log(out / "log.jsonl")) == 16 + 4
+    before, after = (bough.load(f, lambda: small.ZOO["mlp"]()[0]) for f in (pruned, out))
+    assert not all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert json.loads(run(*words))["resumed"] == 16  # it has ended: nothing is trained again
+
+
+def test_prune_iteratively_and_resumed(tmp_path):
+    pytest.importorskip("accelerate")
+    words = ["prune", "tests.zoo.tasks:same_mlp", "--budget", "params=40%", "--iterative", "3", "--schedule", "cubic"]
+    words += ["--task", TASK, "--epochs", "2", "--json", "--out"]
+    data = json.loads(run(*words, str(tmp_path / "out")))
+    assert data["after"]["params"] <= 0.4 * data["before"]["params"]
+    assert data["verification"]["equal"]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir() if f.is_dir()) == ["step-0", "step-1", "step-2"]
+    model = bough.load(tmp_path / "out", lambda: tasks.same_mlp()[0])
+    assert sum(p.numel() for p in model.parameters()) == data["after"]["params"]
+
+    shutil.copytree(tmp_path / "out", tmp_path / "killed")  # as if killed in the last step's training
+    for file in ("plan.json", "model.safetensors", "step-2/state.safetensors"):
+        (tmp_path / "killed" / file).unlink()
+    run(*words, str(tmp_path / "killed"))
+    again = bough.load(tmp_path / "killed", lambda: tasks.same_mlp()[0])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prune", MODEL, "--budget", "params=60%", "--iterative", "2"], "needs --task"),
+        (
+            ["prune", MODEL, "--budget", "params=60%", "--task", TASK, "--schedule", "random"],
+            "use one of geometric",
+        ),
+        (["prune", MODEL, "--budget", "params=60%", "--task", "tests.zoo.tasks:none"], "no callable none"),
+    ],
+)
+def test_errors(words, message):
+    with pytest.raises(BoughError, match=message):
+        run(*words)
