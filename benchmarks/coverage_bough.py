@@ -1,4 +1,7 @@
-"""One model through bough with no hint, three ways: half of every group, half of the parameters, half of the MACs."""
+"""One model through bough with no hint, three ways: half of every group, half of the parameters, half of the MACs.
+
+Where the model's own Python stands in the way of half, `bough.rebuild` is what its user would turn to; the result says so.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +41,23 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def planned(graph: bough.Graph, scores: Any, request: dict[str, Any]) -> bough.Plan:
+    """A plan that the model's Python agrees with; where such a plan can not meet the budget, one for `bough.rebuild`."""
+    try:
+        return bough.plan(graph, scores, **request)
+    except bough.errors.BudgetError:
+        plan = bough.plan(graph, scores, **request, on_conflict="rebuild")
+        if plan.rebuild:
+            return plan
+        raise
+
+
 def one_case(
     model: nn.Module, inputs: Any, precise: bool, trains: bool, graph: Any, scores: Any, request: Any
 ) -> dict[str, Any]:
     """Plans, cuts, verifies and runs; what stopped it is a result, too."""
     try:
-        plan = bough.plan(graph, scores, **request)
+        plan = planned(graph, scores, request)
     except bough.errors.BudgetError as error:
         return {"unreachable": plain(str(error))}
     except Exception as error:
@@ -53,9 +67,10 @@ def one_case(
         "groups_cut": [sum(cut), len(cut)],
         "macs": round(plan.cost.macs / max(plan.original.macs, 1), 4),
         "frozen_while_planning": tally(plan.frozen.values()),
+        "rebuilt": plan.rebuild,
     }
     try:
-        small = bough.cut(model, plan)
+        small = bough.rebuild(model, plan, inputs) if plan.rebuild else bough.cut(model, plan)
     except Exception as error:
         return {**out, "failed": "cut", "cause": plain(zoo.cause(error))}
     out["params"] = round(parameters(small) / parameters(model), 4)

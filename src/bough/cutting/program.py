@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._pytree import tree_flatten_spec
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from bough.errors import ExportError
 from bough.tracing.execution import Execution
@@ -105,6 +104,8 @@ def walk(program: fx.GraphModule, handler: Handler, execution: Execution, inputs
 
 def data_sized(node: fx.Node, i: int) -> set[int]:
     """The dims of the tensor number `i` that a node gives whose size depends on values."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # slow to import
+
     value = node.meta.get("val")
     tensors = [v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, Tensor)]
     return {d for d, n in enumerate(tensors[i].shape) if free_unbacked_symbols(n)} if i < len(tensors) else set()
