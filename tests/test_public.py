@@ -9,8 +9,8 @@ import bough
 def test_public_names():
     assert sorted(bough.__all__) == [
         "BoughError", "Budget", "Cost", "Frozen", "Graph", "Group", "Layer", "Member", "Plan", "Result", "Training",
-        "Verification", "cut", "cut_", "distill", "errors", "finetune", "importance", "iterate", "load", "mask", "plan", "prune", "rebuild",
-        "recovery", "save", "score", "trace", "transfer_optimizer", "verify",
+        "Verification", "cut", "cut_", "distill", "errors", "finetune", "importance", "iterate", "load", "mask", "plan",
+        "prune", "rebuild", "recovery", "save", "score", "trace", "transfer_optimizer", "verify",
     ]  # fmt: skip
     assert all(hasattr(bough, name) for name in bough.__all__)
 
