@@ -21,11 +21,11 @@ from bough.errors import ConflictError, ExportError
 from bough.graph import sizes
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Indices, coordinates, indices, normal
-from bough.tracing.execution import Execution, held_tensors
+from bough.tracing.execution import Execution, OnStandIns, held_tensors
 from bough.tracing.held import rewrite as set_integers
 from bough.tracing.layers import leave_out
 from bough.tracing.recorder import Recorder
-from bough.tracing.stream import Call, tensors_in
+from bough.tracing.stream import tensors_in
 from bough.tracing.trace import flatten, split_inputs
 from bough.tracing.wrapped import traceable
 
@@ -179,28 +179,6 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-class _Plain:
-    """Runs ops as they are."""
-
-    def __init__(self, execution: Execution) -> None:
-        self.execution = execution
-
-    def op(self, call: Call) -> Any:
-        return self.execution.run(call)
-
-    def owned(self, tensor: Tensor) -> Tensor:
-        return self.execution.stand_ins.get(id(tensor), tensor)
-
-    def shape(self, tensor: Tensor) -> torch.Size:
-        return tensor.shape
-
-    def device(self, tensor: Tensor) -> torch.device:
-        return self.execution.device(tensor)
-
-    def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        pass
-
-
 def _agree(small: Rebuilt, wanted: Shapes, inputs: Inputs) -> None:
     """Raises where a node of the rewritten program does not give the sizes that its types have after the cut."""
 
@@ -213,7 +191,7 @@ def _agree(small: Rebuilt, wanted: Shapes, inputs: Inputs) -> None:
 
     def run(real: bool) -> None:
         execution = Execution(small, real)
-        walk(small, _Plain(execution), execution, inputs, seen)
+        walk(small, OnStandIns(execution), execution, inputs, seen)
 
     try:
         try:

@@ -15,7 +15,7 @@ from bough.errors import PlanError, TraceError
 from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, indices, normal
-from bough.tracing.execution import Execution
+from bough.tracing.execution import Execution, OnStandIns
 from bough.tracing.inputs import with_tensors
 from bough.tracing.stream import Call, swap, tensors_in
 from bough.tracing.trace import flatten, run, split_inputs, trace
@@ -152,7 +152,7 @@ def _units(graph: Graph, atom: Atom, name: str, dim: int, plan: Plan) -> Any:
     return found[found >= 0]
 
 
-class _KeptOnly:
+class _KeptOnly(OnStandIns):
     """Runs for real; an op with a statistic over cut units is run on the kept ones, its result spread out with zeros.
 
     The statistics may lead the run along another path than the traced one (a router chooses among kept experts only);
@@ -160,7 +160,8 @@ class _KeptOnly:
     """
 
     def __init__(self, graph: Graph, kept: Mapping[Atom, Any], execution: Execution) -> None:
-        self.graph, self.kept, self.execution = graph, kept, execution
+        super().__init__(execution)
+        self.graph, self.kept = graph, kept
         self._sites = {(op.name, op.where, op.module): op for op in graph.ops}
         self._modules = {id(m): name for name, m in graph.model.named_modules()}
         self._aligned = True
@@ -178,18 +179,6 @@ class _KeptOnly:
                 "data; trace and verify on inputs that take the same path"
             )
         return found
-
-    def owned(self, tensor: Tensor) -> Tensor:
-        return self.execution.stand_ins.get(id(tensor), tensor)
-
-    def shape(self, tensor: Tensor) -> torch.Size:
-        return tensor.shape
-
-    def device(self, tensor: Tensor) -> torch.device:
-        return tensor.device
-
-    def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        pass
 
     def op(self, call: Call) -> Any:
         record = self._record(call)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bough.tracing.shapes import SHAPES
-from bough.tracing.stream import Call, swap, tensors_in
+from bough.tracing.stream import Call, Runner, swap, tensors_in
 
 
 def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
@@ -125,6 +125,22 @@ def number_in(tensor: Tensor) -> float | None:
     if tensor.numel() != 1 or tensor.dtype is torch.bool or tensor.is_complex():
         return None
     return getattr(tensor, "_number", None) if tensor.device.type == "meta" else float(tensor)
+
+
+class OnStandIns(Runner):
+    """A handler that runs each op as it is called, on stand-ins."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+
+    def op(self, call: Call) -> Any:
+        return self.execution.run(call)
+
+    def owned(self, tensor: Tensor) -> Tensor:
+        return self.execution.stand_ins.get(id(tensor), tensor)
+
+    def device(self, tensor: Tensor) -> torch.device:
+        return self.execution.device(tensor)
 
 
 def _to_meta(t: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bough.graph import Graph, OpRecord, atoms_of, sizes
 from bough.spaces import Atom, Space, count
-from bough.tracing.execution import Execution, number_in
+from bough.tracing.execution import Execution, OnStandIns, number_in
 from bough.tracing.held import rewrite
 from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path
@@ -51,33 +51,16 @@ class Diverged(Exception):
     """The run took another path."""
 
 
-class Replay:
+class Replay(OnStandIns):
     """The handler of the check."""
 
-    execution: Execution
-
-    def __init__(self, graph: Graph, kept: Mapping[Atom, int]) -> None:
+    def __init__(self, graph: Graph, kept: Mapping[Atom, int], execution: Execution) -> None:
+        super().__init__(execution)
         self.graph, self.kept = graph, kept
         self.ops = (*graph.ops, *graph.second)
         self.conflicts: list[Conflict] = []
         self.rescales: list[Rescale] = []
         self.reached = 0  # ops that were repeated
-
-    def begin(self, execution: Execution, first: int) -> None:
-        """A run begins, with the op of number `first`."""
-        self.execution, self.reached = execution, first
-
-    def owned(self, tensor: Tensor) -> Tensor:
-        return self.execution.stand_ins.get(id(tensor), tensor)
-
-    def shape(self, tensor: Tensor) -> torch.Size:
-        return tensor.shape
-
-    def device(self, tensor: Tensor) -> torch.device:
-        return self.execution.device(tensor)
-
-    def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        pass
 
     def op(self, call: Call) -> Any:
         if self.graph.real and call.name == "_to_copy" and not self._is_next(call.name):
@@ -251,7 +234,7 @@ def _in_form(call: Call, made: list[Tensor]) -> Any:
 def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, float]) -> Replay:
     """Runs the model at the cut sizes and gives what does not agree; the model stays as it was."""
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
-    handler = Replay(graph, kept)
+    handler = Replay(graph, kept, Execution(graph.model, False, shapes))
 
     def prepare() -> None:
         for name, module in graph.model.named_modules():  # the model may have been switched since
@@ -270,9 +253,8 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, flo
     runs = [(0, prepare), (len(graph.ops), prepare_second)] if graph.second else [(0, prepare)]
     try:
         for first, prepared in runs:
-            execution = Execution(graph.model, False, shapes)
-            handler.begin(execution, first)
-            run(handler, execution, graph.model, graph.args, graph.kwargs, told, prepared)
+            handler.reached = first
+            run(handler, handler.execution, graph.model, graph.args, graph.kwargs, told, prepared)
     except Exception as error:
         if not handler.conflicts:
             done = handler.ops[handler.reached - 1] if handler.reached else None

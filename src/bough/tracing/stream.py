@@ -113,6 +113,25 @@ class Handler(Protocol):
         """Called after a leaf function that was given traced integers, or gives equal parts."""
 
 
+class Runner:
+    """A handler that runs each op as it is called, on the tensors that it is called with."""
+
+    def op(self, call: Call) -> Any:
+        return call.func(*call.args, **call.kwargs)
+
+    def owned(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def shape(self, tensor: Tensor) -> torch.Size:
+        return tensor.shape
+
+    def device(self, tensor: Tensor) -> torch.device:
+        return tensor.device
+
+    def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        pass
+
+
 def _getter(name: str) -> Any:
     return getattr(Tensor, name).__get__
 

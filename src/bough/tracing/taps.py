@@ -24,7 +24,7 @@ from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
 from bough.tracing.location import here
 from bough.tracing.replay import REARRANGING
-from bough.tracing.stream import Call, Stream, swap, tensors_in
+from bough.tracing.stream import Call, Runner, Stream, swap, tensors_in
 from bough.tracing.trace import unchanged_rng
 from bough.tracing.wrapped import eagerly
 
@@ -133,7 +133,7 @@ def _name(op: OpRecord | Call) -> str:
     return _NAMES.get(op.name, op.name)
 
 
-class _Tapping:
+class _Tapping(Runner):
     """Runs each op as it is, and shows the tensors of those tapped."""
 
     def __init__(self, graph: Graph, taps: Mapping[int, _Tapped]) -> None:
@@ -145,18 +145,6 @@ class _Tapping:
         _, file, line = here()
         self._caller = f"{file}:{line}"
         self._sites = {(op.name, op.where, op.module): op for op in reversed(graph.ops)} if graph.real else {}
-
-    def owned(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def shape(self, tensor: Tensor) -> torch.Size:
-        return tensor.shape
-
-    def device(self, tensor: Tensor) -> torch.device:
-        return tensor.device
-
-    def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        pass
 
     def op(self, call: Call) -> Any:
         record = self._next(call)
