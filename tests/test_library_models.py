@@ -7,23 +7,25 @@ import bough
 from tests.zoo import randomize, timm_models, to_double, torchvision_models, transformers_models
 
 TORCHVISION = (
-    "resnet18",
-    "densenet121",
-    "mobilenet_v3_small",
-    "shufflenet_v2_x1_0",
-    "squeezenet1_1",
-    "regnet_y_400mf",
-    "swin_t",
-)
-TIMM = ("byobnet", "deit", "ghostnet", "mobilenetv3", "resnet", "vision_transformer")
-TRANSFORMERS = ("bert", "roberta", "gpt2", "llama_gqa", "mistral", "qwen2", "t5", "bart", "vit")
+    "alexnet", "vgg16_bn", "resnet34", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "inception_v3", "mobilenet_v2",
+    "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny",
+    "vit_b_16", "swin_t", "maxvit_t", "fcn_resnet50", "deeplabv3_resnet50", "r3d_18", "mc3_18", "raft_small",
+    "retinanet_resnet50_fpn_heads", "ssd300_vgg16_heads", "fasterrcnn_resnet50_fpn",
+)  # fmt: skip
+TIMM = tuple(n for n in timm_models.ZOO if n < "n")
+TRANSFORMERS = (
+    "bert", "roberta", "electra", "albert", "distilbert", "deberta_v2", "modernbert", "llama", "llama_gqa", "llama_tied",
+    "mistral", "qwen2", "qwen3", "qwen3_moe_loop", "gemma2", "phi", "phi3", "olmo2", "granite", "gpt2", "gpt_neox", "gptj",
+    "opt", "bloom", "falcon", "mamba", "t5", "bart", "marian", "whisper", "wav2vec2", "vit", "deit", "dinov2", "swin",
+    "convnext", "convnextv2", "resnet", "regnet", "mobilevit", "segformer", "pvt", "detr", "clip", "videomae",
+)  # fmt: skip
 ZOO = {
     **{f"torchvision:{n}": torchvision_models.ZOO[n] for n in TORCHVISION},
     **{f"timm:{n}": timm_models.ZOO[n] for n in TIMM},
     **{f"transformers:{n}": transformers_models.ZOO[n] for n in TRANSFORMERS},
 }
 KINDS = {
-    "torchvision:resnet18": {"channel"},
+    "torchvision:resnet34": {"channel"},
     "timm:deit": {"head", "head_dim", "neuron"},
     "transformers:bert": {"hidden", "head", "head_dim", "neuron"},
     "transformers:gpt2": {"hidden", "head", "head_dim"},
