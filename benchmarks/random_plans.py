@@ -31,8 +31,10 @@ OUT = harness.ROOT / "benchmarks" / "results" / "random_plans.jsonl"
 
 def request(graph: bough.Graph, rng: random.Random) -> dict[str, Any]:
     """The options of a random plan."""
-    groups = rng.sample(graph.groups, rng.randint(0, min(len(graph.groups), 12)))
     layers = rng.sample(graph.layers, rng.randint(0, min(len(graph.layers), 2)))
+    inside = tuple(f"{x.name}." for x in layers)
+    left = [g for g in graph.groups if not all(m.name.startswith(inside) for m in g.members)] if inside else graph.groups
+    groups = rng.sample(left, rng.randint(0, min(len(left), 12)))
     keep = {g.name: rng.randint(1, g.size) for g in groups}
     return {"keep": keep, "drop": [x.name for x in layers], "ragged": rng.random() < 0.5}
 
