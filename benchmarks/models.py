@@ -10,7 +10,10 @@ from torch import nn
 from tests.zoo.shim import declare_torchvision_ops
 
 RESIDUAL = (40, 80, 160, 320)
-MODELS = ("resnet50", "densenet121", "vit_b_16", "bert_base", "llama_0.95b", "llama_gqa", *(f"residual_{n}" for n in RESIDUAL))
+MODELS = (
+    "resnet50", "densenet121", "vit_b_16", "bert_base", "llama_0.95b", "llama_gqa", "llama_48_layers",
+    *(f"residual_{n}" for n in RESIDUAL),
+)  # fmt: skip
 
 
 def build(name: str, seed: int) -> tuple[nn.Module, Any]:
@@ -37,6 +40,9 @@ def build(name: str, seed: int) -> tuple[nn.Module, Any]:
     elif name == "llama_gqa":
         widths = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
         model, tokens = hf.LlamaForCausalLM(hf.LlamaConfig(**widths, num_hidden_layers=1, vocab_size=100)), 8
+    elif name == "llama_48_layers":
+        widths = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8}
+        model, tokens = hf.LlamaForCausalLM(hf.LlamaConfig(**widths, num_hidden_layers=48, vocab_size=1000)), 16
     else:
         raise SystemExit(f"no model {name}; there are {', '.join(MODELS)}")
     ids = torch.randint(3, 100, (1, tokens))

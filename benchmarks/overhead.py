@@ -26,7 +26,8 @@ from benchmarks.models import MODELS, RESIDUAL, build, documented
 
 TOOLS = ("bough", "torch-pruning")
 TIMEOUTS = {"llama_gqa": 100.0}  # wall seconds; the others get --timeout
-FASTER, GROWTH, EXTRA_MB = 2.0, 12.0, 200.0  # the limits: times faster, 320 over 40 blocks, planning memory over the model
+# the limits: times faster, 320 over 40 blocks, planning memory over the model, CPU seconds of the deepest model
+FASTER, GROWTH, EXTRA_MB, DEEP_S = 2.0, 12.0, 200.0, 10.0
 
 
 # --- the workers: one measurement each, printed as one line of JSON ---
@@ -184,6 +185,8 @@ def limits(results: dict[str, Any]) -> list[dict[str, Any]]:
         check(f"{name}: at least {FASTER:g}x faster", result["ratio"], (result["ratio"] or 0) >= FASTER)
         extra = result.get("bough", {}).get("planning_extra_mb")
         check(f"{name}: planning takes at most {EXTRA_MB:g} MB over the model", extra, (extra or 0) <= EXTRA_MB)
+    deep = results.get("llama_48_layers", {}).get("bough", {}).get("max_s")
+    check(f"llama_48_layers: traced, planned and cut in {DEEP_S:g} s", deep, (deep or 0) <= DEEP_S)
     few, many = (results.get(f"residual_{n}", {}).get("bough", {}).get("median_s") for n in (RESIDUAL[0], RESIDUAL[-1]))
     growth = many / few if few and many else None
     check(f"{RESIDUAL[-1]} over {RESIDUAL[0]} blocks: at most {GROWTH:g}", growth, (growth or 0) <= GROWTH)
