@@ -165,10 +165,16 @@ def _read(c: Context, call: Any, result: Any) -> list[Typing]:
     return []
 
 
-@rule("zeros", "ones", "full", "empty", "rand", "randn", "empty_strided", "new_zeros", "new_ones", "new_full", "new_empty",
-      "scalar_tensor", "new_empty_strided", "randint", "empty_permuted")  # fmt: skip
+@rule("rand", "randn", "randint")
+def _drawn(c: Context, call: Any, result: Any) -> Typing:
+    """With fewer units, those that stay would be given other numbers."""
+    return Typing(tuple(c.data(n, c.reason("random numbers are drawn for it")) for n in result.shape), (False,) * result.dim())
+
+
+@rule("zeros", "ones", "full", "empty", "empty_strided", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor",
+      "new_empty_strided", "empty_permuted")  # fmt: skip
 def _constant(c: Context, call: Any, result: Any) -> Typing:
-    """The same value everywhere (or noise): its axes may become anything of their size. What was never written is zero:
+    """The same value everywhere: its axes may become anything of their size. What was never written is zero:
     no one may read it."""
     return Typing(tuple(c.fresh(n) for n in result.shape), ("zeros" in call.name or "empty" in call.name,) * result.dim())
 
