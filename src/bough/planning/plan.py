@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from bough.cost import Cost
+from bough.cost import Cost, shown
 from bough.errors import PlanError
 
 FORMAT, VERSION = "bough-plan", 1
@@ -38,6 +38,7 @@ class Plan:
         sequences: {"module:attribute:key...": which items of a list that has one per layer stay}.
         ragged: {cut group: the group for each of whose units it keeps other units}, and `alike`: {group: why it could not}.
         cost, original: predicted cost after and before.
+        notes: what is to be said about how it was decided, and what its latency and energy stand on.
         fingerprint: of the model that the plan was made for.
     """
 
@@ -55,6 +56,7 @@ class Plan:
     sequences: dict[str, list[int]] = field(default_factory=dict)
     ragged: dict[str, str] = field(default_factory=dict)
     alike: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -80,6 +82,7 @@ class Plan:
             "sequences": self.sequences,
             "ragged": self.ragged,
             "alike": self.alike,
+            "notes": list(self.notes),
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -121,6 +124,7 @@ class Plan:
                 sequences={k: [int(i) for i in v] for k, v in data["sequences"].items()},
                 ragged=dict(data.get("ragged", {})),
                 alike=dict(data.get("alike", {})),
+                notes=tuple(data.get("notes", ())),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from None
@@ -131,7 +135,9 @@ class Plan:
         lines += [f"left out: {name}" for name in self.left_out]
         for key, after in self.cost.to_dict().items():
             before = self.original.to_dict()[key]
-            lines.append(f"{key:20} {before:>16,} -> {after:>16,}  ({after / before:.1%} kept)" if before else f"{key:20} 0")
+            change = f"{shown(key, before):>16} -> {shown(key, after):>16}  ({after / before:.1%} kept)" if before else "0"
+            lines.append(f"{key:20} {change}")
+        lines += self.notes
         lines += [f"ragged: {n}, for each of {over}" for n, over in self.ragged.items()]
         lines += [f"not ragged: {n}: {why}" for n, why in self.alike.items()]
         lines += [f"not cut: {n}: {why}" for n, why in self.frozen.items()]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bough.cost import Cost, closed_form
+from bough.cost import ClosedForm, Cost, EnergyModel, LatencyTable, shown
 from bough.errors import BudgetError, ConflictError, PlanError
 from bough.graph import Graph, Group
-from bough.planning.allocation import allocate, columns
-from bough.planning.budget import Budget
+from bough.planning.alignment import aligned
+from bough.planning.allocation import Allocation, Allocator, allocator, columns, unit_scores
+from bough.planning.allocation import widths as allowed
+from bough.planning.budget import Budget, priced
 from bough.planning.depth import chosen, left_out, widths
 from bough.planning.equations import Ties, solve, ties
 from bough.planning.fold import fold
@@ -30,8 +33,8 @@ def plan(
     budget: Budget | None = None,
     *,
     keep: float | Mapping[str, int] | None = None,
-    allocation: str = "global",
-    round_to: int = 1,
+    allocation: str | Allocator = "global",
+    round_to: int | str = 1,
     minimum: float = 1,
     drop: Iterable[str] = (),
     ignore: Iterable[str] = (),
@@ -39,6 +42,8 @@ def plan(
     uniform: bool = False,
     ragged: bool = False,
     on_conflict: str = "freeze",
+    table: LatencyTable | None = None,
+    energy: EnergyModel | None = None,
 ) -> Plan:
     """Decides what stays: the largest plan that meets `budget`, or the counts that `keep` gives.
 
@@ -47,9 +52,11 @@ def plan(
         scores: one array [units] per group name, as from `score`; low scores go first.
         budget: upper bounds on what remains.
         keep: instead of a budget: a share (0..1] of every group, or {group or list of layers: how many to keep}.
-        allocation: "global" ranks all units together, each relative to its group's mean; "uniform" cuts all groups by
-            the same share.
-        round_to: widths that are cut become multiples of this (heads, counted one by one, excepted).
+        allocation: how the budget is met, by name or as an allocator with options of its own: "global" ranks all units
+            together, each relative to its group's mean; "uniform" cuts all groups by the same share; "isomorphic" ranks
+            among groups of equal form; "greedy" goes by importance lost per cost saved; "knapsack" and "milp" solve for it.
+        round_to: widths that are cut become multiples of this (heads, counted one by one, excepted): a number, or the name
+            of what they are to suit (see `ALIGNMENTS`).
         minimum: least units kept per group: a number of units, or a share below 1.
         drop: names of layers to leave out (see `graph.layers`); what remains of the budget is met by widths.
         ignore: names of groups, modules or parameters to leave.
@@ -60,6 +67,9 @@ def plan(
             channels of its own, as many as the others; by the scores under `Ragged.scores`. `plan.ragged` tells where it
             was done, `plan.alike` why elsewhere not.
         on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises.
+        table: of times, for a budget of latency; with it the plan's costs tell the latency. What it predicts is not yet
+            what is measured: `prune` and `meet_latency` correct it by measuring the cut model.
+        energy: constants for a budget of energy; `EnergyModel.of("float32")` (or the budget's precision) unless given.
 
     Raises:
         BudgetError: the budget can not be reached; the message names what is frozen and the best reachable.
@@ -68,8 +78,8 @@ def plan(
     """
     if (budget is None) == (keep is None):
         raise PlanError("plan needs either a budget or keep, and not both")
-    if allocation not in ("global", "uniform"):
-        raise PlanError(f"allocation={allocation!r} is unknown: use 'global' or 'uniform'")
+    decide = allocator(allocation)
+    round_to = aligned(round_to)
     if on_conflict not in ("freeze", "raise"):
         raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze' or 'raise'")
     if round_to < 1 or minimum <= 0:
@@ -81,9 +91,12 @@ def plan(
     held = {**unsaid, **_held(graph, ignore, exact_only)}
     free = differing(graph, scores, ragged)
     ranked = free.ranked(scores)
+    prices = priced(budget, table, energy)
+    form, original = prices.form(graph), prices.form(whole).cost()
     for _ in range(len(graph.groups) + 1):
         tied = ties(graph, held, alike)
-        counts = _decide(graph, whole.cost(), ranked, budget, keep, tied, allocation == "uniform", round_to, minimum)
+        decided = _decide(graph, form, original, ranked, budget, keep, tied, decide, round_to, minimum)
+        counts = decided.counts
         kept: dict[Atom, Kept] = {**_choose(graph, scores, counts), **free.chosen(graph, counts)}
         numbers = {a: len(i) for a, i in kept.items()}
         if even and even.tells:
@@ -97,7 +110,9 @@ def plan(
         scales, unfolded = fold(graph, check.rescales)
         conflicts = [*check.conflicts, *unfolded]
         if not conflicts:
-            return free.noted(_plan(whole, graph, kept, counts, attributes, scales, tied))
+            costs = (form.cost(form.vector(counts)), original)
+            made = _plan(costs, graph, kept, counts, attributes, scales, tied)
+            return free.noted(replace(made, notes=tuple(n for n in (decided.note, *prices.notes()) if n)))
         if on_conflict == "raise":
             raise ConflictError(
                 "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))
@@ -129,22 +144,20 @@ def _within(name: str, prefix: str) -> bool:
 
 
 def _decide(
-    graph: Graph, original: Cost, scores: Mapping[str, NDArray[np.float64]], budget: Budget | None,
-    keep: float | Mapping[str, int] | None,
-    tied: Ties, uniform: bool, round_to: int, minimum: float,
-) -> dict[str, int]:  # fmt: skip
+    graph: Graph, form: ClosedForm, original: Cost, scores: Mapping[str, NDArray[np.float64]], budget: Budget | None,
+    keep: float | Mapping[str, int] | None, tied: Ties, decide: Allocator, round_to: int, minimum: float,
+) -> Allocation:  # fmt: skip
     by_name = {g.name: g for g in graph.groups}
     classes = [[by_name[n] for n in names] for names in tied.classes]
     if keep is not None:
-        return _given(by_name, classes, keep, round_to)
+        return Allocation(_given(by_name, classes, keep, round_to), True)
     assert budget is not None
-    form = closed_form(graph)
     limits = budget.limits(original)
-    made = columns(classes, scores, round_to=round_to, minimum=minimum, uniform=uniform)
-    found = allocate(form, made, limits)
+    found = decide(form, columns(classes, scores, round_to=round_to, minimum=minimum), limits)
     if not found.met:
-        raise BudgetError(_unreachable(graph, original, tied, limits, found.counts))
-    return found.counts
+        best = form.cost(form.vector(found.counts))
+        raise BudgetError(_unreachable(graph, original, tied, limits, best))
+    return found
 
 
 def _given(
@@ -161,30 +174,26 @@ def _given(
     elif not 0 < keep <= 1:
         raise PlanError(f"keep={keep}: a share of the units must be above 0 and at most 1")
     for groups in classes:
-        ones = {g.name: np.ones(g.size) for g in groups}
-        made = columns([groups], ones, round_to=round_to, minimum=1, uniform=True)
-        if not made:
-            continue
-        (column,) = made
+        counted = allowed(groups, round_to, 1)
         shares = [keep[g.name] / g.size for g in groups if g.name in keep] if isinstance(keep, Mapping) else [keep]
         if shares:
-            left = column.counts[:, 0] / column.counts[0, 0]
+            left = counted[:, 0] / counted[0, 0]
             row = int(np.flatnonzero(left >= min(shares) - 1e-9)[-1])
-            counts.update({g.name: int(n) for g, n in zip(groups, column.counts[row], strict=True)})
+            counts.update({g.name: int(n) for g, n in zip(groups, counted[row], strict=True)})
     return counts
 
 
-def _unreachable(graph: Graph, whole: Cost, tied: Ties, limits: Mapping[str, float], least: Mapping[str, int]) -> str:
-    best, original = graph.cost(least).to_dict(), whole.to_dict()
+def _unreachable(graph: Graph, original: Cost, tied: Ties, limits: Mapping[str, float], best: Cost) -> str:
+    reached, whole = best.to_dict(), original.to_dict()
     missed = [
-        f"{k}: at most {limit:,.0f} is asked, "
-        f"the best reachable is {best[k]:,} ({best[k] / original[k]:.1%} of {original[k]:,})"
+        f"{k}: at most {shown(k, limit)} is asked, "
+        f"the best reachable is {shown(k, reached[k])} ({reached[k] / whole[k]:.1%} of {shown(k, whole[k])})"
         for k, limit in limits.items()
-        if best[k] > limit
+        if reached[k] > limit
     ]
     stuck = [f"{f.name} ({f.reason})" for f in graph.frozen] + [f"{n} ({why})" for n, why in tied.held.items()]
     in_frozen = {m.name for f in graph.frozen for m in f.members} - {m.name for g in graph.groups for m in g.members}
-    share = sum(graph.tensor(n).numel() for n in in_frozen if graph.states[n].parameter) / max(original["params"], 1)
+    share = sum(graph.tensor(n).numel() for n in in_frozen if graph.states[n].parameter) / max(original.params, 1)
     return (
         f"the budget can not be reached. {'; '.join(missed)}. {share:.0%} of the parameters are wholly frozen; "
         f"frozen: {', '.join(stuck[:6]) or 'nothing'}{' ...' if len(stuck) > 6 else ''}. "
@@ -200,10 +209,7 @@ def _choose(
     for g in graph.groups:
         n = counts[g.name]
         if n < g.size:
-            given = np.asarray(scores[g.name], dtype=np.float64)
-            if given.shape != (g.size,):
-                raise PlanError(f"scores[{g.name!r}] has shape {given.shape}, and the group has {g.size} units")
-            kept[g.atom] = np.sort(np.argsort(-given, kind="stable")[:n]).astype(np.int64)
+            kept[g.atom] = np.sort(np.argsort(-unit_scores(scores, g), kind="stable")[:n]).astype(np.int64)
     return kept
 
 
@@ -217,7 +223,7 @@ def _blamed(graph: Graph, conflicts: list[Conflict], held: Mapping[str, str]) ->
 
 
 def _plan(
-    whole: Graph, graph: Graph, kept: Mapping[Atom, Kept], counts: Mapping[str, int],
+    costs: tuple[Cost, Cost], graph: Graph, kept: Mapping[Atom, Kept], counts: Mapping[str, int],
     attributes: Mapping[Path, int], scales: tuple[Scale, ...], tied: Ties,
 ) -> Plan:  # fmt: skip
     cut: dict[str, dict[int, list[int]]] = {}
@@ -233,7 +239,7 @@ def _plan(
     return Plan(
         graph.fingerprint, cut, {g.name: (counts[g.name], g.size) for g in graph.groups}, {**values, **about_layers}, scales,
         tuple(g.name for g in graph.groups if g.atom in kept and not g.exact), dict(tied.held),
-        graph.cost(counts), whole.cost(), {n: [a.size for a in graph.states[n].axes] for n in cut},
+        *costs, {n: [a.size for a in graph.states[n].axes] for n in cut},
         {x.name: (x.form, bool(x.container)) for x in graph.left_out}, sequences,
     )  # fmt: skip
 
