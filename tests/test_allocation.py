@@ -1,5 +1,6 @@
 """Laws that all allocators share, over one table; exact ones against brute force."""
 
+import json
 from itertools import product
 
 import numpy as np
@@ -28,6 +29,7 @@ from bough.planning.allocation.greedy import cumulated
 from bough.planning.allocation.knapsack import fit, total_loss
 from bough.planning.allocation.problem import Problem
 from bough.planning.equations import ties
+from bough.sensitivity import sensitivity
 from tests.zoo.small import ZOO
 
 
@@ -259,8 +261,25 @@ def test_sensitivity_spares_what_the_curves_call_dear():
     for by in (Greedy(), Knapsack(), Milp()):
         plan = bough.plan(graph, scores, bough.Budget(macs="50%"), allocation=Sensitivity({**cheap, **dear}, by))
         assert plan.groups["a.1"] == (4, 4)
-    with pytest.raises(PlanError, match=r"curves\['a.1'\] needs two points"):
+        whole = {**cheap, "a.0": [(5, 0.0)]}
+        assert bough.plan(graph, scores, bough.Budget(macs="60%"), allocation=Sensitivity(whole, by)).groups["a.0"] == (5, 5)
+    with pytest.raises(PlanError, match=r"curves\['a.1'\] must have points"):
         bough.plan(graph, scores, bough.Budget(macs="50%"), allocation=Sensitivity({**cheap, "a.1": [(2, 0.0)]}))
+
+
+def test_measured_curves_are_plain_data_that_allocation_takes():
+    graph = traced("gated_attention")
+    scores = bough.score(graph, bough.importance.Random())
+    params = graph.cost().params
+    found = json.loads(json.dumps(sensitivity(graph, scores, lambda m: 1 - sum(p.numel() for p in m.parameters()) / params)))
+    for g in graph.groups:
+        assert found[g.name][0] == [g.size, 0.0]
+        for kept, loss in found[g.name]:
+            assert loss == pytest.approx(1 - bough.plan(graph, scores, keep={g.name: kept}).cost.params / params)
+    plan = bough.plan(graph, scores, bough.Budget(params="60%"), allocation=Sensitivity(found))
+    assert plan.cost.params <= 0.6 * params
+    with pytest.raises(PlanError, match=r"widths=\[1.5\]: give shares"):
+        sensitivity(graph, scores, lambda m: 0.0, widths=[1.5])
 
 
 def test_unknown_names_and_scores():

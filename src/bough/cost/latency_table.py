@@ -25,6 +25,7 @@ from bough.graph import Graph
 FORMAT, VERSION = "bough-latency-table", 1
 _SHARES = {1: (1, 2, 4, 6, 8), 2: (1, 2, 4, 6, 8), 3: (2, 4, 8)}  # eighths of the full width, by the number of letters
 _FEW = (2, 8)
+_MOST_LETTERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class LatencyTable:
         quantum: units that the hardware works on at once: a width counts as the next multiple.
         op_seconds, byte_seconds: an op that only moves memory (norms, activations, ...) takes the first, and the second for
             each byte read or written.
+        fused: names of ops that the backend folds into the ones before: they take no time.
         points: {key of an op's form: {widths of its letters: seconds}}, see `bough.cost.op_shapes`.
         scale: the ratio of measured to summed times, as measuring a whole model finds it.
 
@@ -58,6 +60,7 @@ class LatencyTable:
     byte_seconds: float
     points: Mapping[str, Mapping[Widths, float]] = field(default_factory=dict)
     scale: float = 1.0
+    fused: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -96,7 +99,7 @@ class LatencyTable:
         data = {"format": FORMAT, "version": VERSION, "device": self.device, "backend": self.backend}
         numbers = {k: getattr(self, k) for k in ("quantum", "op_seconds", "byte_seconds", "scale")}
         points = {key: [[list(w), t] for w, t in sorted(times.items())] for key, times in self.points.items()}
-        return json.dumps({**data, **numbers, "points": points}, indent=1)
+        return json.dumps({**data, **numbers, "fused": list(self.fused), "points": points}, indent=1)
 
     @staticmethod
     def from_json(text: str) -> LatencyTable:
@@ -113,7 +116,8 @@ class LatencyTable:
                 )
             points = {key: {tuple(map(int, w)): float(t) for w, t in times} for key, times in data["points"].items()}
             numbers = (int(data["quantum"]), float(data["op_seconds"]), float(data["byte_seconds"]))
-            return LatencyTable(str(data["device"]), str(data["backend"]), *numbers, points, float(data["scale"]))
+            fused = tuple(map(str, data["fused"]))
+            return LatencyTable(str(data["device"]), str(data["backend"]), *numbers, points, float(data["scale"]), fused)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):
                 raise
@@ -168,6 +172,9 @@ def wanted(graph: Graph, quantum: int = 8) -> Iterator[tuple[str, Widths]]:
     """The points (key, widths) that a table must have for a graph: multiples of `quantum`, from an eighth to the full width.
 
     Forms of three letters or more are taken at fewer widths each.
+
+    Raises:
+        PlanError: an op of too many widths.
     """
     largest: dict[str, list[int]] = {}
     for shape in op_shapes(graph):
@@ -175,6 +182,8 @@ def wanted(graph: Graph, quantum: int = 8) -> Iterator[tuple[str, Widths]]:
         for i, space in enumerate(shape.letters):
             known[i] = max(known[i], space.size)
     for key, sizes in largest.items():
+        if len(sizes) > _MOST_LETTERS:
+            raise PlanError(f"an op has {len(sizes)} widths, more than a table can hold ({_MOST_LETTERS}): {key}")
         shares = _SHARES.get(len(sizes), _FEW)
         axes = [sorted({min(n, -(-n * s // (8 * quantum)) * quantum) for s in shares}) for n in sizes]
         yield from ((key, w) for w in product(*axes))
@@ -211,7 +220,7 @@ class LatencyForm:
 
 def _others(table: LatencyTable, graph: Graph) -> Polynomials:
     """Ops without multiply-accumulates: a constant each, and the bytes that they read and write."""
-    ops = [(op, size) for op, size in moving(graph) if not op.macs]
+    ops = [(op, size) for op, size in moving(graph) if not op.macs and op.name.rstrip("_") not in table.fused]
     terms = [(table.op_seconds, ()) for _ in ops]
     moved = [(size * table.byte_seconds, axes) for op, size in ops for axes in (*activations(op), *weights(op))]
     return total((g.atom for g in graph.groups), [*terms, *moved])

@@ -5,21 +5,22 @@ layer with 197 tokens is
 
     {"op": "linear", "shapes": [[1, 197, "a"], ["b", "a"], ["b"]], "held": [false, true, true], "options": [null, null, null]}
 
-An axis that depends on widths in another way than being one is a sum of products, such as "8*a+4".
+An axis that depends on widths in another way than being one is a sum of products, such as "8*a+4". The groups of a
+convolution are the ratio of two axes, {"ratio": ["a", 1]}.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
 from bough.graph import Graph, OpRecord
-from bough.spaces import Atom, Space, normal
+from bough.spaces import Atom, Space, Sum, normal
 
-_GROUPS = 8  # the place of `groups` among the arguments of a convolution: it follows from the shapes
+_TRANSPOSED, _GROUPS = 6, 8  # places among the arguments of a convolution
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,23 +39,51 @@ def op_shapes(graph: Graph) -> Iterator[OpShape]:
             yield _shape(op, free)
 
 
-def sizes_at(key: str, widths: Mapping[str, int]) -> list[list[int]]:
-    """The shapes of the tensors of an op at some widths."""
-    return [[_size(axis, widths) for axis in axes] for axes in json.loads(key)["shapes"]]
+@dataclass(frozen=True, slots=True)
+class SizedOp:
+    """An op at some widths: its ATen name, the shapes of its tensors, which of them the model holds, and its other arguments
+    (None where a tensor stands)."""
+
+    name: str
+    shapes: list[list[int]]
+    held: list[bool]
+    options: list[Any]
+
+
+def sized(key: str, widths: Sequence[int]) -> SizedOp:
+    """The op of a key at the widths of its letters."""
+    data, known = json.loads(key), dict(zip(ascii_lowercase, widths, strict=False))
+    shapes = [[_size(axis, known) for axis in axes] for axes in data["shapes"]]
+    options = data["options"]
+    for i, option in enumerate(options):
+        if isinstance(option, dict):
+            whole, part = (_size(axis, known) for axis in option["ratio"])
+            options[i] = whole // part
+    return SizedOp(data["op"], shapes, data["held"], options)
 
 
 def _shape(op: OpRecord, free: set[Atom]) -> OpShape:
-    letters = _independent([normal(s) for axes in op.arguments for s in axes], free)
-    shapes = [[_expression(normal(s), letters, free) for s in axes] for axes in op.arguments]
+    convolution = op.name in ("convolution", "_convolution")
+    axes = (*op.arguments, *(op.results if convolution else ()))
+    letters = _independent([normal(s) for spaces in axes for s in spaces], free)
+
+    def size(space: Space) -> int | str:
+        return _expression(normal(space), letters, free)
+
+    shapes = [[size(s) for s in spaces] for spaces in op.arguments]
     options = [_plain(o) for o in op.detail]
-    if op.name in ("convolution", "_convolution"):
-        options[_GROUPS] = "groups"
+    if convolution:
+        whole = op.results[0][1] if op.detail[_TRANSPOSED] else op.arguments[0][1]
+        options[_GROUPS] = {"ratio": [size(whole), size(op.arguments[1][1])]}
     data = {"op": op.name, "shapes": shapes, "held": [bool(s) for s in op.states], "options": options}
     return OpShape(json.dumps(data), tuple(letters))
 
 
 def _independent(spaces: list[Space], free: set[Atom]) -> list[Space]:
-    """The fewest spaces by which all can be told: those that share no group with another one, else the groups."""
+    """The fewest spaces by which all can be told: those that share no group with another one, else the groups.
+
+    A product with a number in it is told by its other factors, for not all of its sizes need be possible.
+    """
     distinct: list[Space] = []
     for s in spaces:
         if free & set(s.atoms) and not any(s == d for d in distinct):
@@ -63,6 +92,7 @@ def _independent(spaces: list[Space], free: set[Atom]) -> list[Space]:
     for s in distinct:
         own = free & set(s.atoms)
         alone = not any(own & set(d.atoms) for d in distinct if d is not s)
+        alone = alone and (isinstance(s, Sum) or own == set(s.atoms))
         for new in [s] if alone else [a for a in s.atoms if a in free]:
             if not any(new == r for r in result):
                 result.append(new)

@@ -1,0 +1,152 @@
+"""Measures a `LatencyTable` on the machine at hand."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from bough.cost import LatencyTable
+from bough.cost.latency_table import wanted
+from bough.cost.op_shapes import SizedOp, sized
+from bough.cost.staircase import Widths
+from bough.errors import TraceError
+from bough.graph import Graph
+from bough.measuring.backends import evaluating, runner
+
+# What onnxruntime folds into the convolution or matrix product before; `torch.compile` leaves those to kernels of their own.
+_FUSED = {"onnxruntime": ("batch_norm", "relu", "hardtanh")}
+_RUNS, _ENOUGH, _SAVE_EVERY = 5, 0.02, 10.0  # runs of a point, seconds after which fewer do, seconds
+_SMALL, _LARGE = 1 << 8, 1 << 20  # elements
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    device: torch.device
+    dtype: torch.dtype
+    backend: str
+
+
+def measure_table(
+    graph: Graph, backend: str = "eager", *, quantum: int = 8, seconds: float = 60.0, onto: LatencyTable | None = None,
+    path: str | Path | None = None, progress: bool = True,
+) -> LatencyTable:  # fmt: skip
+    """Times the distinct forms of a graph's ops that multiply and accumulate, each alone, on a grid of widths.
+
+    All points are gone through again and again, and of each the least time is kept, so that a moment at which the machine
+    was busy spoils none. Model and inputs tell device and precision; the number of threads is torch's.
+
+    Args:
+        graph: of the model.
+        backend: "eager", "compile" or "onnxruntime".
+        quantum: units that the machine works on at once, see `LatencyTable`.
+        seconds: after which no further round over the points begins; the first always ends.
+        onto: a table of the same machine and backend, to complete.
+        path: a JSON file to which the table is saved as it grows; one that is there is completed.
+        progress: whether a bar is shown.
+
+    Raises:
+        TraceError: `onto` or the file at `path` is of another machine or backend, or an op can not be run alone.
+    """
+    where = _where(graph, backend)
+    if path is not None and Path(path).exists() and onto is None:
+        onto = LatencyTable.load(path)
+    table = onto or LatencyTable(device_name(where.device, where.dtype), backend, quantum, 0.0, 0.0)
+    if (table.device, table.backend) != (device_name(where.device, where.dtype), backend):
+        raise TraceError(f"the table is of {table.device}, {table.backend}: here it is {device_name(where.device)}, {backend}")
+    base = _least(_Alone(SizedOp("relu", [[_SMALL]], [False], [None]), where), where)
+    large = _least(_Alone(SizedOp("relu", [[_LARGE]], [False], [None]), where), where)
+    each = base if backend == "eager" else 0.0  # elsewhere that is what calling the whole model takes
+    moved = 2 * _LARGE * where.dtype.itemsize
+    table = replace(table, op_seconds=each, byte_seconds=max(large - base, 0.0) / moved, fused=_FUSED.get(backend, ()))
+    points = {key: dict(times) for key, times in table.points.items()}
+    with Progress(disable=not progress, transient=True) as bar:
+        saved = time.monotonic()
+        for key, widths in bar.track(_rounds(graph, table, seconds), total=None, description="timing ops"):
+            took = max(_least(_Alone(sized(key, widths), where), where) - (base - each), 1e-9)
+            known = points.setdefault(key, {})
+            known[widths] = min(took, known.get(widths, took))
+            if path is not None and time.monotonic() - saved > _SAVE_EVERY:
+                replace(table, points=points).save(path)
+                saved = time.monotonic()
+    table = replace(table, points=points)
+    if path is not None:
+        table.save(path)
+    return table
+
+
+def device_name(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """The machine in words: processor, threads, precision."""
+    device = torch.device(device)
+    kind = str(dtype).removeprefix("torch.")
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {kind}"
+    return f"{_processor()}, {torch.get_num_threads()} threads, {kind}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _where(graph: Graph, backend: str) -> _Where:
+    held = (graph.tensor(n) for n, s in graph.states.items() if s.parameter)
+    tensor = next((t for t in held if t.is_floating_point()), torch.zeros(1))
+    return _Where(tensor.device, tensor.dtype, backend)
+
+
+def _rounds(graph: Graph, table: LatencyTable, seconds: float) -> Iterator[tuple[str, Widths]]:
+    """The points of a graph: first those that are missing, then all, again and again."""
+    points = list(wanted(graph, table.quantum))
+    begin = time.monotonic()
+    yield from ((key, w) for key, w in points if w not in table.points.get(key, ()))
+    while points and time.monotonic() - begin < seconds:
+        yield from points
+
+
+def _least(op: _Alone, where: _Where) -> float:
+    """The least seconds of some runs."""
+    with evaluating(op):
+        run = runner(op, tuple(op.given), where.backend)
+        run()
+        times: list[float] = []
+        while len(times) < _RUNS and (len(times) < 2 or sum(times) < _ENOUGH):
+            begin = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+class _Alone(nn.Module):
+    """One op with random tensors: those that the model holds as buffers, the others to be given."""
+
+    def __init__(self, op: SizedOp, where: _Where) -> None:
+        super().__init__()
+        self.op = op
+        self.given: list[Tensor] = []
+        for i, (shape, held) in enumerate(zip(op.shapes, op.held, strict=True)):
+            tensor = torch.randn(shape, device=where.device, dtype=where.dtype)
+            if held:
+                self.register_buffer(f"t{i}", tensor)
+            else:
+                self.given.append(tensor)
+
+    def forward(self, *given: Tensor) -> Any:
+        rest = iter(given)
+        tensors = [getattr(self, f"t{i}") if held else next(rest) for i, held in enumerate(self.op.held)]
+        function = getattr(torch.ops.aten, self.op.name)
+        if self.op.name == "einsum":
+            return function(self.op.options[0], tensors)
+        left = iter(tensors)
+        return function(*(next(left, None) if option is None else option for option in self.op.options))
