@@ -25,8 +25,8 @@ from bough.planning.allocation import (
     columns,
 )  # fmt: skip
 from bough.planning.allocation.along import form_of
-from bough.planning.allocation.greedy import cumulated
-from bough.planning.allocation.knapsack import fit, total_loss
+from bough.planning.allocation.greedy import cumulated, total_loss
+from bough.planning.allocation.knapsack import fit
 from bough.planning.allocation.problem import Problem
 from bough.planning.equations import ties
 from bough.sensitivity import sensitivity

@@ -13,6 +13,10 @@ from bough.cost import ClosedForm
 from bough.planning.allocation.columns import Column
 from bough.planning.allocation.problem import Allocation, Problem, Taken
 
+Arrays = Sequence[NDArray[np.float64]]
+ROUNDS = 8
+_SHARPNESS = 8  # how strongly a limit that is missed by a few percent loses weight
+
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
@@ -20,13 +24,36 @@ class Greedy:
 
     What a step saves is computed at the widths reached so far, of peak memory too: there, every moment above the limit
     counts. Then steps are put back, those removed last first.
+
+    Of several limits the savings add up, as shares of each limit. Those that the plan ends below then weigh less, and the
+    plan is made again, up to `rounds` times: the best is kept.
     """
 
     relative: bool = True
+    rounds: int = ROUNDS
 
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
         problem = Problem(form, columns, limits)
-        return problem.unreachable() or problem.allocation(greedy(problem, cumulated(columns, self.relative)))
+        lost = cumulated(columns, self.relative)
+        return problem.unreachable() or problem.allocation(weighed(problem, lost, self.rounds))
+
+
+def weighed(problem: Problem, lost: Arrays, rounds: int) -> Taken:
+    """The best of the greedy plans that are made with limits weighed anew by how close the plan before came to them."""
+    best = found = greedy(problem, lost)
+    for _ in range(rounds if len(problem.limits) > 1 else 0):
+        for name, ratio in problem.ratios(found).items():
+            problem.weights[name] *= ratio**_SHARPNESS
+        found = greedy(problem, lost)
+        if total_loss(lost, found) < total_loss(lost, best):
+            best = found
+    problem.weights = dict.fromkeys(problem.limits, 1.0)
+    return best
+
+
+def total_loss(lost: Arrays, taken: Taken) -> float:
+    """The importance that a plan loses."""
+    return float(sum(values[k] for values, k in zip(lost, taken, strict=True)))
 
 
 def cumulated(columns: Sequence[Column], relative: bool) -> list[NDArray[np.float64]]:
@@ -34,7 +61,7 @@ def cumulated(columns: Sequence[Column], relative: bool) -> list[NDArray[np.floa
     return [np.concatenate([[0.0], np.cumsum(c.losses(relative))]) for c in columns]
 
 
-def greedy(problem: Problem, lost: Sequence[NDArray[np.float64]], taken: Taken | None = None) -> Taken:
+def greedy(problem: Problem, lost: Arrays, taken: Taken | None = None) -> Taken:
     """The greedy plan from `taken` (from nothing removed): steps until the limits are met, then what can be put back.
 
     A heap holds each column's best move at the price it had when last looked at. Prices only rise as other widths shrink
@@ -67,7 +94,7 @@ class _Move:
     steps: int
 
     @staticmethod
-    def best(problem: Problem, lost: Sequence[NDArray[np.float64]], taken: Taken, column: int) -> _Move:
+    def best(problem: Problem, lost: Arrays, taken: Taken, column: int) -> _Move:
         """The cheapest of 1, 2, 4, ... and all remaining steps: more than one where the cost falls in stairs."""
         now, left = int(taken[column]), int(problem.steps[column] - taken[column])
         moves = np.array([*(1 << np.arange(left.bit_length())), left])

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from bough.cost import ClosedForm
 from bough.errors import PlanError
 from bough.planning.allocation.columns import Column
-from bough.planning.allocation.greedy import cumulated, greedy
+from bough.planning.allocation.greedy import ROUNDS, Arrays, cumulated, greedy, total_loss, weighed
 from bough.planning.allocation.problem import Allocation, Problem, Taken
-
-Arrays = Sequence[NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Knapsack:
         if smallest is not None:
             return smallest
         lost = cumulated(columns, self.relative)
-        best = found = greedy(problem, lost)
+        best = found = weighed(problem, lost, ROUNDS)
         seen = {found.tobytes()}
         for _ in range(self.rounds):
             found = greedy(problem, lost, self._near(problem, lost, found))
@@ -61,10 +59,10 @@ class Knapsack:
 
     def _near(self, problem: Problem, lost: Arrays, taken: Taken) -> Taken:
         """The best plan by the costs that each column has beside the others of `taken`."""
-        values = {k: v[0] / problem.limits[k] for k, v in problem.form.evaluate(problem.counts(taken), problem.limits).items()}
-        name = max(values, key=lambda k: values[k])
+        ratios = problem.ratios(taken)
+        name = max(ratios, key=lambda k: ratios[k])
         costs = [_alone(problem, name, taken, i) for i in range(len(taken))]
-        fixed = values[name] * problem.limits[name] - sum(c[k] for c, k in zip(costs, taken, strict=True))
+        fixed = ratios[name] * problem.limits[name] - sum(c[k] for c, k in zip(costs, taken, strict=True))
         capacity = problem.limits[name] * (1 + 1e-12) - fixed - sum(c[-1] for c in costs)
         if capacity <= 0:
             return taken
@@ -72,11 +70,6 @@ class Knapsack:
         whole = capacity <= self.bins and all((w == np.round(w)).all() for w in weights)
         unit = 1.0 if whole else capacity / self.bins
         return fit([np.ceil(w / unit - 1e-9).astype(np.int64) for w in weights], lost, int(capacity / unit))
-
-
-def total_loss(lost: Arrays, taken: Taken) -> float:
-    """The importance that a plan loses."""
-    return float(sum(values[k] for values, k in zip(lost, taken, strict=True)))
 
 
 def fit(weights: Sequence[NDArray[np.int64]], lost: Arrays, capacity: int) -> Taken:

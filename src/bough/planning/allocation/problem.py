@@ -37,6 +37,7 @@ class Problem:
 
     def __init__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> None:
         self.form, self.columns, self.limits = form, tuple(columns), dict(limits)
+        self.weights = dict.fromkeys(limits, 1.0)  # of each limit, in `excess`
         self.steps: Taken = np.array([c.steps for c in columns], dtype=np.int64)
         place = {name: i for i, name in enumerate(form.names)}
         self._group = np.array([place[g.name] for c in columns for g in c.groups], dtype=np.int64)
@@ -59,18 +60,23 @@ class Problem:
     def excess(self, taken: Taken) -> NDArray[np.float64]:
         """By how much plans [plans, columns] miss the limits: 0 where all are met.
 
-        Each row of each cost counts with the share by which it is above its limit. So of peak memory every moment that is
-        above the limit counts, not the highest alone: there are no plateaus where no single step helps.
+        Each row of each cost counts with the share by which it is above its limit, times the limit's weight. So of peak
+        memory every moment above the limit counts, not the highest alone: there are no plateaus where no single step helps.
         """
         counts = self.counts(taken)
         total = np.zeros(len(counts))
         for name, limit in self.limits.items():
             over = self.form.rows(counts, name) / limit - 1.0
-            total += np.where(over > _SLACK, over, 0.0).sum(axis=1)
+            total += self.weights[name] * np.where(over > _SLACK, over, 0.0).sum(axis=1)
         return total
 
     def meets(self, taken: Taken) -> bool:
         return bool(self.excess(taken)[0] == 0.0)
+
+    def ratios(self, taken: Taken) -> dict[str, float]:
+        """Each cost of one plan over its limit."""
+        values = self.form.evaluate(self.counts(taken), self.limits)
+        return {name: float(v[0]) / self.limits[name] for name, v in values.items()}
 
     def put_back(self, taken: Taken, order: Iterable[int]) -> Taken:
         """`taken` with steps put back, column by column in `order` and then the rest, as long as the limits are met.

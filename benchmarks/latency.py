@@ -1,0 +1,148 @@
+"""Latency targets, as measured in a fresh process, and beside plans of as many MACs that know of MACs only.
+
+    python -m benchmarks.latency --models resnet50 vit_s --backends eager onnxruntime --targets 75 50 33
+
+Batch 1, one thread. For each (model, backend) a table is measured once; for each target a plan is made by `meet_latency`,
+and a process of its own then cuts the original by it and measures both, turn by turn. Tables, plans and rows are kept in
+--cache: what is there is not done again. Run it on a quiet machine. Where that can not be had, --clock cpu takes the CPU
+time of the one thread in place of the clock, and the rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.budget_models import LATENCY, build
+
+BACKENDS = ("eager", "onnxruntime")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+ROUND_TO, TOLERANCE = 8, 0.05
+
+
+def side_by_side(models: dict[str, Any], inputs: Any, backend: str, clock: str, repeats: int) -> dict[str, float]:
+    """Median seconds of each model, all timed turn by turn."""
+    from bough.measuring import runner
+    from bough.measuring.backends import evaluating
+
+    now = CLOCKS[clock]
+    times: dict[str, list[float]] = {n: [] for n in models}
+    with evaluating(*models.values()):
+        runs = {n: runner(m, inputs, backend) for n, m in models.items()}
+        for turn in range(repeats + 3):
+            for name, run in runs.items():
+                begin = now()
+                run()
+                if turn >= 3:
+                    times[name].append(now() - begin)
+    return {n: statistics.median(t) for n, t in times.items()}
+
+
+def make(args: argparse.Namespace) -> dict[str, Any]:
+    """The table (or what is in the cache of it) and the plans of one (model, backend, target)."""
+    import bough
+    from bough.cost import LatencyTable
+    from bough.targeting import meet_latency
+
+    model, inputs = build(args.model)
+    graph = bough.trace(model, inputs)
+    path = args.cache / f"{args.model}-{args.backend}.json"
+    table = LatencyTable.load(path) if path.exists() else None
+    if table is None:
+        table = LatencyTable.measure(graph, args.backend, seconds=args.seconds, path=path, progress=False)
+    scores = bough.score(graph, bough.importance.Magnitude())
+    whole = side_by_side({"whole": model}, inputs, args.backend, args.clock, args.repeats)["whole"]
+
+    def measure(cut: Any) -> float:
+        """Beside the original, so that a machine that becomes slower does not look like a slower model."""
+        if cut is model:
+            return whole
+        both = side_by_side({"whole": model, "cut": cut}, inputs, args.backend, args.clock, args.repeats)
+        return whole * both["cut"] / both["whole"]
+
+    how = {"allocation": "greedy", "round_to": ROUND_TO}
+    begin = time.perf_counter()
+    timed = meet_latency(graph, scores, bough.Budget(latency=f"{args.target}%"), table, measure=measure, **how)
+    seconds = time.perf_counter() - begin
+    by_macs = bough.plan(graph, scores, bough.Budget(macs=timed.plan.cost.macs), **how)
+    for name, plan in (("latency", timed.plan), ("macs", by_macs)):
+        (args.cache / f"{args.model}-{args.backend}-{args.target}-{name}.plan.json").write_text(plan.to_json())
+    return {
+        "met_in_the_loop": timed.met, "rounds": len(timed.rounds), "loop_s": seconds,
+        "macs": [timed.plan.cost.macs, by_macs.cost.macs, timed.plan.original.macs],
+    }  # fmt: skip
+
+
+def check(args: argparse.Namespace) -> dict[str, Any]:
+    """Both plans beside the original, in this process, which made neither."""
+    import bough
+
+    model, inputs = build(args.model)
+    models = {"whole": model}
+    for name in ("latency", "macs"):
+        text = (args.cache / f"{args.model}-{args.backend}-{args.target}-{name}.plan.json").read_text()
+        models[name] = bough.cut(model, bough.Plan.from_json(text))
+    times = side_by_side(models, inputs, args.backend, args.clock, args.repeats)
+    share = times["latency"] / times["whole"]
+    asked = args.target / 100
+    return {
+        "ms": {n: 1e3 * t for n, t in times.items()}, "share": share,
+        "met": asked * (1 - TOLERANCE) <= share <= asked, "faster_than_by_macs": times["macs"] / times["latency"],
+    }  # fmt: skip
+
+
+def one(args: argparse.Namespace, model: str, backend: str, target: int) -> dict[str, Any]:
+    """A row, from the cache where it is there."""
+    kept = args.cache / f"{model}-{backend}-{target}-{args.clock}.row.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    row: dict[str, Any] = {"model": model, "backend": backend, "target": target, "clock": args.clock, "about": harness.about()}
+    for step in ("make", "check"):
+        options = ["--worker", step, "--model", model, "--backend", backend, "--target", str(target)]
+        options += ["--cache", str(args.cache), "--clock", args.clock]
+        options += ["--repeats", str(args.repeats), "--seconds", str(args.seconds)]
+        row |= harness.measure("benchmarks.latency", options, args.timeout)
+        if "error" in row or "timeout_s" in row:
+            return row
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(LATENCY))
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS))
+    parser.add_argument("--targets", nargs="+", type=int, default=[75, 50, 33])
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each table")
+    parser.add_argument("--timeout", type=float, default=3600.0)
+    parser.add_argument("--cache", type=Path, default=harness.ROOT / ".latency")
+    parser.add_argument("--out", type=Path, default=harness.ROOT / "benchmarks" / "results" / "latency.json")
+    for hidden in ("--worker", "--model", "--backend"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--target", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.cache.mkdir(exist_ok=True)
+    if args.worker:
+        import torch
+
+        torch.set_num_threads(1)
+        print(json.dumps(make(args) if args.worker == "make" else check(args)))
+        return
+    rows = []
+    for model in args.models:
+        for backend in args.backends:
+            for target in args.targets:
+                rows.append(one(args, model, backend, target))
+                print(json.dumps({k: v for k, v in rows[-1].items() if k != "about"}), flush=True)
+    args.out.write_text(json.dumps({**harness.about(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
