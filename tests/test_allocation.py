@@ -12,6 +12,7 @@ from torch import nn
 
 import bough
 from bough.cost import closed_form
+from bough.curves import sensitivity
 from bough.errors import BudgetError, PlanError
 from bough.planning.allocation import (
     ALLOCATORS,
@@ -29,7 +30,6 @@ from bough.planning.allocation.greedy import cumulated, total_loss
 from bough.planning.allocation.knapsack import fit
 from bough.planning.allocation.problem import Problem
 from bough.planning.equations import ties
-from bough.sensitivity import sensitivity
 from tests.zoo.small import ZOO
 
 

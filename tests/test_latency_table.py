@@ -13,13 +13,13 @@ from torch import nn
 import bough
 from bough.cost import LatencyTable
 from bough.cost.latency_table import to_csv, wanted
-from bough.cost.op_shapes import op_shapes, sized
+from bough.cost.op_shapes import is_timed, op_shapes, sized
 from bough.cost.staircase import Grid, Staircases
 from bough.errors import BudgetError, PlanError, TraceError
 from bough.measuring.table import _Alone, _Where, measure_table
 from bough.planning.allocation import ALLOCATORS, Milp
 from bough.spaces import count
-from bough.targeting import meet_latency
+from bough.targeting import meet_latency, of_this_machine
 from tests.zoo.small import ZOO
 
 OP, BYTE = 2e-6, 1e-9
@@ -46,12 +46,12 @@ def graph(request):
 
 
 def test_the_sum_by_hand():
-    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    net = nn.Sequential(nn.Linear(4, 16), nn.ELU(), nn.Linear(16, 2))  # ELU is not timed by itself
     graph = bough.trace(net, torch.randn(3, 4))
     table = table_of(graph, lambda key, widths: 1e-6 * widths[0], quantum=4)
     for kept, counted in ((16, 16), (12, 12), (9, 12), (8, 8), (1, 4)):  # the next multiple of 4
-        relu = OP + BYTE * 2 * 3 * kept * 4
-        assert table.seconds(graph, {"0": kept})[0] == pytest.approx(2 * 1e-6 * counted + relu)
+        elu = OP + BYTE * 2 * 3 * kept * 4
+        assert table.seconds(graph, {"0": kept})[0] == pytest.approx(2 * 1e-6 * counted + elu)
     assert table.scaled(3.0).seconds(graph)[0] == pytest.approx(3 * table.seconds(graph)[0])
 
 
@@ -107,7 +107,7 @@ def test_monotone_times_stay_as_they_are(data):
 def test_the_ops_of_a_table_run_alone_and_give_the_shapes_they_gave(graph):
     """Each form at the widths of the model: the op by itself, on random tensors, as `measure` times it."""
     where = _Where(torch.device("cpu"), torch.float32, "eager")
-    expected = [tuple(a.size for a in op.results[0]) for op in graph.ops if op.macs]
+    expected = [tuple(a.size for a in op.results[0]) for op in graph.ops if is_timed(op)]
     for shape, result in zip(op_shapes(graph), expected, strict=True):
         op = _Alone(sized(shape.key, [s.size for s in shape.letters]), where)
         assert tuple(op(*op.given).shape) == result
@@ -117,10 +117,10 @@ def test_the_ops_of_a_table_run_alone_and_give_the_shapes_they_gave(graph):
 
 
 def test_json_and_csv_round_trip(graph, tmp_path):
-    table = table_of(graph, scale=1.25, fused=("relu",))
+    table = table_of(graph, scale=1.25)
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table
-    empty = LatencyTable("a chip", "its compiler", 2, OP, BYTE, {}, 1.25, ("relu",))
+    empty = LatencyTable("a chip", "its compiler", 2, OP, BYTE, {}, 1.25)
     assert empty.with_csv(table.to_csv()) == table
     asked = to_csv([(key, w, None) for key, w in wanted(graph, 2)])
     with pytest.raises(PlanError, match=r"line 2 of the CSV can not be read"):
@@ -251,6 +251,10 @@ def test_a_table_measured_here_is_complete_saved_and_of_this_machine_only(tmp_pa
     again = measure_table(graph, seconds=0.0, path=path, progress=False)  # what is missing only
     assert tuple(removed[0]) in again.points[key]
     assert {k: t for k, t in again.points.items() if k != key} == {k: t for k, t in table.points.items() if k != key}
+    elsewhere = measure_table(list(wanted(graph)), seconds=0.0, progress=False)  # where there is no model
+    assert elsewhere.points.keys() == table.points.keys()
+    assert of_this_machine(elsewhere, graph)
+    assert not of_this_machine(table_of(graph), graph)
     with pytest.raises(TraceError, match=r"the table is of .*: here it is"):
         measure_table(graph, seconds=0.0, onto=LatencyTable("a phone", "eager", 8, 0.0, 0.0), progress=False)
     with pytest.raises(TraceError, match="backend='tpu' is unknown"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bough.cost.op_shapes import OpShape, op_shapes
+from bough.cost.op_shapes import OpShape, is_timed, op_shapes
 from bough.cost.polynomials import Builder, Counts, Polynomials, total
 from bough.cost.staircase import Grid, Staircases, Widths
 from bough.cost.traffic import activations, moving, weights
@@ -35,9 +35,8 @@ class LatencyTable:
     Attributes:
         device, backend: what was measured: the machine in words, and "eager", "compile", "onnxruntime" or a vendor's own.
         quantum: units that the hardware works on at once: a width counts as the next multiple.
-        op_seconds, byte_seconds: an op that only moves memory (norms, activations, ...) takes the first, and the second for
-            each byte read or written.
-        fused: names of ops that the backend folds into the ones before: they take no time.
+        op_seconds, byte_seconds: an op that is not timed by itself takes the first, and the second for each byte read or
+            written.
         points: {key of an op's form: {widths of its letters: seconds}}, see `bough.cost.op_shapes`.
         scale: the ratio of measured to summed times, as measuring a whole model finds it.
 
@@ -50,7 +49,7 @@ class LatencyTable:
         ...     points.setdefault(key, {})[(width,)] = 1e-6 * width
         >>> table = LatencyTable("a chip", "its compiler", 8, 0.0, 0.0, points)
         >>> [round(1e6 * float(t)) for t in table.seconds(graph, {"0": 16}, {"0": 9}, {"0": 8})]
-        [32, 32, 16]
+        [48, 48, 24]
     """
 
     device: str
@@ -60,7 +59,6 @@ class LatencyTable:
     byte_seconds: float
     points: Mapping[str, Mapping[Widths, float]] = field(default_factory=dict)
     scale: float = 1.0
-    fused: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -99,7 +97,7 @@ class LatencyTable:
         data = {"format": FORMAT, "version": VERSION, "device": self.device, "backend": self.backend}
         numbers = {k: getattr(self, k) for k in ("quantum", "op_seconds", "byte_seconds", "scale")}
         points = {key: [[list(w), t] for w, t in sorted(times.items())] for key, times in self.points.items()}
-        return json.dumps({**data, **numbers, "fused": list(self.fused), "points": points}, indent=1)
+        return json.dumps({**data, **numbers, "points": points}, indent=1)
 
     @staticmethod
     def from_json(text: str) -> LatencyTable:
@@ -116,8 +114,7 @@ class LatencyTable:
                 )
             points = {key: {tuple(map(int, w)): float(t) for w, t in times} for key, times in data["points"].items()}
             numbers = (int(data["quantum"]), float(data["op_seconds"]), float(data["byte_seconds"]))
-            fused = tuple(map(str, data["fused"]))
-            return LatencyTable(str(data["device"]), str(data["backend"]), *numbers, points, float(data["scale"]), fused)
+            return LatencyTable(str(data["device"]), str(data["backend"]), *numbers, points, float(data["scale"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):
                 raise
@@ -190,7 +187,7 @@ def wanted(graph: Graph, quantum: int = 8) -> Iterator[tuple[str, Widths]]:
 
 
 class LatencyForm:
-    """A `Part`: a term per op that multiplies and accumulates, and the monomials of the bytes that other ops move."""
+    """A `Part`: a term per op that is timed by itself, and the monomials of the bytes that other ops move."""
 
     def __init__(self, table: LatencyTable, graph: Graph) -> None:
         shapes = list(op_shapes(graph))
@@ -219,8 +216,8 @@ class LatencyForm:
 
 
 def _others(table: LatencyTable, graph: Graph) -> Polynomials:
-    """Ops without multiply-accumulates: a constant each, and the bytes that they read and write."""
-    ops = [(op, size) for op, size in moving(graph) if not op.macs and op.name.rstrip("_") not in table.fused]
+    """Ops that are not timed by themselves: a constant each, and the bytes that they read and write."""
+    ops = [(op, size) for op, size in moving(graph) if not is_timed(op)]
     terms = [(table.op_seconds, ()) for _ in ops]
     moved = [(size * table.byte_seconds, axes) for op, size in ops for axes in (*activations(op), *weights(op))]
     return total((g.atom for g in graph.groups), [*terms, *moved])

@@ -6,7 +6,7 @@ layer with 197 tokens is
     {"op": "linear", "shapes": [[1, 197, "a"], ["b", "a"], ["b"]], "held": [false, true, true], "options": [null, null, null]}
 
 An axis that depends on widths in another way than being one is a sum of products, such as "8*a+4". The groups of a
-convolution are the ratio of two axes, {"ratio": ["a", 1]}.
+convolution are the ratio of two axes, {"ratio": ["a", 1]}, what a layer norm runs over is a list of axes, {"sizes": ["a"]}.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from typing import Any
 from bough.graph import Graph, OpRecord
 from bough.spaces import Atom, Space, Sum, normal
 
+# Besides those that multiply and accumulate: ops whose other arguments are the same at every width.
+_TIMED = {
+    "batch_norm", "layer_norm", "gelu", "silu", "relu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "softmax",
+    "_softmax", "add", "mul",
+}  # fmt: skip
 _TRANSPOSED, _GROUPS = 6, 8  # places among the arguments of a convolution
 
 
@@ -32,11 +37,16 @@ class OpShape:
 
 
 def op_shapes(graph: Graph) -> Iterator[OpShape]:
-    """Of each op that multiplies and accumulates, in order."""
+    """Of each op that is timed by itself, in order: those that multiply and accumulate, and common norms and activations."""
     free = {g.atom for g in graph.groups}
     for op in graph.ops:
-        if op.macs:
+        if is_timed(op):
             yield _shape(op, free)
+
+
+def is_timed(op: OpRecord) -> bool:
+    """Whether an op is timed by itself; the others by the bytes that they move."""
+    return bool(op.macs) or op.name.rstrip("_") in _TIMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +67,9 @@ def sized(key: str, widths: Sequence[int]) -> SizedOp:
     options = data["options"]
     for i, option in enumerate(options):
         if isinstance(option, dict):
-            whole, part = (_size(axis, known) for axis in option["ratio"])
-            options[i] = whole // part
+            ((kind, axes),) = option.items()
+            found = [_size(axis, known) for axis in axes]
+            options[i] = found[0] // found[1] if kind == "ratio" else found
     return SizedOp(data["op"], shapes, data["held"], options)
 
 
@@ -75,6 +86,8 @@ def _shape(op: OpRecord, free: set[Atom]) -> OpShape:
     if convolution:
         whole = op.results[0][1] if op.detail[_TRANSPOSED] else op.arguments[0][1]
         options[_GROUPS] = {"ratio": [size(whole), size(op.arguments[1][1])]}
+    if op.name == "layer_norm":
+        options[1] = {"sizes": [size(s) for s in op.arguments[0][-len(options[1]) :]]}
     data = {"op": op.name, "shapes": shapes, "held": [bool(s) for s in op.states], "options": options}
     return OpShape(json.dumps(data), tuple(letters))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from bough.errors import TraceError
 from bough.graph import Graph
 from bough.measuring.backends import evaluating, runner
 
-# What onnxruntime folds into the convolution or matrix product before; `torch.compile` leaves those to kernels of their own.
+# What onnxruntime folds into the convolution or matrix product before, and so is said to take no time.
 _FUSED = {"onnxruntime": ("batch_norm", "relu", "hardtanh")}
 _RUNS, _ENOUGH, _SAVE_EVERY = 5, 0.02, 10.0  # runs of a point, seconds after which fewer do, seconds
 _SMALL, _LARGE = 1 << 8, 1 << 20  # elements
@@ -35,17 +35,19 @@ class _Where:
 
 
 def measure_table(
-    graph: Graph, backend: str = "eager", *, quantum: int = 8, seconds: float = 60.0, onto: LatencyTable | None = None,
-    path: str | Path | None = None, progress: bool = True,
+    what: Graph | Iterable[tuple[str, Widths]], backend: str = "eager", *, device: str | torch.device | None = None,
+    quantum: int = 8, seconds: float = 60.0, onto: LatencyTable | None = None, path: str | Path | None = None,
+    progress: bool = True,
 ) -> LatencyTable:  # fmt: skip
-    """Times the distinct forms of a graph's ops that multiply and accumulate, each alone, on a grid of widths.
+    """Times the distinct forms of a graph's ops, each alone, on a grid of widths (which ops: see `is_timed`).
 
     All points are gone through again and again, and of each the least time is kept, so that a moment at which the machine
-    was busy spoils none. Model and inputs tell device and precision; the number of threads is torch's.
+    was busy spoils none. The number of threads is torch's.
 
     Args:
-        graph: of the model.
+        what: a graph; or its points, as `bough.cost.latency_table.wanted` gives them, on a machine that has no model.
         backend: "eager", "compile" or "onnxruntime".
+        device: where; by default that of the graph's model, whose precision is taken too (float32 for points).
         quantum: units that the machine works on at once, see `LatencyTable`.
         seconds: after which no further round over the points begins; the first always ends.
         onto: a table of the same machine and backend, to complete.
@@ -55,22 +57,26 @@ def measure_table(
     Raises:
         TraceError: `onto` or the file at `path` is of another machine or backend, or an op can not be run alone.
     """
-    where = _where(graph, backend)
+    where = _where(what, backend, device)
+    wished = list(wanted(what, quantum) if isinstance(what, Graph) else what)
     if path is not None and Path(path).exists() and onto is None:
         onto = LatencyTable.load(path)
-    table = onto or LatencyTable(device_name(where.device, where.dtype), backend, quantum, 0.0, 0.0)
-    if (table.device, table.backend) != (device_name(where.device, where.dtype), backend):
-        raise TraceError(f"the table is of {table.device}, {table.backend}: here it is {device_name(where.device)}, {backend}")
+    here = device_name(where.device, where.dtype)
+    table = onto or LatencyTable(here, backend, quantum, 0.0, 0.0)
+    if (table.device, table.backend) != (here, backend):
+        raise TraceError(f"the table is of {table.device}, {table.backend}: here it is {here}, {backend}")
     base = _least(_Alone(SizedOp("relu", [[_SMALL]], [False], [None]), where), where)
     large = _least(_Alone(SizedOp("relu", [[_LARGE]], [False], [None]), where), where)
     each = base if backend == "eager" else 0.0  # elsewhere that is what calling the whole model takes
     moved = 2 * _LARGE * where.dtype.itemsize
-    table = replace(table, op_seconds=each, byte_seconds=max(large - base, 0.0) / moved, fused=_FUSED.get(backend, ()))
+    table = replace(table, op_seconds=each, byte_seconds=max(large - base, 0.0) / moved)
     points = {key: dict(times) for key, times in table.points.items()}
     with Progress(disable=not progress, transient=True) as bar:
         saved = time.monotonic()
-        for key, widths in bar.track(_rounds(graph, table, seconds), total=None, description="timing ops"):
-            took = max(_least(_Alone(sized(key, widths), where), where) - (base - each), 1e-9)
+        for key, widths in bar.track(_rounds(wished, table, seconds), total=None, description="timing ops"):
+            op = sized(key, widths)
+            fused = op.name.rstrip("_") in _FUSED.get(backend, ())
+            took = 0.0 if fused else max(_least(_Alone(op, where), where) - (base - each), 1e-9)
             known = points.setdefault(key, {})
             known[widths] = min(took, known.get(widths, took))
             if path is not None and time.monotonic() - saved > _SAVE_EVERY:
@@ -100,15 +106,16 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _where(graph: Graph, backend: str) -> _Where:
-    held = (graph.tensor(n) for n, s in graph.states.items() if s.parameter)
-    tensor = next((t for t in held if t.is_floating_point()), torch.zeros(1))
-    return _Where(tensor.device, tensor.dtype, backend)
+def _where(what: object, backend: str, device: str | torch.device | None) -> _Where:
+    tensor = torch.zeros(0)
+    if isinstance(what, Graph):
+        held = (what.tensor(n) for n, s in what.states.items() if s.parameter)
+        tensor = next((t for t in held if t.is_floating_point()), tensor)
+    return _Where(tensor.device if device is None else torch.device(device), tensor.dtype, backend)
 
 
-def _rounds(graph: Graph, table: LatencyTable, seconds: float) -> Iterator[tuple[str, Widths]]:
-    """The points of a graph: first those that are missing, then all, again and again."""
-    points = list(wanted(graph, table.quantum))
+def _rounds(points: list[tuple[str, Widths]], table: LatencyTable, seconds: float) -> Iterator[tuple[str, Widths]]:
+    """First the points that are missing, then all, again and again."""
     begin = time.monotonic()
     yield from ((key, w) for key, w in points if w not in table.points.get(key, ()))
     while points and time.monotonic() - begin < seconds:
@@ -136,7 +143,7 @@ class _Alone(nn.Module):
         self.op = op
         self.given: list[Tensor] = []
         for i, (shape, held) in enumerate(zip(op.shapes, op.held, strict=True)):
-            tensor = torch.randn(shape, device=where.device, dtype=where.dtype)
+            tensor = torch.rand(shape, device=where.device, dtype=where.dtype) + 0.5  # variances are among them
             if held:
                 self.register_buffer(f"t{i}", tensor)
             else:

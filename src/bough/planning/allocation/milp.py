@@ -34,10 +34,10 @@ class Milp:
         relative: losses relative to each group's mean.
         widths: entries of the menu per column.
         rounds: how often menus are refined.
-        seconds: for each program; if it runs out the note says how far from the optimum the plan can be.
+        seconds: for each program; if they run out the note says how far from the optimum the plan can be.
 
     Raises:
-        PlanError: scipy is not installed, no plan was found in time, or too many widths meet in one op (when called).
+        PlanError: scipy is not installed, or too many widths meet in one op (when called).
     """
 
     relative: bool = True
@@ -56,7 +56,11 @@ class Milp:
         note = ""
         for _ in range(self.rounds):
             menu = [self._menu(n, s, t) for n, s, t in zip(problem.steps, spacing, taken, strict=True)]
-            taken, gap = _Program(problem, menu).solve(lost, self.seconds)
+            solved = _Program(problem, menu).solve(lost, self.seconds)
+            if solved is None:
+                note = note or f"the solver found no plan in {self.seconds:g} s: this is the greedy one"
+                break
+            taken, gap = solved
             if gap > 1e-6:
                 note = f"the solver stopped after {self.seconds:g} s; the best plan on its menu can be {gap:.2%} better"
             if (spacing <= 1).all():
@@ -89,8 +93,8 @@ class _Program:
         self.entries: tuple[list[Any], list[Any], list[Any]] = ([], [], [])  # coefficients, rows, variables
         self.bounds: list[tuple[float, float]] = []
 
-    def solve(self, lost: Sequence[NDArray[np.float64]], seconds: float) -> tuple[Taken, float]:
-        """(steps taken, the gap to the optimum's bound)."""
+    def solve(self, lost: Sequence[NDArray[np.float64]], seconds: float) -> tuple[Taken, float] | None:
+        """(steps taken, the gap to the optimum's bound); None where none was found in time."""
         try:
             from scipy.optimize import Bounds, LinearConstraint, milp
             from scipy.sparse import coo_array
@@ -112,7 +116,7 @@ class _Program:
             options={"time_limit": seconds, "mip_rel_gap": 0.0},
         )  # fmt: skip
         if found.x is None:
-            raise PlanError(f"Milp found no plan in {seconds:g} s ({found.message}): give more seconds, or fewer widths")
+            return None
         taken = [m[int(np.argmax(found.x[a:b]))] for m, a, b in zip(self.menu, self.starts, self.starts[1:], strict=False)]
         return np.array(taken, dtype=np.int64), float(found.mip_gap or 0.0)
 
