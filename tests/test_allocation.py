@@ -1,6 +1,7 @@
 """Laws that all allocators share, over one table; exact ones against brute force."""
 
 import json
+import sys
 from itertools import product
 
 import numpy as np
@@ -195,6 +196,31 @@ def test_the_knapsack_is_never_worse_than_greedy(seed, share, name):
     limits = limits_of(form, {"macs": share, "params": 0.95})
     losses = [lost_by(a(form, made, limits), made) for a in (Knapsack(), Greedy())]
     assert losses[0] <= losses[1] + 1e-9
+
+
+@given(st.integers(0, 10**6), st.floats(0.4, 0.95), st.floats(0.4, 0.95), st.sampled_from(list(SMALL)))
+@settings(max_examples=25)
+def test_weighing_several_limits_anew_never_loses_and_milp_is_never_worse(seed, first, second, name):
+    form, made = instance(SMALL[name], seed)
+    limits = limits_of(form, {"macs": first, "params": second})
+    losses = [lost_by(a(form, made, limits), made) for a in (Milp(widths=4), Greedy(), Greedy(rounds=0))]
+    assert losses[0] <= losses[1] + 1e-9
+    assert losses[1] <= losses[2]
+
+
+def test_a_solver_without_time_gives_the_greedy_plan_and_says_so():
+    form, made = instance(SMALL["residual"], 0)
+    limits = limits_of(form, {"macs": 0.6})
+    found = Milp(seconds=0.0)(form, made, limits)
+    assert found.counts == Greedy()(form, made, limits).counts
+    assert "the solver" in found.note
+
+
+def test_milp_without_scipy_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    form, made = instance(SMALL["chain"], 0)
+    with pytest.raises(PlanError, match=r"needs scipy: pip install bough\[search\]"):
+        Milp()(form, made, limits_of(form, {"macs": 0.5}))
 
 
 @given(st.data())

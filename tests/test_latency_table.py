@@ -1,6 +1,7 @@
 """Latency tables: sums by hand, monotone stairs, files; and the search for a target. Nothing here is timed."""
 
 import json
+import sys
 from itertools import product
 
 import numpy as np
@@ -16,6 +17,7 @@ from bough.cost.latency_table import to_csv, wanted
 from bough.cost.op_shapes import is_timed, op_shapes, sized
 from bough.cost.staircase import Grid, Staircases
 from bough.errors import BudgetError, PlanError, TraceError
+from bough.measuring.backends import evaluating, runner
 from bough.measuring.table import _Alone, _Where, measure_table
 from bough.planning.allocation import ALLOCATORS, Milp
 from bough.spaces import count
@@ -49,7 +51,7 @@ def test_the_sum_by_hand():
     net = nn.Sequential(nn.Linear(4, 16), nn.ELU(), nn.Linear(16, 2))  # ELU is not timed by itself
     graph = bough.trace(net, torch.randn(3, 4))
     table = table_of(graph, lambda key, widths: 1e-6 * widths[0], quantum=4)
-    for kept, counted in ((16, 16), (12, 12), (9, 12), (8, 8), (1, 4)):  # the next multiple of 4
+    for kept, counted in ((16, 16), (12, 12), (9, 12), (8, 8), (1, 4)):  # the next multiple of 4, which is 16 / 4
         elu = OP + BYTE * 2 * 3 * kept * 4
         assert table.seconds(graph, {"0": kept})[0] == pytest.approx(2 * 1e-6 * counted + elu)
     assert table.scaled(3.0).seconds(graph)[0] == pytest.approx(3 * table.seconds(graph)[0])
@@ -268,3 +270,27 @@ def test_prune_takes_the_word_of_a_table_of_another_machine_and_says_so():
     assert result.latency is None
     assert any("predicted from a table of a chip" in n for n in result.plan.notes)
     assert result.report.equal
+
+
+def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(TraceError, match=r"needs onnx: pip install bough\[onnx\]"):
+        runner(nn.Linear(2, 2), torch.randn(1, 2), "onnxruntime")
+
+
+def test_runners_give_what_the_model_gives_and_leave_its_mode():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
+    x = torch.randn(4, 2)
+    with evaluating(net):
+        assert torch.equal(runner(net, {"input": x})(), net(x))
+    assert all(m.training for m in net.modules())
+
+
+def test_few_units_count_one_by_one():
+    """Heads: a quantum of 8 is for the dims of each."""
+    model, inputs = ZOO["gated_attention"]()
+    graph = bough.trace(model.eval(), inputs)
+    table = table_of(graph, quantum=8)
+    heads = next(g for g in graph.groups if g.kind == "head")
+    times = table.seconds(graph, *({heads.name: n} for n in range(1, heads.size + 1)))
+    assert (np.diff(times) > 0).all()

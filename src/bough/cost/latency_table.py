@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bough.cost.op_shapes import OpShape, is_timed, op_shapes
 from bough.cost.polynomials import Builder, Counts, Polynomials, total
-from bough.cost.staircase import Grid, Staircases, Widths
+from bough.cost.staircase import Grid, Staircases, Widths, stair
 from bough.cost.traffic import activations, moving, weights
 from bough.errors import PlanError
 from bough.graph import Graph
@@ -34,7 +34,8 @@ class LatencyTable:
 
     Attributes:
         device, backend: what was measured: the machine in words, and "eager", "compile", "onnxruntime" or a vendor's own.
-        quantum: units that the hardware works on at once: a width counts as the next multiple.
+        quantum: units that the hardware works on at once: a width counts as the next multiple (one that is at most a few
+            times the quantum, such as heads, as it is).
         op_seconds, byte_seconds: an op that is not timed by itself takes the first, and the second for each byte read or
             written.
         points: {key of an op's form: {widths of its letters: seconds}}, see `bough.cost.op_shapes`.
@@ -42,14 +43,14 @@ class LatencyTable:
 
     Example:
         >>> import torch, bough
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
         >>> graph = bough.trace(net, torch.randn(1, 4))
         >>> points = {}
         >>> for key, (width,) in wanted(graph):
         ...     points.setdefault(key, {})[(width,)] = 1e-6 * width
         >>> table = LatencyTable("a chip", "its compiler", 8, 0.0, 0.0, points)
-        >>> [round(1e6 * float(t)) for t in table.seconds(graph, {"0": 16}, {"0": 9}, {"0": 8})]
-        [48, 48, 24]
+        >>> [round(1e6 * float(t)) for t in table.seconds(graph, {"0": 32}, {"0": 17}, {"0": 16})]
+        [96, 72, 48]
     """
 
     device: str
@@ -166,7 +167,7 @@ def to_csv(lines: list[tuple[str, Widths, float | None]]) -> str:
 
 
 def wanted(graph: Graph, quantum: int = 8) -> Iterator[tuple[str, Widths]]:
-    """The points (key, widths) that a table must have for a graph: multiples of `quantum`, from an eighth to the full width.
+    """The points (key, widths) that a table must have for a graph: multiples of its stairs, from an eighth to the full width.
 
     Forms of three letters or more are taken at fewer widths each.
 
@@ -182,7 +183,8 @@ def wanted(graph: Graph, quantum: int = 8) -> Iterator[tuple[str, Widths]]:
         if len(sizes) > _MOST_LETTERS:
             raise PlanError(f"an op has {len(sizes)} widths, more than a table can hold ({_MOST_LETTERS}): {key}")
         shares = _SHARES.get(len(sizes), _FEW)
-        axes = [sorted({min(n, -(-n * s // (8 * quantum)) * quantum) for s in shares}) for n in sizes]
+        steps = [stair(n, quantum) for n in sizes]
+        axes = [sorted({min(n, -(-n * s // (8 * q)) * q) for s in shares}) for n, q in zip(sizes, steps, strict=True)]
         yield from ((key, w) for w in product(*axes))
 
 

@@ -13,6 +13,11 @@ from bough.errors import PlanError
 Widths = tuple[int, ...]
 
 
+def stair(width: int, quantum: int) -> int:
+    """The step in which widths up to `width` count: of a few units (heads, groups) each one does."""
+    return quantum if width >= 4 * quantum else 1
+
+
 class Grid:
     """Times at all combinations of some widths per letter, made monotone: more units never take less time.
 
@@ -38,17 +43,17 @@ class Grid:
 class Staircases:
     """Several grids, looked up at once.
 
-    A width counts as the next multiple of `quantum`; between the points of its grid the time is interpolated linearly in
+    A width counts as the next multiple of its `stair`; between the points of its grid the time is interpolated linearly in
     each letter. Below the least width it is that of the least, above the largest that of the largest.
     """
 
     def __init__(self, grids: Sequence[Grid], quantum: int) -> None:
-        self._quantum = quantum
         letters = max((len(g.axes) for g in grids), default=0)
         longest = max((len(a) for g in grids for a in g.axes), default=1)
         self._widths = np.full((len(grids), letters, longest), np.inf)
         self._widths[:, :, :1] = 1.0
         self._last = np.zeros((len(grids), letters), dtype=np.int64)  # place of the last width
+        self._stairs = np.ones((len(grids), letters))
         self._strides = np.zeros((len(grids), letters), dtype=np.int64)
         self._starts = np.cumsum([0, *(g.times.size for g in grids)])[:-1]
         self._times = np.concatenate([g.times.ravel() for g in grids]) if grids else np.zeros(0)
@@ -56,6 +61,7 @@ class Staircases:
             for j, axis in enumerate(g.axes):
                 self._widths[i, j, : len(axis)] = axis
                 self._last[i, j] = len(axis) - 1
+                self._stairs[i, j] = stair(axis[-1], quantum)
                 self._strides[i, j] = int(np.prod(g.times.shape[j + 1 :]))
 
     def __call__(self, widths: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -67,7 +73,8 @@ class Staircases:
         for j in range(letters):
             known, last = self._widths[:, j], self._last[:, j, None]
             top = known[rows[:, 0], last[:, 0]][:, None]
-            wide = np.minimum(np.ceil(widths[:, j] / self._quantum) * self._quantum, top)
+            step = self._stairs[:, j, None]
+            wide = np.minimum(np.ceil(widths[:, j] / step) * step, top)
             low = np.clip((known[:, :, None] <= wide[:, None, :]).sum(axis=1) - 1, 0, last)
             high = np.minimum(low + 1, last)
             start, end = known[rows, low], known[rows, high]

@@ -125,8 +125,11 @@ def _rounds(points: list[tuple[str, Widths]], table: LatencyTable, seconds: floa
 def _least(op: _Alone, where: _Where) -> float:
     """The least seconds of some runs."""
     with evaluating(op):
-        run = runner(op, tuple(op.given), where.backend)
-        run()
+        try:
+            run = runner(op, tuple(op.given), where.backend)
+            run()
+        except Exception as error:
+            raise TraceError(f"{op.op.name} at {op.op.shapes} can not be run alone ({where.backend}): {error}") from error
         times: list[float] = []
         while len(times) < _RUNS and (len(times) < 2 or sum(times) < _ENOUGH):
             begin = time.perf_counter()

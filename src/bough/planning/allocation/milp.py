@@ -58,7 +58,7 @@ class Milp:
             menu = [self._menu(n, s, t) for n, s, t in zip(problem.steps, spacing, taken, strict=True)]
             solved = _Program(problem, menu).solve(lost, self.seconds)
             if solved is None:
-                note = note or f"the solver found no plan in {self.seconds:g} s: this is the greedy one"
+                note = note or f"the solver found no plan in {self.seconds:g} s: the plan is the best of those before"
                 break
             taken, gap = solved
             if gap > 1e-6:
