@@ -2,10 +2,10 @@
 
     python -m benchmarks.latency --models resnet50 vit_s --backends eager onnxruntime --targets 75 50 33
 
-Batch 1, one thread. For each (model, backend) a table is measured once; for each target a plan is made by `meet_latency`,
-and a process of its own then cuts the original by it and measures both, turn by turn. Tables, plans and rows are kept in
---cache: what is there is not done again. Run it on a quiet machine. Where that can not be had, --clock cpu takes the CPU
-time of the one thread in place of the clock, and the rows say so.
+Batch 1, one thread. For each (model, backend) a table is measured once, and corrected by random cuts. For each target a
+plan is made by `meet_latency`, and a process of its own then cuts the original by it and measures both, turn by turn.
+Tables, plans and rows are kept in --cache: what is there is not done again. Run it on a quiet machine. Where that can not
+be had, --clock cpu takes the CPU time of the one thread in place of the clock, and the rows say so.
 """
 
 from __future__ import annotations
@@ -46,15 +46,12 @@ def side_by_side(models: dict[str, Any], inputs: Any, backend: str, clock: str, 
 def make(args: argparse.Namespace) -> dict[str, Any]:
     """The table (or what is in the cache of it) and the plans of one (model, backend, target)."""
     import bough
+    from bough.correcting import correct_table
     from bough.cost import LatencyTable
     from bough.targeting import meet_latency
 
     model, inputs = build(args.model)
     graph = bough.trace(model, inputs)
-    path = args.cache / f"{args.model}-{args.backend}.json"
-    table = LatencyTable.load(path) if path.exists() else None
-    if table is None:
-        table = LatencyTable.measure(graph, args.backend, seconds=args.seconds, path=path, progress=False)
     scores = bough.score(graph, bough.importance.Magnitude())
     whole = side_by_side({"whole": model}, inputs, args.backend, args.clock, args.repeats)["whole"]
 
@@ -65,6 +62,12 @@ def make(args: argparse.Namespace) -> dict[str, Any]:
         both = side_by_side({"whole": model, "cut": cut}, inputs, args.backend, args.clock, args.repeats)
         return whole * both["cut"] / both["whole"]
 
+    path = args.cache / f"{args.model}-{args.backend}.json"
+    corrected = path.with_suffix(f".{args.clock}.json")
+    if not corrected.exists():
+        table = LatencyTable.measure(graph, args.backend, seconds=args.seconds, path=path, progress=False)
+        correct_table(graph, table, measure, plans=args.plans).save(corrected)
+    table = LatencyTable.load(corrected)
     how = {"allocation": "greedy", "round_to": ROUND_TO}
     begin = time.perf_counter()
     timed = meet_latency(graph, scores, bough.Budget(latency=f"{args.target}%"), table, measure=measure, **how)
@@ -105,7 +108,7 @@ def one(args: argparse.Namespace, model: str, backend: str, target: int) -> dict
     for step in ("make", "check"):
         options = ["--worker", step, "--model", model, "--backend", backend, "--target", str(target)]
         options += ["--cache", str(args.cache), "--clock", args.clock]
-        options += ["--repeats", str(args.repeats), "--seconds", str(args.seconds)]
+        options += ["--repeats", str(args.repeats), "--seconds", str(args.seconds), "--plans", str(args.plans)]
         row |= harness.measure("benchmarks.latency", options, args.timeout)
         if "error" in row or "timeout_s" in row:
             return row
@@ -121,6 +124,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=60.0, help="for each table")
+    parser.add_argument("--plans", type=int, default=12, help="random cuts by which each table is corrected")
     parser.add_argument("--timeout", type=float, default=3600.0)
     parser.add_argument("--cache", type=Path, default=harness.ROOT / ".latency")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "benchmarks" / "results" / "latency.json")

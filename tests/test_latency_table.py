@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bough
+from bough.correcting import correct_table, fitted
 from bough.cost import LatencyTable
 from bough.cost.latency_table import to_csv, wanted
 from bough.cost.op_shapes import is_timed, op_shapes, sized
@@ -119,10 +121,10 @@ def test_the_ops_of_a_table_run_alone_and_give_the_shapes_they_gave(graph):
 
 
 def test_json_and_csv_round_trip(graph, tmp_path):
-    table = table_of(graph, scale=1.25)
+    table = table_of(graph, scale=1.25, factors={"linear": 1.5})
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table
-    empty = LatencyTable("a chip", "its compiler", 2, OP, BYTE, {}, 1.25)
+    empty = LatencyTable("a chip", "its compiler", 2, OP, BYTE, {}, 1.25, {"linear": 1.5})
     assert empty.with_csv(table.to_csv()) == table
     asked = to_csv([(key, w, None) for key, w in wanted(graph, 2)])
     with pytest.raises(PlanError, match=r"line 2 of the CSV can not be read"):
@@ -294,3 +296,41 @@ def test_few_units_count_one_by_one():
     heads = next(g for g in graph.groups if g.kind == "head")
     times = table.seconds(graph, *({heads.name: n} for n in range(1, heads.size + 1)))
     assert (np.diff(times) > 0).all()
+
+
+def test_factors_are_by_name_and_add_up():
+    model, inputs = ZOO["residual"]()
+    graph = bough.trace(model.eval(), inputs)
+    plain, counts = table_of(graph), np.array([[float(g.size) for g in graph.groups]])
+    parts = plain.part(graph).by_name(counts)
+    assert sum(parts.values())[0] == pytest.approx(plain.seconds(graph)[0])
+    factors = {name: 1.0 + i for i, name in enumerate(parts)}
+    expected = sum(factors[name] * seconds[0] for name, seconds in parts.items())
+    assert table_of(graph, factors=factors).seconds(graph)[0] == pytest.approx(expected)
+
+
+def test_correcting_finds_what_a_machine_takes():
+    """Measured is the table's own sum with other factors, and noise of 1 %."""
+    torch.manual_seed(0)
+    model, inputs = ZOO["residual"]()
+    graph = bough.trace(model.eval(), inputs)
+    table = table_of(graph, quantum=1)
+    machine = replace(table, scale=3.0, factors={"convolution": 0.5, "batch_norm": 4.0, "relu": 6.0})
+    rng = np.random.default_rng(0)
+
+    def measure(model):
+        counts = {"stem": model.stem.out_channels, "a": model.a.out_channels}
+        return float(machine.seconds(graph, counts)[0]) * rng.uniform(0.99, 1.01)
+
+    found = correct_table(graph, table, measure, plans=16)
+    counts = [{g.name: int(rng.integers(1, g.size + 1)) for g in graph.groups} for _ in range(20)]
+    scaled = table.scaled(float(machine.seconds(graph)[0] / table.seconds(graph)[0]))
+    wrong, before = (np.abs(t.seconds(graph, *counts) / machine.seconds(graph, *counts) - 1).max() for t in (found, scaled))
+    assert wrong < 0.05 < 0.15 < before
+
+
+@given(st.integers(0, 10**6))
+def test_exact_times_give_the_factors(seed):
+    rng = np.random.default_rng(seed)
+    parts, factors = rng.uniform(1, 100, (30, 4)), rng.uniform(0.5, 2.0, 4)
+    assert fitted(parts, parts @ factors) == pytest.approx(factors, rel=0.05)

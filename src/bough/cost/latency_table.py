@@ -26,6 +26,7 @@ FORMAT, VERSION = "bough-latency-table", 1
 _SHARES = {1: (1, 2, 4, 6, 8), 2: (1, 2, 4, 6, 8), 3: (2, 4, 8)}  # eighths of the full width, by the number of letters
 _FEW = (2, 8)
 _MOST_LETTERS = 8
+OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class LatencyTable:
             written.
         points: {key of an op's form: {widths of its letters: seconds}}, see `bough.cost.op_shapes`.
         scale: the ratio of measured to summed times, as measuring a whole model finds it.
+        factors: the same by name of op (OTHER: of all that are not timed by themselves), as `correct_table` finds it.
 
     Example:
         >>> import torch, bough
@@ -60,13 +62,13 @@ class LatencyTable:
     byte_seconds: float
     points: Mapping[str, Mapping[Widths, float]] = field(default_factory=dict)
     scale: float = 1.0
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
         """What predictions stand on, in words."""
-        return f"predicted from a table of {self.device}, {self.backend}" + (
-            f", scaled by {self.scale:.3f} as measured" if self.scale != 1.0 else ""
-        )
+        corrected = f", scaled by {self.scale:.3f} as measured" if self.scale != 1.0 else ""
+        return f"predicted from a table of {self.device}, {self.backend}{corrected}"
 
     def part(self, graph: Graph) -> LatencyForm:
         """The latency of a graph's model as a function of the groups' counts.
@@ -98,7 +100,7 @@ class LatencyTable:
         data = {"format": FORMAT, "version": VERSION, "device": self.device, "backend": self.backend}
         numbers = {k: getattr(self, k) for k in ("quantum", "op_seconds", "byte_seconds", "scale")}
         points = {key: [[list(w), t] for w, t in sorted(times.items())] for key, times in self.points.items()}
-        return json.dumps({**data, **numbers, "points": points}, indent=1)
+        return json.dumps({**data, **numbers, "factors": dict(self.factors), "points": points}, indent=1)
 
     @staticmethod
     def from_json(text: str) -> LatencyTable:
@@ -115,7 +117,10 @@ class LatencyTable:
                 )
             points = {key: {tuple(map(int, w)): float(t) for w, t in times} for key, times in data["points"].items()}
             numbers = (int(data["quantum"]), float(data["op_seconds"]), float(data["byte_seconds"]))
-            return LatencyTable(str(data["device"]), str(data["backend"]), *numbers, points, float(data["scale"]))
+            factors = {str(name): float(x) for name, x in data["factors"].items()}
+            return LatencyTable(
+                str(data["device"]), str(data["backend"]), *numbers, points, float(data["scale"]), factors
+            )  # fmt: skip
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):
                 raise
@@ -210,7 +215,14 @@ class LatencyForm:
         self._others = _others(table, graph)
         ops = [tuple(sorted({place[a] for s in x.letters for a in s.atoms if a in place})) for x in shapes]
         self.scopes = [*ops, *self._others.scopes]
-        self.matrix = table.scale * np.concatenate([np.ones((1, len(shapes))), self._others.matrix], axis=1)
+        self.names = [*(s.name for s in shapes), *(OTHER for _ in self._others.scopes)]  # of each term
+        factors = [table.factors.get(name, 1.0) for name in self.names]
+        self.matrix = np.concatenate([np.ones((1, len(shapes))), self._others.matrix], axis=1) * factors * table.scale
+
+    def by_name(self, counts: Counts) -> dict[str, NDArray[np.float64]]:
+        """The seconds [plans] that the ops of each name take together."""
+        seconds = self.matrix.T * self.terms(counts)
+        return {name: seconds[[n == name for n in self.names]].sum(axis=0) for name in dict.fromkeys(self.names)}
 
     def terms(self, counts: Counts) -> NDArray[np.float64]:
         widths = self._widths.matrix @ self._widths.terms(counts)

@@ -30,9 +30,10 @@ _TRANSPOSED, _GROUPS = 6, 8  # places among the arguments of a convolution
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OpShape:
-    """The form of an op, and the space that each letter of it stands for."""
+    """The form of an op, its name, and the space that each letter stands for."""
 
     key: str
+    name: str
     letters: tuple[Space, ...]
 
 
@@ -89,7 +90,7 @@ def _shape(op: OpRecord, free: set[Atom]) -> OpShape:
     if op.name == "layer_norm":
         options[1] = {"sizes": [size(s) for s in op.arguments[0][-len(options[1]) :]]}
     data = {"op": op.name, "shapes": shapes, "held": [bool(s) for s in op.states], "options": options}
-    return OpShape(json.dumps(data), tuple(letters))
+    return OpShape(json.dumps(data), op.name.rstrip("_"), tuple(letters))
 
 
 def _independent(spaces: list[Space], free: set[Atom]) -> list[Space]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bough.errors import PlanError
-from bough.planning.allocation.along import Global, Isomorphic, Uniform
+from bough.planning.allocation.along import Global, Isomorphic, Uniform, form_of
 from bough.planning.allocation.columns import Column, columns, unit_scores, widths
 from bough.planning.allocation.greedy import Greedy
 from bough.planning.allocation.knapsack import Knapsack
@@ -31,5 +31,5 @@ def allocator(given: str | Allocator) -> Allocator:
 
 __all__ = [
     "ALLOCATORS", "Allocation", "Allocator", "Column", "Global", "Greedy", "Isomorphic", "Knapsack", "Milp", "Sensitivity",
-    "Uniform", "allocator", "columns", "unit_scores", "widths",
+    "Uniform", "allocator", "columns", "form_of", "unit_scores", "widths",
 ]  # fmt: skip
