@@ -3,7 +3,7 @@
 Alone, an op finds its inputs in the cache and its memory at hand; within a model some ops find less of that than others.
 So the time of a model is taken as a weighted sum of what its ops take alone, and the weights are fitted:
 
-    min_f  sum_i ((t_i - sum_k f_k x_ik) / (noise t_i))^2 + sum_k (f_k / f_0 - 1)^2
+    min_f  sum_i ((t_i - sum_k f_k x_ik) / (noise t_i))^2 + sum_k ((f_k / f_0 - 1) / spread)^2
 
 with t_i the measured time of model i, x_ik the sum over its ops of name k by the table, and f_0 the factor common to all.
 """
@@ -24,8 +24,9 @@ from bough.importance import Random, score
 from bough.planning import plan
 from bough.planning.allocation import form_of
 
-_NOISE = 0.02  # of a measurement, as a share
-_RANGE = 20.0  # how far a factor may be from the common one
+_NOISE = 0.05  # of a time, as a share: of measuring it, and of taking it for a sum
+_SPREAD = 1.0  # of the factors about the common one, as a share of it
+_RANGE = 10.0  # how far a factor may be from the common one
 
 
 def correct_table(
@@ -63,6 +64,7 @@ def fitted(parts: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[
     common = float(np.median(seconds / parts.sum(axis=1)))
     rows = common * parts / (_NOISE * seconds[:, None])
     names = parts.shape[1]
-    matrix, wanted = np.concatenate([rows, np.eye(names)]), np.concatenate([np.full(len(rows), 1 / _NOISE), np.ones(names)])
-    found = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
+    prior = np.eye(names) / _SPREAD
+    wanted = np.concatenate([np.full(len(rows), 1 / _NOISE), prior.sum(axis=1)])
+    found = np.linalg.lstsq(np.concatenate([rows, prior]), wanted, rcond=None)[0]
     return common * np.clip(found, 1 / _RANGE, _RANGE)
