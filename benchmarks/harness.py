@@ -47,7 +47,7 @@ def versions() -> dict[str, Any]:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
     out: dict[str, Any] = {"python": platform.python_version()}
-    for package in ("torch", "torch-pruning", "torchvision", "transformers"):
+    for package in ("torch", "torch-pruning", "torchvision", "transformers", "scipy", "onnx", "onnxruntime"):
         try:
             out[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -7,7 +7,11 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import bough
 from bough.cli.commands import app
+from bough.cost import LatencyTable
+from bough.cost.latency_table import wanted
+from tests.zoo.small import mlp
 
 MODEL = "tests.zoo.small:mlp"
 
@@ -33,6 +37,20 @@ def test_prune_then_measure(tmp_path):
     rows = json.loads(run("measure", MODEL, "--checkpoint", out, "--repeats", "3", "--json"))
     assert rows["pruned"]["params"] == data["after"]["params"]
     assert rows["pruned"]["latency"]["repeats"] == 3
+
+
+def test_prune_to_a_latency_and_a_size_at_a_precision(tmp_path):
+    graph = bough.trace(*mlp())
+    points = {}
+    for key, widths in wanted(graph):
+        points.setdefault(key, {})[widths] = 1e-6 * sum(widths)
+    LatencyTable("a chip", "its compiler", 8, 0.0, 0.0, points).save(tmp_path / "table.json")
+    words = ["--budget", "latency=80%", "--budget", "size=80%", "--budget", "precision=int8", "--allocation", "greedy"]
+    data = json.loads(run("prune", MODEL, *words, "--table", str(tmp_path / "table.json"), "--json"))
+    assert data["after"]["latency"] <= 0.8 * data["before"]["latency"]
+    assert data["after"]["stored"] <= 0.8 * data["before"]["stored"]
+    assert any("a chip" in note for note in data["notes"])
+    assert "us" in run("prune", MODEL, *words, "--table", str(tmp_path / "table.json"))
 
 
 @pytest.mark.parametrize(

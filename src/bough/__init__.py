@@ -4,20 +4,24 @@ trace -> score -> plan -> cut -> verify -> recover -> save
 """
 
 from bough import errors, importance, recovery
-from bough.cost import Cost
+from bough.correcting import correct_table
+from bough.cost import Cost, EnergyModel, LatencyTable
+from bough.curves import sensitivity
 from bough.cutting import Verification, cut, cut_, mask, rebuild, transfer_optimizer, verify
 from bough.errors import BoughError
 from bough.exporting import load, save
 from bough.graph import Frozen, Graph, Group, Layer, Member
 from bough.importance import score
 from bough.pipeline import Result, prune
-from bough.planning import Budget, Plan, plan
+from bough.planning import Budget, Plan, allocation, plan
 from bough.recovery import Training, distill, finetune, iterate
+from bough.targeting import meet_latency
 from bough.tracing import trace
 
 __all__ = [
-    "BoughError", "Budget", "Cost", "Frozen", "Graph", "Group", "Layer", "Member", "Plan", "Result", "Training", "Verification",
-    "cut", "cut_", "distill", "errors", "finetune", "importance", "iterate", "load", "mask", "plan", "prune", "rebuild",
-    "recovery", "save", "score", "trace", "transfer_optimizer", "verify",
+    "BoughError", "Budget", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer", "Member", "Plan",
+    "Result", "Training", "Verification", "allocation", "correct_table", "cut", "cut_", "distill", "errors", "finetune",
+    "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild", "recovery", "save", "score",
+    "sensitivity", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ import typer
 import bough
 from bough.cli.models import resolve
 from bough.cli.train import Task, distill, finetune, prune_iteratively
+from bough.cost import LatencyTable
 from bough.errors import BudgetError, ModelReferenceError
 from bough.measuring import latencies
 from bough.recovery import Iterated, Training
@@ -57,10 +58,11 @@ def prune(
     budget: Annotated[list[str], typer.Option(help="such as macs=50% or size=256KiB; may be repeated")],
     input_shape: Shape = None,
     importance: Annotated[str, typer.Option(help=", ".join(CRITERIA))] = "l2",
-    allocation: Annotated[str, typer.Option(help="global or uniform")] = "global",
+    allocation: Annotated[str, typer.Option(help="global, uniform, isomorphic, greedy, knapsack or milp")] = "global",
     round_to: Annotated[int, typer.Option(help="widths become multiples of this")] = 1,
     ignore: Annotated[list[str] | None, typer.Option(help="a module, parameter or group to leave; may be repeated")] = None,
     exact_only: Annotated[bool, typer.Option(help="leave groups over which a statistic runs")] = False,
+    table: Annotated[Path | None, typer.Option(help="JSON of a latency table, for --budget latency=...")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the plan and the weights")] = None,
     iterative: Annotated[int, typer.Option(help="cut in so many steps, with training by --task after each")] = 1,
     schedule: Annotated[str, typer.Option(help="of the steps: geometric, linear or cubic")] = "geometric",
@@ -74,7 +76,8 @@ def prune(
     if importance not in CRITERIA:
         raise ModelReferenceError(f"--importance {importance!r} is unknown: use one of {', '.join(CRITERIA)}")
     net, inputs = resolve(model, input_shape)
-    planning = partial(bough.plan, allocation=allocation, round_to=round_to, exact_only=exact_only)
+    times = None if table is None else LatencyTable.load(table)
+    planning = partial(bough.plan, allocation=allocation, round_to=round_to, exact_only=exact_only, table=times)
     result: bough.Result | Iterated
     if iterative > 1 or task is not None:
         training = Training(epochs=epochs, lr=lr, folder=out, progress=not as_json)
@@ -85,7 +88,7 @@ def prune(
     else:
         result = bough.prune(
             net, inputs, bounds, importance=CRITERIA[importance](), allocation=allocation, round_to=round_to,
-            ignore=ignore or (), exact_only=exact_only,
+            ignore=ignore or (), exact_only=exact_only, table=times,
         )  # fmt: skip
     if out is not None:
         bough.save(result, out)
@@ -95,12 +98,15 @@ def prune(
             json.dumps(
                 {
                     "before": plan.original.to_dict(), "after": plan.cost.to_dict(), "groups": plan.groups,
-                    "not_cut": plan.frozen, "verification": result.report.to_dict(), "saved": str(out) if out else None,
+                    "not_cut": plan.frozen, "notes": plan.notes,
+                    "verification": result.report.to_dict(), "saved": str(out) if out else None,
                 }
             )
         )  # fmt: skip
         return
     show(costs_table({"before": result.plan.original.to_dict(), "after": result.plan.cost.to_dict()}))
+    for note in result.plan.notes:
+        typer.echo(note)
     for name, why in result.plan.frozen.items():
         typer.echo(f"not cut: {name}: {why}")
     typer.echo(str(result.report))

@@ -1,5 +1,12 @@
 """What a model costs, as closed forms of the kept counts."""
 
-from bough.cost.closed_form import ClosedForm, Cost, closed_form, cost_of
+from bough.cost.closed_form import ClosedForm, closed_form, cost_of
+from bough.cost.cost import Cost, shown
+from bough.cost.energy import EnergyModel
+from bough.cost.latency_table import LatencyTable
+from bough.cost.precision import PRECISIONS
+from bough.cost.prices import Prices
 
-__all__ = ["ClosedForm", "Cost", "closed_form", "cost_of"]
+__all__ = [
+    "PRECISIONS", "ClosedForm", "Cost", "EnergyModel", "LatencyTable", "Prices", "closed_form", "cost_of", "shown",
+]  # fmt: skip

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from bough.tracing.trace import split_inputs
+from bough.measuring.backends import evaluating, runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Latency:
 
 
 def latencies(
-    models: Mapping[str, nn.Module], example_inputs: Any, *, repeats: int = 30, warmup: int = 3
+    models: Mapping[str, nn.Module], example_inputs: Any, *, repeats: int = 30, warmup: int = 3, backend: str = "eager"
 ) -> dict[str, Latency]:
     """Times several models side by side, turn by turn, in eval mode; each model's mode is restored.
 
@@ -38,32 +37,26 @@ def latencies(
         models: by name, all taking the same inputs.
         example_inputs: as for `bough.trace`.
         repeats, warmup: timed and untimed passes of each model.
+        backend: "eager", "compile" or "onnxruntime", see `runner`.
+
+    Raises:
+        TraceError: as `runner`.
     """
-    args, kwargs = split_inputs(example_inputs)
-    modes = {n: [(m, m.training) for m in model.modules()] for n, model in models.items()}
     times: dict[str, list[float]] = {n: [] for n in models}
-    try:
-        for model in models.values():
-            model.eval()
-        with torch.inference_mode():
-            for turn in range(warmup + repeats):
-                for name, model in models.items():
-                    begin = time.perf_counter()
-                    model(*args, **kwargs)
-                    if torch.cuda.is_initialized():
-                        torch.cuda.synchronize()
-                    if turn >= warmup:
-                        times[name].append(time.perf_counter() - begin)
-    finally:
-        for kept in modes.values():
-            for module, training in kept:
-                module.training = training
+    with evaluating(*models.values()):
+        runs = {n: runner(model, example_inputs, backend) for n, model in models.items()}
+        for turn in range(warmup + repeats):
+            for name, run in runs.items():
+                begin = time.perf_counter()
+                run()
+                if turn >= warmup:
+                    times[name].append(time.perf_counter() - begin)
     return {n: _summary(t) for n, t in times.items()}
 
 
-def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 30, warmup: int = 3) -> Latency:
+def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 30, warmup: int = 3, backend: str = "eager") -> Latency:
     """Times one model; see `latencies`."""
-    return latencies({"model": model}, example_inputs, repeats=repeats, warmup=warmup)["model"]
+    return latencies({"model": model}, example_inputs, repeats=repeats, warmup=warmup, backend=backend)["model"]
 
 
 def _summary(times: list[float]) -> Latency:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from bough.cost import Cost
+from bough.cost import Cost, EnergyModel, LatencyTable, Prices
+from bough.cost.precision import precision as precision_called
 from bough.errors import BudgetError
 
 _SI = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _IEC = {"KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30}
-_BASE = {"params": "", "macs": "MAC", "size": "B", "peak_memory": "B"}
-_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[A-Za-z]*)\s*", re.IGNORECASE)
+_SMALL = {"": 1.0, "m": 1e-3, "u": 1e-6, "µ": 1e-6, "n": 1e-9}
+_BASE = {"params": "", "macs": "MAC", "size": "B", "peak_memory": "B", "latency": "s", "energy": "J"}
+_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[A-Za-zµ]*)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What may remain after pruning: each field an upper bound, several at once are all met.
 
-    A field is a number in its unit (parameters, MACs, bytes) or a string: "50%" of the original model, "1.2 GMAC",
-    "2.5 M", "256 KiB". Percentages above 100 and unknown units are errors.
+    A field is a number in its unit (parameters, MACs, bytes, seconds, joules) or a string: "50%" of the original model,
+    "1.2 GMAC", "2.5 M", "256 KiB", "3 ms", "2 mJ". Percentages above 100 and unknown units are errors.
+
+    `size` is in bytes of the state dict as it is, or where `precision` is given ("int8", see `PRECISIONS`) as it will be
+    stored: weights at that precision, a float32 scale per output channel, biases and norms in 4 bytes. Percentages are then
+    of the original model at that precision, too. `latency` needs a `LatencyTable`, see `plan`.
 
     Raises:
         BudgetError: a value that can not be read, an unknown unit, a percentage above 100, or no bound at all.
@@ -33,18 +39,47 @@ class Budget:
     macs: float | str | None = None
     size: float | str | None = None
     peak_memory: float | str | None = None
+    latency: float | str | None = None
+    energy: float | str | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
-        if all(getattr(self, f.name) is None for f in fields(self)):
-            raise BudgetError("Budget() bounds nothing: give at least one of params, macs, size, peak_memory")
-        for f in fields(self):
-            if getattr(self, f.name) is not None:
-                parse(f.name, getattr(self, f.name), 1.0)
+        if not self._bounds():
+            raise BudgetError(f"Budget() bounds nothing: give at least one of {', '.join(_BASE)}")
+        for field, value in self._bounds().items():
+            parse(field, value, 1.0)
+        if self.precision is not None:
+            precision_called(self.precision)
 
     def limits(self, original: Cost) -> dict[str, float]:
-        """The bounds as numbers, for a model of cost `original`."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: parse(k, v, float(getattr(original, k))) for k, v in given.items() if v is not None}
+        """The bounds as numbers per field of `Cost`, for a model of cost `original`."""
+        costs = original.to_dict()
+        found = {}
+        for field, value in self._bounds().items():
+            of = "stored" if field == "size" and self.precision else field
+            found[of] = parse(field, value, float(costs.get(of, 0.0)))
+        return found
+
+    def _bounds(self) -> dict[str, float | str]:
+        return {k: getattr(self, k) for k in _BASE if getattr(self, k) is not None}
+
+
+def priced(budget: Budget | None, table: LatencyTable | None, energy: EnergyModel | None) -> Prices:
+    """What the costs have to tell for a budget.
+
+    Raises:
+        BudgetError: a budget of latency without a table.
+    """
+    if budget is None:
+        return Prices(None, table, energy)
+    if budget.latency is not None and table is None:
+        raise BudgetError(
+            f"latency={budget.latency!r} needs a table of times: give table=bough.LatencyTable.measure(graph), or one that was "
+            "measured elsewhere"
+        )
+    if budget.energy is not None and energy is None:
+        energy = EnergyModel.of(budget.precision or "float32")
+    return Prices(budget.precision, table, energy)
 
 
 def parse(field: str, value: float | str, original: float) -> float:
@@ -69,7 +104,12 @@ def parse(field: str, value: float | str, original: float) -> float:
 
 
 def _factor(field: str, unit: str, value: str) -> float:
-    text, base = unit.upper(), _BASE[field]
+    base = _BASE[field]
+    if field in ("latency", "energy"):
+        if (unit == "" or unit.endswith(base)) and unit.removesuffix(base) in _SMALL:
+            return _SMALL[unit.removesuffix(base)]
+        raise BudgetError(f"{field}={value!r}: unknown unit {unit!r}; write '50%' or {_example(field)}")
+    text = unit.upper()
     for name in (f"{base}S", base):
         if base and text.endswith(name):
             text = text[: -len(name)]
@@ -82,4 +122,5 @@ def _factor(field: str, unit: str, value: str) -> float:
 
 
 def _example(field: str) -> str:
-    return {"macs": "'1.2 GMAC'", "params": "'2.5 M'"}.get(field, "'256 KiB'")
+    known = {"macs": "'1.2 GMAC'", "params": "'2.5 M'", "latency": "'3 ms'", "energy": "'2 mJ'"}
+    return known.get(field, "'256 KiB'")

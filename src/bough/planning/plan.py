@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from bough.cost import Cost
+from bough.cost import Cost, shown
 from bough.errors import PlanError
 
 FORMAT, VERSION = "bough-plan", 1
@@ -39,6 +39,7 @@ class Plan:
         ragged: {cut group: the group for each of whose units it keeps other units}, and `alike`: {group: why it could not}.
         cost, original: predicted cost after and before.
         rebuild: the model's own Python contradicts the plan, so it is carried out by `bough.rebuild`, not by `cut`.
+        notes: what is to be said about how it was decided, and what its latency and energy stand on.
         fingerprint: of the model that the plan was made for.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     ragged: dict[str, str] = field(default_factory=dict)
     alike: dict[str, str] = field(default_factory=dict)
     rebuild: bool = False
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -83,6 +85,7 @@ class Plan:
             "ragged": self.ragged,
             "alike": self.alike,
             "rebuild": self.rebuild,
+            "notes": list(self.notes),
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -125,6 +128,7 @@ class Plan:
                 ragged=dict(data.get("ragged", {})),  # plans made before there were these fields do not say
                 alike=dict(data.get("alike", {})),
                 rebuild=bool(data.get("rebuild", False)),
+                notes=tuple(data.get("notes", ())),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from None
@@ -135,7 +139,9 @@ class Plan:
         lines += [f"left out: {name}" for name in self.left_out]
         for key, after in self.cost.to_dict().items():
             before = self.original.to_dict()[key]
-            lines.append(f"{key:20} {before:>16,} -> {after:>16,}  ({after / before:.1%} kept)" if before else f"{key:20} 0")
+            change = f"{shown(key, before):>16} -> {shown(key, after):>16}  ({after / before:.1%} kept)" if before else "0"
+            lines.append(f"{key:20} {change}")
+        lines += self.notes
         lines += [f"ragged: {n}, for each of {over}" for n, over in self.ragged.items()]
         lines += [f"not ragged: {n}: {why}" for n, why in self.alike.items()]
         lines += [f"not cut: {n}: {why}" for n, why in self.frozen.items()]

@@ -9,11 +9,13 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from bough.cost import Cost, closed_form
+from bough.cost import ClosedForm, Cost, EnergyModel, LatencyTable, shown
 from bough.errors import BudgetError, ConflictError, PlanError
 from bough.graph import Graph, Group
-from bough.planning.allocation import allocate, columns
-from bough.planning.budget import Budget
+from bough.planning.alignment import aligned
+from bough.planning.allocation import Allocation, Allocator, allocator, columns, unit_scores
+from bough.planning.allocation import widths as allowed
+from bough.planning.budget import Budget, priced
 from bough.planning.depth import chosen, left_out, widths
 from bough.planning.equations import Ties, solve, ties
 from bough.planning.fold import fold
@@ -32,8 +34,8 @@ def plan(
     budget: Budget | None = None,
     *,
     keep: float | Mapping[str, int] | None = None,
-    allocation: str = "global",
-    round_to: int = 1,
+    allocation: str | Allocator = "global",
+    round_to: int | str = 1,
     minimum: float = 1,
     drop: Iterable[str] = (),
     ignore: Iterable[str] = (),
@@ -41,6 +43,8 @@ def plan(
     uniform: bool = False,
     ragged: bool = False,
     on_conflict: str = "freeze",
+    table: LatencyTable | None = None,
+    energy: EnergyModel | None = None,
 ) -> Plan:
     """Decides what stays: the largest plan that meets `budget`, or the counts that `keep` gives.
 
@@ -49,9 +53,11 @@ def plan(
         scores: one array [units] per group name, as from `score`; low scores go first.
         budget: upper bounds on what remains.
         keep: instead of a budget: a share (0..1] of every group, or {group or list of layers: how many to keep}.
-        allocation: "global" ranks all units together, each relative to its group's mean; "uniform" cuts all groups by
-            the same share.
-        round_to: widths that are cut become multiples of this (heads, counted one by one, excepted).
+        allocation: how the budget is met, by name or as an allocator with options of its own: "global" ranks all units
+            together, each relative to its group's mean; "uniform" cuts all groups by the same share; "isomorphic" ranks
+            among groups of equal form; "greedy" goes by importance lost per cost saved; "knapsack" and "milp" solve for it.
+        round_to: widths that are cut become multiples of this (heads, counted one by one, excepted): a number, or the name
+            of what they are to suit (see `ALIGNMENTS`).
         minimum: least units kept per group: a number of units, or a share below 1.
         drop: names of layers to leave out (see `graph.layers`); what remains of the budget is met by widths.
         ignore: names of groups, modules or parameters to leave.
@@ -64,6 +70,9 @@ def plan(
         on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises;
             "rebuild" plans without regard to the model's Python (no group is tied to another by its integers): where the
             two do not agree, the plan says so in `Plan.rebuild`, and `bough.rebuild` carries it out in place of `cut`.
+        table: of times, for a budget of latency; with it the plan's costs tell the latency. What it predicts is not yet
+            what is measured: `prune` and `meet_latency` correct it by measuring the cut model.
+        energy: constants for a budget of energy; `EnergyModel.of("float32")` (or the budget's precision) unless given.
 
     Raises:
         BudgetError: the budget can not be reached; the message names what is frozen and the best reachable.
@@ -72,8 +81,8 @@ def plan(
     """
     if (budget is None) == (keep is None):
         raise PlanError("plan needs either a budget or keep, and not both")
-    if allocation not in ("global", "uniform"):
-        raise PlanError(f"allocation={allocation!r} is unknown: use 'global' or 'uniform'")
+    decide = allocator(allocation)
+    round_to = aligned(round_to)
     if on_conflict not in ("freeze", "raise", "rebuild"):
         raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze', 'raise' or 'rebuild'")
     if uniform and on_conflict == "rebuild":
@@ -89,10 +98,13 @@ def plan(
     free = differing(graph, scores, ragged)
     ranked = free.ranked(scores)
     binding = replace(graph, equations=()) if on_conflict == "rebuild" else graph
+    prices = priced(budget, table, energy)
+    form, original = prices.form(graph), prices.form(whole).cost()
     for _ in range(len(graph.groups) + 1 + (even.patience if even else 0)):
         tied = ties(binding, {**_unsaid(graph, even), **held}, alike)
         steps = even.steps if even else {}
-        counts = _decide(graph, whole.cost(), ranked, budget, keep, tied, allocation == "uniform", round_to, minimum, steps)
+        decided = _decide(graph, form, original, ranked, budget, keep, tied, decide, round_to, minimum, steps)
+        counts = decided.counts
         kept: dict[Atom, Kept] = {**_choose(graph, scores, counts), **free.chosen(graph, counts)}
         numbers = {a: len(i) for a, i in kept.items()}
         if even and even.tells:
@@ -105,10 +117,12 @@ def plan(
         check = replay(graph, numbers, attributes)
         scales, unfolded = fold(graph, check.rescales)
         conflicts = [*check.conflicts, *unfolded]
+        costs = (form.cost(form.vector(counts)), original)
         if not conflicts:
-            return free.noted(_plan(whole, graph, kept, counts, told, scales, tied))
+            notes = tuple(n for n in (decided.note, *prices.notes()) if n)
+            return replace(free.noted(_plan(costs, graph, kept, counts, told, scales, tied)), notes=notes)
         if on_conflict == "rebuild":
-            return replace(_plan(whole, graph, kept, counts, Told({}, {}), (), tied), rebuild=True)
+            return replace(_plan(costs, graph, kept, counts, Told({}, {}), (), tied), rebuild=True)
         if on_conflict == "raise":
             raise ConflictError(
                 "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))
@@ -145,22 +159,21 @@ def _within(name: str, prefix: str) -> bool:
 
 
 def _decide(
-    graph: Graph, original: Cost, scores: Mapping[str, NDArray[np.float64]], budget: Budget | None,
-    keep: float | Mapping[str, int] | None,
-    tied: Ties, uniform: bool, round_to: int, minimum: float, steps: Mapping[str, int],
-) -> dict[str, int]:  # fmt: skip
+    graph: Graph, form: ClosedForm, original: Cost, scores: Mapping[str, NDArray[np.float64]], budget: Budget | None,
+    keep: float | Mapping[str, int] | None, tied: Ties, decide: Allocator, round_to: int, minimum: float,
+    steps: Mapping[str, int],
+) -> Allocation:  # fmt: skip
     by_name = {g.name: g for g in graph.groups}
     classes = [[by_name[n] for n in names] for names in tied.classes]
     if keep is not None:
-        return _given(by_name, classes, keep, round_to, steps)
+        return Allocation(_given(by_name, classes, keep, round_to, steps), True)
     assert budget is not None
-    form = closed_form(graph)
     limits = budget.limits(original)
-    made = columns(classes, scores, round_to=round_to, minimum=minimum, uniform=uniform, steps=steps)
-    found = allocate(form, made, limits)
+    found = decide(form, columns(classes, scores, round_to=round_to, minimum=minimum, steps=steps), limits)
     if not found.met:
-        raise BudgetError(_unreachable(graph, original, tied, limits, found.counts))
-    return found.counts
+        best = form.cost(form.vector(found.counts))
+        raise BudgetError(_unreachable(graph, original, tied, limits, best))
+    return found
 
 
 def _given(
@@ -178,30 +191,26 @@ def _given(
     elif not 0 < keep <= 1:
         raise PlanError(f"keep={keep}: a share of the units must be above 0 and at most 1")
     for groups in classes:
-        ones = {g.name: np.ones(g.size) for g in groups}
-        made = columns([groups], ones, round_to=round_to, minimum=1, uniform=True, steps=steps)
-        if not made:
-            continue
-        (column,) = made
+        counted = allowed(groups, round_to, 1, steps)
         shares = [keep[g.name] / g.size for g in groups if g.name in keep] if isinstance(keep, Mapping) else [keep]
         if shares:
-            left = column.counts[:, 0] / column.counts[0, 0]
+            left = counted[:, 0] / counted[0, 0]
             row = int(np.flatnonzero(left >= min(shares) - 1e-9)[-1])
-            counts.update({g.name: int(n) for g, n in zip(groups, column.counts[row], strict=True)})
+            counts.update({g.name: int(n) for g, n in zip(groups, counted[row], strict=True)})
     return counts
 
 
-def _unreachable(graph: Graph, whole: Cost, tied: Ties, limits: Mapping[str, float], least: Mapping[str, int]) -> str:
-    best, original = graph.cost(least).to_dict(), whole.to_dict()
+def _unreachable(graph: Graph, original: Cost, tied: Ties, limits: Mapping[str, float], best: Cost) -> str:
+    reached, whole = best.to_dict(), original.to_dict()
     missed = [
-        f"{k}: at most {limit:,.0f} is asked, "
-        f"the best reachable is {best[k]:,} ({best[k] / original[k]:.1%} of {original[k]:,})"
+        f"{k}: at most {shown(k, limit)} is asked, "
+        f"the best reachable is {shown(k, reached[k])} ({reached[k] / whole[k]:.1%} of {shown(k, whole[k])})"
         for k, limit in limits.items()
-        if best[k] > limit
+        if reached[k] > limit
     ]
     stuck = [f"{f.name} ({f.reason})" for f in graph.frozen] + [f"{n} ({why})" for n, why in tied.held.items()]
     in_frozen = {m.name for f in graph.frozen for m in f.members} - {m.name for g in graph.groups for m in g.members}
-    share = sum(graph.tensor(n).numel() for n in in_frozen if graph.states[n].parameter) / max(original["params"], 1)
+    share = sum(graph.tensor(n).numel() for n in in_frozen if graph.states[n].parameter) / max(original.params, 1)
     return (
         f"the budget can not be reached. {'; '.join(missed)}. {share:.0%} of the parameters are wholly frozen; "
         f"frozen: {', '.join(stuck[:6]) or 'nothing'}{' ...' if len(stuck) > 6 else ''}. "
@@ -217,10 +226,7 @@ def _choose(
     for g in graph.groups:
         n = counts[g.name]
         if n < g.size:
-            given = np.asarray(scores[g.name], dtype=np.float64)
-            if given.shape != (g.size,):
-                raise PlanError(f"scores[{g.name!r}] has shape {given.shape}, and the group has {g.size} units")
-            kept[g.atom] = np.sort(np.argsort(-given, kind="stable")[:n]).astype(np.int64)
+            kept[g.atom] = np.sort(np.argsort(-unit_scores(scores, g), kind="stable")[:n]).astype(np.int64)
     return kept
 
 
@@ -234,7 +240,7 @@ def _blamed(graph: Graph, conflicts: list[Conflict], held: Mapping[str, str]) ->
 
 
 def _plan(
-    whole: Graph, graph: Graph, kept: Mapping[Atom, Kept], counts: Mapping[str, int],
+    costs: tuple[Cost, Cost], graph: Graph, kept: Mapping[Atom, Kept], counts: Mapping[str, int],
     told: Told, scales: tuple[Scale, ...], tied: Ties,
 ) -> Plan:  # fmt: skip
     cut: dict[str, dict[int, list[int]]] = {}
@@ -254,7 +260,7 @@ def _plan(
     return Plan(
         graph.fingerprint, cut, {g.name: (counts[g.name], g.size) for g in graph.groups}, {**values, **about_layers}, scales,
         tuple(g.name for g in graph.groups if g.atom in kept and not g.exact), dict(tied.held),
-        _without_idle(graph, graph.cost(counts), cut, told), whole.cost(), {n: list(graph.tensor(n).shape) for n in cut},
+        _without_idle(graph, costs[0], cut, told), costs[1], {n: list(graph.tensor(n).shape) for n in cut},
         {x.name: (x.form, x.container is not None) for x in graph.left_out}, sequences,
     )  # fmt: skip
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from bough.cost import Cost
 from bough.errors import BudgetError
@@ -54,13 +56,13 @@ def budgets(budget: Budget, original: Cost, steps: int, schedule: Schedule = geo
         >>> [b.macs for b in budgets(Budget(macs="25%"), Cost(100, 1000, 400, 0, 0), 2)]
         [500.0, 250.0]
     """
-    bounds: list[dict[str, float]] = [{} for _ in range(steps)]
+    bounds: list[dict[str, Any]] = [{} for _ in range(steps)]
     for field, limit in budget.limits(original).items():
         whole = float(getattr(original, field))
         shares = schedule(limit / whole, steps) if limit < whole else []
         for step, bound in enumerate(bounds):
-            bound[field] = limit if step == steps - 1 or not shares else whole * shares[step]
-    return [Budget(**bound) for bound in bounds]
+            bound["size" if field == "stored" else field] = limit if step == steps - 1 or not shares else whole * shares[step]
+    return [replace(budget, **bound) for bound in bounds]
 
 
 def _ending(target: float, steps: int, kept: Callable[[float], float]) -> list[float]:

@@ -8,11 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bough.cost.cost import SECONDS_AND_JOULES, shown
 from bough.graph import Graph
 
 LABELS = {
     "params": "parameters", "macs": "MACs", "size": "size (bytes)", "activation_bytes": "activations (bytes)",
-    "peak_memory": "peak memory (bytes)", "latency_ms": "latency (ms)", "accuracy": "test accuracy (%)",
+    "peak_memory": "peak memory (bytes)", "stored": "size as stored (bytes)",
+    "latency_ms": "latency (ms)", "accuracy": "test accuracy (%)",
 }  # fmt: skip
 
 
@@ -37,7 +39,7 @@ def costs_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = list(rows.values())
     for key in columns[0]:
         values = [c[key] for c in columns]
-        line = [LABELS.get(key, key), *map(number, values)]
+        line = [LABELS.get(key, key), *(shown(key, v) if key in SECONDS_AND_JOULES else number(v) for v in values)]
         if len(values) == 2:
             line.append(f"{values[1] / values[0]:.3f}" if values[0] else "")
         table.add_row(*line)

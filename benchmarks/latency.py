@@ -1,0 +1,180 @@
+"""Latency targets, as measured in a fresh process, and beside plans of as many MACs that know of MACs only.
+
+    python -m benchmarks.latency --models resnet50 vit_s --backends eager onnxruntime --targets 75 50 33
+
+Batch 1, one thread. For each (model, backend) a table is measured once, and corrected by random cuts. For each target a
+plan is made by `meet_latency`, and a process of its own then cuts the original by it and measures both, turn by turn.
+Tables, plans and rows are kept in --cache: what is there is not done again. Run it on a quiet machine. Where that can not
+be had, --clock cpu takes the CPU time of the one thread in place of the clock, and the rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.budget_models import LATENCY, build
+
+BACKENDS = ("eager", "onnxruntime")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+ROUND_TO, TOLERANCE = 8, 0.05
+
+
+def side_by_side(models: dict[str, Any], inputs: Any, backend: str, clock: str, repeats: int) -> dict[str, float]:
+    """Median seconds of each model, all timed turn by turn."""
+    from bough.measuring import runner
+    from bough.measuring.backends import evaluating
+
+    now = CLOCKS[clock]
+    times: dict[str, list[float]] = {n: [] for n in models}
+    with evaluating(*models.values()):
+        runs = {n: runner(m, inputs, backend) for n, m in models.items()}
+        for turn in range(repeats + 3):
+            for name, run in runs.items():
+                begin = now()
+                run()
+                if turn >= 3:
+                    times[name].append(now() - begin)
+    return {n: statistics.median(t) for n, t in times.items()}
+
+
+def make(args: argparse.Namespace) -> dict[str, Any]:
+    """The table (or what is in the cache of it) and the plans of one (model, backend, target)."""
+    import torch
+
+    import bough
+    from bough.correcting import correct_table
+    from bough.cost import LatencyTable
+    from bough.targeting import meet_latency
+
+    model, inputs = build(args.model)
+    graph = bough.trace(model, inputs)
+    scores = bough.score(graph, bough.importance.Magnitude())
+    whole = side_by_side({"whole": model}, inputs, args.backend, args.clock, args.repeats)["whole"]
+
+    def here(cut: Any) -> float:
+        """Beside the original, so that a machine that becomes slower does not look like a slower model."""
+        if cut is model:
+            return whole
+        both = side_by_side({"whole": model, "cut": cut}, inputs, args.backend, args.clock, args.repeats)
+        return whole * both["cut"] / both["whole"]
+
+    def afresh(cut: Any) -> float:
+        """The same in a process of its own: how memory is laid out differs from one to the next."""
+        if cut is model:
+            return whole
+        torch.save(cut, args.cache / "candidate.pt")
+        both = harness.measure("benchmarks.latency", words(args, "time"), args.timeout)
+        return whole * both["cut"] / both["whole"]
+
+    path = args.cache / f"{args.model}-{args.backend}.json"
+    corrected = path.with_suffix(f".{args.clock}.json")
+    if not corrected.exists():
+        table = LatencyTable.measure(graph, args.backend, seconds=args.seconds, path=path, progress=False)
+        correct_table(graph, table, here, plans=args.plans).save(corrected)
+    table = LatencyTable.load(corrected)
+    how = {"allocation": "greedy", "round_to": ROUND_TO}
+    begin = time.perf_counter()
+    timed = meet_latency(graph, scores, bough.Budget(latency=f"{args.target}%"), table, measure=afresh, **how)
+    seconds = time.perf_counter() - begin
+    by_macs = bough.plan(graph, scores, bough.Budget(macs=timed.plan.cost.macs), **how)
+    for name, plan in (("latency", timed.plan), ("macs", by_macs)):
+        (args.cache / f"{args.model}-{args.backend}-{args.target}-{name}.plan.json").write_text(plan.to_json())
+    return {
+        "met_in_the_loop": timed.met, "rounds": len(timed.rounds), "loop_s": seconds,
+        "macs": [timed.plan.cost.macs, by_macs.cost.macs, timed.plan.original.macs],
+    }  # fmt: skip
+
+
+def clock(args: argparse.Namespace) -> dict[str, Any]:
+    """A candidate beside the original."""
+    import torch
+
+    model, inputs = build(args.model)
+    cut = torch.load(args.cache / "candidate.pt", weights_only=False)
+    return side_by_side({"whole": model, "cut": cut}, inputs, args.backend, args.clock, args.repeats)
+
+
+def words(args: argparse.Namespace, worker: str) -> list[str]:
+    """The command line of a worker."""
+    options = {"--worker": worker, "--model": args.model, "--backend": args.backend, "--target": args.target}
+    options |= {"--cache": args.cache, "--clock": args.clock, "--repeats": args.repeats, "--seconds": args.seconds}
+    options |= {"--plans": args.plans, "--timeout": args.timeout}
+    return [str(word) for pair in options.items() for word in pair]
+
+
+def check(args: argparse.Namespace) -> dict[str, Any]:
+    """Both plans beside the original, in this process, which made neither."""
+    import bough
+
+    model, inputs = build(args.model)
+    models = {"whole": model}
+    for name in ("latency", "macs"):
+        text = (args.cache / f"{args.model}-{args.backend}-{args.target}-{name}.plan.json").read_text()
+        models[name] = bough.cut(model, bough.Plan.from_json(text))
+    times = side_by_side(models, inputs, args.backend, args.clock, args.repeats)
+    share = times["latency"] / times["whole"]
+    asked = args.target / 100
+    return {
+        "ms": {n: 1e3 * t for n, t in times.items()}, "share": share,
+        "met": asked * (1 - TOLERANCE) <= share <= asked, "faster_than_by_macs": times["macs"] / times["latency"],
+    }  # fmt: skip
+
+
+def one(args: argparse.Namespace, model: str, backend: str, target: int) -> dict[str, Any]:
+    """A row, from the cache where it is there."""
+    kept = args.cache / f"{model}-{backend}-{target}-{args.clock}.row.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    args.model, args.backend, args.target = model, backend, target
+    row: dict[str, Any] = {"model": model, "backend": backend, "target": target, "clock": args.clock, "about": harness.about()}
+    for step in ("make", "check"):
+        row |= harness.measure("benchmarks.latency", words(args, step), args.timeout)
+        if "error" in row or "timeout_s" in row:
+            return row
+    kept.write_text(json.dumps(row))
+    return row
+
+
+WORKERS = {"make": make, "time": clock, "check": check}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(LATENCY))
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS))
+    parser.add_argument("--targets", nargs="+", type=int, default=[75, 50, 33])
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each table")
+    parser.add_argument("--plans", type=int, default=12, help="random cuts by which each table is corrected")
+    parser.add_argument("--timeout", type=float, default=3600.0)
+    parser.add_argument("--cache", type=Path, default=harness.ROOT / ".latency")
+    parser.add_argument("--out", type=Path, default=harness.ROOT / "benchmarks" / "results" / "latency.json")
+    for hidden in ("--worker", "--model", "--backend"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--target", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.cache.mkdir(exist_ok=True)
+    if args.worker:
+        import torch
+
+        torch.set_num_threads(1)
+        print(json.dumps(WORKERS[args.worker](args)))
+        return
+    rows = []
+    for model in args.models:
+        for backend in args.backends:
+            for target in args.targets:
+                rows.append(one(args, model, backend, target))
+                print(json.dumps({k: v for k, v in rows[-1].items() if k != "about"}), flush=True)
+    args.out.write_text(json.dumps({**harness.about(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

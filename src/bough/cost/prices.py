@@ -1,0 +1,43 @@
+"""Costs beyond those that shapes alone give: bytes at a precision, seconds by a table, joules by constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bough.cost.closed_form import ClosedForm, closed_form
+from bough.cost.energy import EnergyModel
+from bough.cost.latency_table import LatencyTable
+from bough.cost.polynomials import Part
+from bough.cost.precision import stored
+from bough.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What the costs are to tell besides parameters, MACs and bytes."""
+
+    precision: str | None = None
+    table: LatencyTable | None = None
+    energy: EnergyModel | None = None
+
+    def form(self, graph: Graph) -> ClosedForm:
+        """The closed form of a graph's costs, with these."""
+        parts: dict[str, Part] = {}
+        if self.precision is not None:
+            parts["stored"] = stored(graph, self.precision)
+        if self.table is not None:
+            parts["latency"] = self.table.part(graph)
+        if self.energy is not None:
+            parts["energy"] = self.energy.part(graph)
+        return closed_form(graph).extended(parts)
+
+    def notes(self) -> tuple[str, ...]:
+        """What the numbers stand on."""
+        found = []
+        if self.precision is not None:
+            found.append(f"stored: bytes at {self.precision}")
+        if self.table is not None:
+            found.append(f"latency: {self.table.source}")
+        if self.energy is not None:
+            found.append(f"energy: {self.energy.source}")
+        return tuple(found)

@@ -1,0 +1,59 @@
+"""What a model loses when one group is cut: the curves that allocation by `Sensitivity` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from bough.cutting import cut
+from bough.errors import PlanError
+from bough.graph import Graph
+from bough.planning import plan
+
+
+def sensitivity(
+    graph: Graph,
+    scores: Mapping[str, NDArray[np.float64]],
+    evaluate: Callable[[nn.Module], float],
+    widths: Sequence[float] = (0.75, 0.5, 0.25),
+) -> dict[str, list[tuple[int, float]]]:
+    """Cuts each group alone (and what the model's Python ties to it) to some widths, and evaluates the cut model.
+
+    Returns {group: [(units kept, loss), ...]}, plain data that JSON takes. A group that can not be cut has
+    the point at all units only.
+
+    Args:
+        graph, scores: as for `bough.plan`.
+        evaluate: gives the loss of a model; low is good.
+        widths: shares of the units kept, each above 0 and below 1.
+
+    Raises:
+        PlanError: no widths, or one that is not between 0 and 1.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(16, 4)
+        >>> graph = bough.trace(net, x)
+        >>> scores = bough.score(graph, bough.importance.Magnitude())
+        >>> with torch.no_grad():
+        ...     curves = sensitivity(graph, scores, lambda model: float((model(x) - net(x)).pow(2).mean()), [0.5])
+        >>> [kept for kept, loss in curves["0"]]
+        [8, 4]
+    """
+    if not widths or not all(0 < w < 1 for w in widths):
+        raise PlanError(f"widths={list(widths)!r}: give shares of the units, each above 0 and below 1")
+    whole = float(evaluate(graph.model))
+    curves = {}
+    for g in graph.groups:
+        points = {g.size: whole}
+        for share in sorted(widths, reverse=True):
+            decided = plan(graph, scores, keep={g.name: max(1, round(share * g.size))})
+            kept = decided.groups[g.name][0]
+            if kept not in points:
+                points[kept] = float(evaluate(cut(graph.model, decided)))
+        curves[g.name] = sorted(points.items(), reverse=True)
+    return curves

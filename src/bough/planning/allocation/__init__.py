@@ -1,0 +1,35 @@
+"""How many units each group keeps: allocators, one protocol and a file each."""
+
+from __future__ import annotations
+
+from bough.errors import PlanError
+from bough.planning.allocation.along import Global, Isomorphic, Uniform, form_of
+from bough.planning.allocation.columns import Column, columns, unit_scores, widths
+from bough.planning.allocation.greedy import Greedy
+from bough.planning.allocation.knapsack import Knapsack
+from bough.planning.allocation.milp import Milp
+from bough.planning.allocation.problem import Allocation, Allocator
+from bough.planning.allocation.sensitivity import Sensitivity
+
+ALLOCATORS: dict[str, Allocator] = {
+    "global": Global(), "uniform": Uniform(), "isomorphic": Isomorphic(), "greedy": Greedy(), "knapsack": Knapsack(),
+    "milp": Milp(),
+}  # fmt: skip
+
+
+def allocator(given: str | Allocator) -> Allocator:
+    """An allocator by name, or as given; PlanError for an unknown name."""
+    if isinstance(given, str):
+        if given not in ALLOCATORS:
+            names = ", ".join(map(repr, ALLOCATORS))
+            raise PlanError(
+                f"allocation={given!r} is unknown: use one of {names}, or an allocator such as bough.allocation.Greedy()"
+            )
+        return ALLOCATORS[given]
+    return given
+
+
+__all__ = [
+    "ALLOCATORS", "Allocation", "Allocator", "Column", "Global", "Greedy", "Isomorphic", "Knapsack", "Milp", "Sensitivity",
+    "Uniform", "allocator", "columns", "form_of", "unit_scores", "widths",
+]  # fmt: skip

@@ -1,0 +1,98 @@
+"""What can be removed, in steps: groups tied by the model's Python form one `Column`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, gcd, lcm
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bough.errors import PlanError
+from bough.graph import Group
+
+Scores = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Column:
+    """Tied groups and the widths that they may have.
+
+    `counts` [steps + 1, groups]: units that remain after so many steps. `drops` [steps, groups]: the summed scores of the
+    units that each step removes, the lowest first. `means` [groups]: the mean score of a unit.
+    """
+
+    groups: tuple[Group, ...]
+    counts: NDArray[np.int64]
+    drops: NDArray[np.float64]
+    means: NDArray[np.float64]
+
+    @property
+    def steps(self) -> int:
+        return len(self.drops)
+
+    def losses(self, relative: bool) -> NDArray[np.float64]:
+        """The importance [steps] that each step removes, summed over the tied groups: in the units of the scores, or
+        `relative` to each group's mean, so that scores of different groups need not be comparable."""
+        return (self.drops / self.means if relative else self.drops).sum(axis=1)
+
+    def ranks(self, relative: bool) -> NDArray[np.float64]:
+        """The rank [steps] of each step: the mean score of the units it removes, averaged over the tied groups."""
+        each = self.drops / -np.diff(self.counts, axis=0)
+        return np.maximum.accumulate((each / self.means if relative else each).mean(axis=1))
+
+
+def columns(
+    classes: Sequence[Sequence[Group]], scores: Scores, *, round_to: int, minimum: float, steps: Mapping[str, int] | None = None
+) -> list[Column]:
+    """One column per class of tied groups that has a width to choose.
+
+    Args:
+        classes: groups that are cut in proportion.
+        scores: one array [units] per group name.
+        round_to: widths that are cut are multiples of this (heads, counted one by one, excepted).
+        minimum: least units kept per group: a number, or a share below 1.
+        steps: into how many equal ones the units of some groups may be divided at the most.
+
+    Raises:
+        PlanError: scores that are missing or of a wrong shape.
+    """
+    result = []
+    for groups in classes:
+        counts = widths(groups, round_to, minimum, steps)
+        if len(counts) > 1:
+            drops = [_drops(counts[:, i], unit_scores(scores, g)) for i, g in enumerate(groups)]
+            means = [float(np.mean(scores[g.name])) or 1.0 for g in groups]
+            result.append(Column(tuple(groups), counts, np.stack(drops, axis=1), np.array(means)))
+    return result
+
+
+def widths(groups: Sequence[Group], round_to: int, minimum: float, steps: Mapping[str, int] | None = None) -> NDArray[np.int64]:
+    """The counts [widths, groups] that tied groups may have, from all units down."""
+    parts = gcd(*(g.size for g in groups), *((steps or {}).get(g.name, 0) for g in groups))
+    sizes = np.array([g.size // parts for g in groups])
+    kept = np.arange(parts, 0, -1)
+    allowed = np.ones(len(kept), dtype=bool)
+    for g, unit in zip(groups, sizes, strict=True):
+        least = max(g.least, minimum if minimum >= 1 else ceil(minimum * g.size))
+        allowed &= kept * unit >= min(least, g.size)
+        step = g.multiple if g.kind == "head" else lcm(g.multiple, round_to)
+        allowed &= (kept * unit) % step == 0
+    allowed[0] = True
+    return kept[allowed][:, None] * sizes[None, :]
+
+
+def unit_scores(scores: Scores, group: Group) -> NDArray[np.float64]:
+    """The scores of a group's units; PlanError where they are missing or of a wrong shape."""
+    if group.name not in scores:
+        raise PlanError(f"scores has no {group.name!r}: give one array [{group.size}] for this group")
+    given = np.asarray(scores[group.name], dtype=np.float64)
+    if given.shape != (group.size,):
+        raise PlanError(f"scores[{group.name!r}] has shape {given.shape}, and the group has {group.size} units")
+    return given
+
+
+def _drops(counts: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    removed = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
+    return np.diff(removed[len(scores) - counts])

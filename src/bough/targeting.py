@@ -1,0 +1,140 @@
+"""Latency targets that hold as measured: plan, cut, measure, correct the table, plan again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from bough.cost import LatencyTable, shown
+from bough.cutting import cut
+from bough.errors import BudgetError
+from bough.graph import Graph
+from bough.measuring import device_name, latency
+from bough.planning import Budget, Plan, plan
+
+_MARGIN = 0.25  # of the tolerance: how far below the target a latency is to be when measured here
+Measure = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A model cut to a latency.
+
+    `seconds`: measured. `target`: what was asked for, in seconds. `met`: whether `seconds` is not above it, and within the
+    tolerance. `rounds`: of each plan tried, the seconds predicted at the time and the seconds measured. `table`: the table
+    with its scale corrected.
+    """
+
+    plan: Plan
+    model: nn.Module
+    seconds: float
+    target: float
+    met: bool
+    rounds: tuple[tuple[float, float], ...]
+    table: LatencyTable
+
+
+def meet_latency(
+    graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget, table: LatencyTable, *,
+    measure: Measure | None = None, tolerance: float = 0.05, rounds: int = 10, **options: Any,
+) -> Timed:  # fmt: skip
+    """Plans to `budget.latency` until the cut model, measured, is within `tolerance` of it and not above it.
+
+    Args:
+        graph, scores: as for `plan`.
+        budget: with a latency; a percentage is of the original model as measured.
+        table: of the same device and backend as `measure` measures on.
+        measure: gives the seconds of a model; by default the median of 30 passes on the machine at hand, with the table's
+            backend and the graph's inputs. Measure elsewhere by a function of your own.
+        tolerance: how far below the target the latency may be, as a share of it.
+        rounds: most plans tried.
+        options: of `plan`.
+
+    Raises:
+        BudgetError: the budget bounds no latency, no plan reaches it, or all that were tried were measured above it.
+    """
+    if budget.latency is None:
+        raise BudgetError("meet_latency needs a budget of latency, such as Budget(latency='3 ms')")
+    measured = measure or (lambda model: latency(model, _inputs(graph), backend=table.backend).median)
+    original = measured(graph.model)
+    target = budget.limits(replace(graph.cost(), latency=original))["latency"]
+    search = _Search(target, tolerance, table.scaled(original / float(table.seconds(graph)[0])))
+    best: Timed | None = None
+    while len(search.rounds) < rounds and not search.exhausted:
+        decided = plan(graph, scores, replace(budget, latency=search.limit()), table=search.table, **options)
+        small = cut(graph.model, decided)
+        seconds = measured(small)
+        if search.settles(seconds):  # once more, so that it was no lucky moment
+            seconds = (seconds + measured(small)) / 2
+        assert decided.cost.latency is not None
+        search.learn(decided.cost.latency, seconds)
+        if seconds <= target and (search.settles(seconds) or best is None or seconds > best.seconds):
+            met = seconds >= target * (1 - tolerance)
+            note = f"latency: measured {shown('latency', seconds)}, asked {shown('latency', target)}"
+            noted = replace(decided, notes=(*decided.notes, note + ("" if met else f"; no plan was within {tolerance:.0%}")))
+            best = Timed(noted, small, seconds, target, met, (), search.table)
+        if search.settles(seconds):
+            break
+    if best is None:
+        closest = min(m for _, m in search.rounds)
+        raise BudgetError(
+            f"latency={budget.latency!r}: no plan of {len(search.rounds)} was measured below {shown('latency', target)}, "
+            f"the closest took {shown('latency', closest)}: raise the budget or rounds, or measure on a quieter machine"
+        )
+    return replace(best, rounds=tuple(search.rounds), table=search.table)
+
+
+def of_this_machine(table: LatencyTable, graph: Graph) -> bool:
+    """Whether a table was measured on the machine at hand, for a model on the device and of the precision of the graph's."""
+    tensor = next((graph.tensor(n) for n, s in graph.states.items() if s.parameter), None)
+    return tensor is not None and table.device == device_name(tensor.device, tensor.dtype)
+
+
+@dataclass
+class _Search:
+    """What limit to plan for next. Limits are remembered as sums of the table's times at scale 1."""
+
+    target: float
+    tolerance: float
+    table: LatencyTable
+    rounds: list[tuple[float, float]] = field(default_factory=list)
+    low: float = 0.0  # the largest limit that gave what was measured to be too fast
+    high: float = float("inf")  # the smallest sum that was measured to be too slow
+    tried: float = 0.0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no plan is left between what is too fast and what is too slow."""
+        return self.high < self.low * 1.001
+
+    def settles(self, measured: float) -> bool:
+        """Whether a latency is within the tolerance, and so far below the target that noise does not lift it above."""
+        return self.target * (1 - self.tolerance) <= measured <= self.target * (1 - _MARGIN * self.tolerance)
+
+    def limit(self) -> float:
+        """In seconds of the present table: the middle of what settles, or where that is known to fail, between the two."""
+        self.tried = self.target * (1 - (1 + _MARGIN) / 2 * self.tolerance) / self.table.scale
+        if not self.low < self.tried < self.high:
+            self.tried = (self.low + min(self.high, 2 * self.low)) / 2 if self.low else self.high * (1 - self.tolerance)
+        return self.tried * self.table.scale
+
+    def learn(self, predicted: float, measured: float) -> None:
+        """Takes a measurement in; one that contradicts an older one is trusted."""
+        self.rounds.append((predicted, measured))
+        plain = predicted / self.table.scale
+        self.table = self.table.scaled(measured / predicted)
+        if measured > self.target * (1 - _MARGIN * self.tolerance):
+            self.high = plain
+            self.low = self.low if self.low < plain else 0.0
+        elif not self.settles(measured):
+            self.low = max(self.tried, plain)  # no plan is between the two
+            self.high = self.high if self.high > plain else float("inf")
+
+
+def _inputs(graph: Graph) -> Any:
+    return {**graph.kwargs} if graph.kwargs and not graph.args else graph.args
