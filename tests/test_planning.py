@@ -189,3 +189,23 @@ def test_what_only_the_other_mode_reads_is_cut_along():
     assert small.extra.in_features == 4
     assert [tuple(y.shape) for y in small.train()(x)] == [(2, 2), (2, 2)]
     assert not model.training
+
+
+def test_a_scale_is_not_folded_into_what_both_sides_come_from():
+    """Queries and keys are halves of one batch: a factor on the queries alone would be one on the keys, too."""
+
+    class Correlation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.out = nn.Linear(5, 8), nn.Linear(6, 3)
+
+        def forward(self, x):
+            a, b = self.features(torch.cat([x, x * 2])).chunk(2)
+            return self.out(a @ b.mT / a.shape[-1] ** 0.5)
+
+    torch.manual_seed(0)
+    model, x = Correlation().double().eval(), torch.randn(2, 6, 5).double()
+    graph = bough.trace(model, x)
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Random(0)), keep=0.5)
+    assert bough.verify(model, bough.cut(model, plan), plan, x).max_error < 1e-12
+    assert "can not be kept" in plan.frozen["features/head_dim"]

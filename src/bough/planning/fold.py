@@ -7,7 +7,7 @@ index that is read by someone who wants it unchanged, makes the wish fail.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -80,6 +80,7 @@ class _Flow:
         op, position = wish.op, wish.argument
         wishes: dict[int | str, Wish] = {}
         told: dict[int | str, set[tuple[int, int]]] = {}
+        done: set[int | str] = set()
         scales: list[Scale] = []
 
         def tell(reader: OpRecord, i: int, factors: Wish) -> None:
@@ -105,7 +106,16 @@ class _Flow:
             for i, part in _through(maker, output, factors, side):
                 if not (np.isnan(part) | (part == 1)).all():  # who wants no change speaks up when someone else does
                     tell(maker, i, part)
+            done.add(key)
+            for j in self._silent(maker, wishes.keys() | done):  # the same of the other parts of what is split
+                ones = np.ones([a.size for a in maker.results[j]])
+                for i, part in _through(maker, j, ones, side):
+                    tell(maker, i, part)
         return scales
+
+    def _silent(self, op: OpRecord, heard: Set[int | str]) -> list[int]:
+        """The results of an op that are read, and of which nothing was wished."""
+        return [j for j, v in enumerate(op.values) if v in self.readers and v not in heard]
 
     def _scale(self, name: str, factors: Wish) -> list[Scale]:
         if not self.graph.states[name].parameter:
