@@ -15,7 +15,7 @@ TABLES = {
     "torchvision": ("torchvision_models",),
     "timm": ("timm_models",),
     "transformers": ("transformers_models",),
-    "small": ("small", "small_layers", "small_sequence"),
+    "small": ("small", "small_layers", "small_sequence", "small_recurrent"),
 }
 
 

@@ -1,10 +1,6 @@
 """Laws that every criterion of the table obeys, and its definition written out on tiny nets."""
 
 import copy
-import gc
-import re
-import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bough
-from bough.errors import PlanError
-from bough.importance import CRITERIA, Combined, Data, criterion
+from bough.importance import CRITERIA, criterion
 from tests.zoo import randomize
 from tests.zoo.small import ZOO
 

@@ -142,3 +142,19 @@ def test_stale_integers_freeze_with_module_and_line():
     assert "test_planning.py" in plan.frozen["a"]
     with pytest.raises(bough.errors.ConflictError, match=r"test_planning\.py"):
         bough.plan(graph, ones, keep=0.5, on_conflict="raise")
+
+
+def test_only_the_stale_axis_is_frozen_where_another_follows():
+    class Literal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.w = nn.Linear(5, 12), nn.Parameter(torch.randn(2, 3, 4))
+
+        def forward(self, x):
+            return torch.einsum("bhd,ohd->bo", self.a(x).view(len(x), 3, -1), self.w)
+
+    graph = bough.trace(Literal(), torch.randn(2, 5))
+    names = {g.size: g.name for g in graph.groups}
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Random(0)), keep={names[3]: 2, names[4]: 3})
+    assert plan.groups == {names[3]: (3, 3), names[4]: (3, 4)}
+    assert list(plan.frozen) == [names[3]]

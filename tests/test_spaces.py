@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bough.spaces import (
     UNIT,
     Atom,
+    Each,
     Product,
     Sum,
     concat,
@@ -19,6 +20,7 @@ from bough.spaces import (
     indices,
     is_frozen,
     normal,
+    paths,
     product,
     unify,
 )
@@ -111,6 +113,51 @@ def test_coordinates_agree_with_indices(space, random):
         for units in coordinates(form, atom):
             there &= (units < 0) | np.isin(units, kept)
         assert np.array_equal(np.flatnonzero(there), indices(form, {atom: kept}))
+
+
+@given(spaces)
+def test_each_index_is_on_one_path(space):
+    ways = paths(space)
+    assert sum(Product(p).size for p in ways) == space.size
+    for atom in normal(space).atoms:
+        having = sum((np.stack(coordinates(space, atom)) >= 0).any(0))
+        assert having == sum(Product(p).size for p in ways if atom in p)
+
+
+@st.composite
+def led(draw, major, minor):
+    """Random spaces where each path with `minor` has `major` once before it, at any distance, sums included."""
+    between = draw(st.lists(atoms, max_size=1))
+    behind = draw(st.lists(atoms, max_size=1))
+    last = draw(st.sampled_from([minor, Sum((minor, minor)), Sum((Atom(2), minor))]))
+    one = Product((*draw(st.lists(atoms, max_size=1)), major, *between, last, *behind))
+    return draw(st.sampled_from([one, Sum((one, Atom(3), one)), Sum((Product((major, minor)), major))]))
+
+
+@given(st.integers(2, 4), st.integers(2, 5), st.data())
+def test_ragged_indices_follow_single_indices(h, d, data):
+    """The oracle: an index stays where its unit is among those kept for the unit of the other that it has."""
+    major, minor = Atom(h), Atom(d)
+    space = normal(data.draw(led(major, minor)))
+    n = data.draw(st.integers(1, d))
+    units = np.array([sorted(data.draw(st.permutations(range(d)))[:n]) for _ in range(h)])
+    heads = np.array(sorted(data.draw(st.sets(st.integers(0, h - 1), min_size=1))))
+    own, other = coordinates(space, minor)[0], coordinates(space, major)[0]
+    expected = [
+        i for i in range(space.size)
+        if (other[i] < 0 or other[i] in heads) and (own[i] < 0 or own[i] in units[other[i]])
+    ]  # fmt: skip
+    kept = {major: heads, minor: Each(major, units)}
+    assert indices(space, kept).tolist() == expected
+    assert count(space, {a: len(k) for a, k in kept.items()}) == len(expected)
+    same = {major: heads, minor: Each(major, np.tile(units[0], (h, 1)))}
+    assert np.array_equal(indices(space, same), indices(space, {major: heads, minor: units[0]}))
+
+
+def test_ragged_indices_may_follow_one_another():
+    a, b, c = Atom(2), Atom(3), Atom(2)
+    kept = {b: Each(a, np.array([[0, 1], [1, 2]])), c: Each(b, np.array([[0], [1], [0]]))}
+    assert indices(Product((a, b, c)), kept).tolist() == [0, 3, 6 + 3, 6 + 4]
 
 
 def test_unify_refines_an_atom_everywhere():

@@ -28,7 +28,8 @@ class Group:
     """Units that can be removed together with all that belongs to them.
 
     `exact`: removing units equals zeroing them. Otherwise a statistic (a mean, a norm, a softmax) runs over the units,
-    and removal equals a model that takes it over the kept units only.
+    and removal equals a model that takes it over the kept units only. `multiple`: an op of the model runs only on widths
+    that are multiples of this, `least`: and on no fewer units.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Group:
     exact: bool
     members: tuple[Member, ...]
     atom: Atom
+    multiple: int = 1
+    least: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         members = [[m.name, m.dim] for m in self.members]
@@ -100,6 +103,19 @@ class OpRecord:
     detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales
     outcome: Any = None  # what a run on real values gave where control flow may depend on it (not floats)
     ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
+    combined: tuple[Space, ...] = ()  # axes whose units it adds up or compares with each other
+    narrower: tuple[tuple[Space, Space], ...] = ()  # pairs of which the first must stay smaller than the second
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One call of a module: the numbers of the values that enter and leave; its ops are start .. end - 1."""
+
+    enters: int
+    leaves: int
+    form: int  # 0: returns a tensor; n: a tuple of n
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -107,20 +123,48 @@ class Layer:
     """A module that can be left out: it passes a type through.
 
     `container`: the list that it is an entry of, or "" where it stands alone. `exact`: it is residual, so leaving it out
-    equals zeroing its branch; otherwise it equals an identity in its place.
+    equals zeroing its branch; otherwise it equals an identity in its place. `passages`: its call in each run.
     """
 
     name: str
     container: str
     exact: bool
-    start: int  # its ops are start .. end - 1
-    end: int
-    enters: int  # the numbers of the values that enter and leave
-    leaves: int
-    form: int  # 0: returns a tensor; n: a tuple of n
+    passages: tuple[Passage, ...]
+
+    @property
+    def form(self) -> int:
+        return self.passages[0].form
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "kind": "layer", "container": self.container, "exact": self.exact}
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Units of `group` that may be other ones for each unit of `over`, as many for each: every head its own head dims.
+
+    `reason`: why they have to be the same for all; None where they may differ.
+
+    Example:
+        >>> import torch, bough
+        >>> conv = torch.nn.Conv1d
+        >>> net = torch.nn.Sequential(conv(3, 4, 1), conv(4, 12, 1, groups=2), torch.nn.ReLU(), conv(12, 2, 1))
+        >>> graph = bough.trace(net, torch.randn(1, 3, 5))
+        >>> [(r.group, graph.group(r.group).size, graph.group(r.over).size) for r in graph.ragged if r.reason is None]
+        [('1', 6, 2)]
+    """
+
+    group: str
+    over: str
+    reason: str | None
+
+    @property
+    def scores(self) -> str:
+        """The key of their scores: an array [units of `over`, units of `group`]."""
+        return f"{self.group}/each"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"group": self.group, "over": self.over, "reason": self.reason}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -137,7 +181,11 @@ class UnknownOp:
 
 @dataclass(eq=False, repr=False)
 class Graph:
-    """A model's run with a type for every axis: what can be cut, what can not and why, what it costs."""
+    """A model's run with a type for every axis: what can be cut, what can not and why, what it costs.
+
+    `second`: the ops of a run in the other mode (training or evaluation), made where that reads parameters which the mode
+    the model is in does not; they are numbered on from `ops`, bind the types, and cost nothing.
+    """
 
     model: nn.Module
     args: tuple[Any, ...]
@@ -155,6 +203,8 @@ class Graph:
     layers: tuple[Layer, ...] = ()
     left_out: tuple[Layer, ...] = ()  # of a graph without some of its layers: these, and what the model notes of them
     layer_notes: tuple[dict[str, int], dict[str, list[int]]] = ({}, {})
+    ragged: tuple[Ragged, ...] = ()  # of each group that another one leads everywhere: whether its units may differ
+    second: tuple[OpRecord, ...] = ()
 
     def group(self, name: str) -> Group:
         """The group called `name`; KeyError where there is none."""
@@ -175,6 +225,9 @@ class Graph:
         lines = [head, "-" * len(head)]
         for g in self.groups:
             lines.append(f"{g.name:48} {g.kind:9} {g.size:6} {len(g.members):6}  {'yes' if g.exact else 'renormalizes'}")
+        if any(r.reason is None for r in self.ragged):
+            lines += ["", "may be other units for each unit of another group (ragged):"]
+            lines += [f"  {r.group}: for each of {r.over}" for r in self.ragged if r.reason is None]
         if self.layers:
             lines += ["", "layers that can be left out:"]
             lines += [f"  {x.name}: {'exact' if x.exact else 'not residual'}" for x in self.layers]
@@ -193,6 +246,7 @@ class Graph:
         return {
             "groups": [g.to_dict() for g in self.groups],
             "layers": [x.to_dict() for x in self.layers],
+            "ragged": [r.to_dict() for r in self.ragged],
             "frozen": [f.to_dict() for f in self.frozen],
             "unknown_ops": [str(u) for u in self.unknown_ops],
             "cost": self.cost().to_dict(),

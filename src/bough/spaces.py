@@ -10,7 +10,9 @@ same by their coarsest common refinement; where there is none, both are frozen. 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import reduce
 from operator import mul
 from typing import Any
@@ -79,7 +81,19 @@ class Sum:
         return f"({' + '.join(map(repr, self.terms))})"
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Each:
+    """Units kept of an atom that differ for each unit of another: `units` [size of `over`, as many for each], ascending."""
+
+    over: Atom
+    units: Indices
+
+    def __len__(self) -> int:
+        return self.units.shape[1]
+
+
 Space = Atom | Product | Sum
+Kept = Indices | Each
 UNIT = Product((), formed=True)
 
 
@@ -160,7 +174,7 @@ def unify(a: Space, b: Space, reason: object = "no common refinement") -> None:
         elif isinstance(right, Atom):
             _bind(right, left, reason)
         elif isinstance(left, Sum) or isinstance(right, Sum):
-            _align_terms(left, right, work, reason)
+            _align_terms(left, right, work)
         else:
             _align_factors(left, right, work, reason)
 
@@ -181,23 +195,32 @@ def _refine(atom: Atom, space: Space) -> None:
             part.reason = atom.reason
 
 
-def _cut(space: Space, at: int) -> tuple[Space, Space] | None:
-    """Splits an Atom or a Product (in normal form) after its first `at` indices, where that is possible."""
+def _cut(space: Space, at: int) -> tuple[Space, Space]:
+    """Splits a space (in normal form) after its first `at` indices."""
+    if at in (0, space.size):
+        return (Sum(()), space) if not at else (space, Sum(()))
     if isinstance(space, Atom):
         parts = Atom(at), Atom(space.size - at)
         _refine(space, Sum(parts))
         return parts
-    if not isinstance(space, Product) or not space.factors:
-        return None
-    major, minor = space.factors[0], space.factors[1:]
-    inner = space.size // major.size
-    if at % inner:
-        return None
-    halves = _cut(major, at // inner)
-    return None if halves is None else (Product((halves[0], *minor)), Product((halves[1], *minor)))
+    if isinstance(space, Sum):
+        first, rest = space.terms[0], Sum(space.terms[1:])
+        if at <= first.size:
+            left, right = _cut(first, at)
+            return left, Sum((right, rest))
+        left, right = _cut(rest, at - first.size)
+        return Sum((first, left)), right
+    major, minor = space.factors[0], Product(space.factors[1:])
+    whole, part = divmod(at, minor.size)
+    before, after = _cut(major, whole)
+    if not part:
+        return Product((before, minor)), Product((after, minor))
+    _, later = _cut(normal(after), 1)  # the cut goes through one unit of the major factor
+    left, right = _cut(normal(minor), part)
+    return Sum((Product((before, minor)), left)), Sum((right, Product((later, minor))))
 
 
-def _align_terms(left: Space, right: Space, work: list[tuple[Space, Space]], reason: object) -> None:
+def _align_terms(left: Space, right: Space, work: list[tuple[Space, Space]]) -> None:
     """Sum against Sum or Product: cuts both at each other's boundaries, left to right."""
     stacks: tuple[list[Space], list[Space]] = ([left], [right])
     while stacks[0] and stacks[1]:
@@ -208,9 +231,6 @@ def _align_terms(left: Space, right: Space, work: list[tuple[Space, Space]], rea
             continue
         large = 0 if a.size > b.size else 1
         parts = _cut(heads[large], heads[1 - large].size)
-        if parts is None:
-            _freeze_span(a, b, stacks, reason)
-            continue
         stacks[large].extend(reversed(parts))
         stacks[1 - large].append(heads[1 - large])
 
@@ -221,18 +241,6 @@ def _head(stack: list[Space]) -> Space:
         stack.extend(reversed(space.terms))
         space = normal(stack.pop())
     return space
-
-
-def _freeze_span(a: Space, b: Space, stacks: tuple[list[Space], list[Space]], reason: object) -> None:
-    """Freezes both sides up to their next common boundary."""
-    sizes = [a.size, b.size]
-    freeze(a, reason)
-    freeze(b, reason)
-    while sizes[0] != sizes[1]:
-        short = 0 if sizes[0] < sizes[1] else 1
-        space = _head(stacks[short])
-        freeze(space, reason)
-        sizes[short] += space.size
 
 
 def _align_factors(left: Space, right: Space, work: list[tuple[Space, Space]], reason: object) -> None:
@@ -293,6 +301,16 @@ def _freeze_factors(a: Space, b: Space, stacks: tuple[list[Space], list[Space]],
             return
 
 
+def innermost(space: Space) -> tuple[Atom, ...]:
+    """The atoms that vary fastest, one of each term: where their sizes are multiples of n, so is that of `space`."""
+    space = normal(space)
+    if isinstance(space, Atom):
+        return (space,)
+    if isinstance(space, Product):
+        return innermost(space.factors[-1]) if space.factors else ()
+    return tuple(a for t in space.terms for a in innermost(t))
+
+
 def count(space: Space, kept: Mapping[Atom, Any]) -> Any:
     """The size of `space` when each atom has `kept[atom]` units (all where absent); numbers or arrays."""
     space = normal(space)
@@ -303,18 +321,46 @@ def count(space: Space, kept: Mapping[Atom, Any]) -> Any:
     return sum(count(t, kept) for t in space.terms)
 
 
-def indices(space: Space, kept: Mapping[Atom, Indices]) -> Indices:
-    """The indices of `space` (int64, ascending) whose every coordinate is kept; atoms absent from `kept` are whole."""
+def indices(space: Space, kept: Mapping[Atom, Kept]) -> Indices:
+    """The indices of `space` (int64, ascending) whose every coordinate is kept; atoms absent from `kept` are whole.
+
+    Where an atom keeps other units for each unit of a second one (`Each`), the second stands before it in a product.
+    """
+    space = normal(space)
+    overs = {k.over for a in space.atoms if isinstance(k := kept.get(a), Each)}
+    return _indices(space, kept, overs, {}, 1)[0]
+
+
+def _indices(
+    space: Space, kept: Mapping[Atom, Kept], overs: set[Atom], at: Mapping[Atom, Indices], rows: int
+) -> Indices:  # fmt: skip
+    """The indices kept of `space` [rows, n], one row for each way to stand `at` units of what comes before it."""
+    if isinstance(space, Atom):
+        own = kept.get(space)
+        if isinstance(own, Each):
+            return own.units[at[own.over]]
+        return np.tile(np.arange(space.size) if own is None else own, (rows, 1))
+    if isinstance(space, Sum):
+        offsets = np.cumsum([0, *(t.size for t in space.terms)])
+        return np.hstack([_indices(t, kept, overs, at, rows) + o for t, o in zip(space.terms, offsets, strict=False)])
+    found = np.zeros(rows, dtype=np.int64)
+    for factor in space.factors:
+        own = _indices(factor, kept, overs, at, len(found))
+        at = {a: np.repeat(u, own.shape[1]) for a, u in at.items()}
+        if isinstance(factor, Atom) and factor in overs:
+            at[factor] = own.reshape(-1)
+        found = (found[:, None] * factor.size + own).reshape(-1)
+    return found.reshape(rows, -1)
+
+
+def paths(space: Space) -> list[tuple[Atom, ...]]:
+    """The atoms that an index of `space` has a unit of, the last one varying fastest: one tuple for each choice of terms."""
     space = normal(space)
     if isinstance(space, Atom):
-        return kept[space] if space in kept else np.arange(space.size)
-    if isinstance(space, Product):
-        result = np.zeros(1, dtype=np.int64)
-        for factor in space.factors:
-            result = (result[:, None] * factor.size + indices(factor, kept)).reshape(-1)
-        return result
-    offsets = np.cumsum([0, *(t.size for t in space.terms)])
-    return np.concatenate([indices(t, kept) + o for t, o in zip(space.terms, offsets, strict=False)])
+        return [(space,)]
+    if isinstance(space, Sum):
+        return [p for t in space.terms for p in paths(t)]
+    return [tuple(a for p in ways for a in p) for ways in itertools.product(*map(paths, space.factors))]
 
 
 def coordinates(space: Space, atom: Atom) -> list[Indices]:

@@ -25,8 +25,8 @@ Monomial = tuple[int, ...]
 class Cost:
     """What a model costs at the example inputs' shapes.
 
-    `params`: numbers of parameters. `macs`: multiply-accumulates of linear layers, convolutions, matrix products and
-    attention in one forward pass. `size`: bytes of the state dict. `activation_bytes`: bytes of all tensors that ops
+    `params`: numbers of parameters. `macs`: multiply-accumulates of linear and recurrent layers, convolutions, matrix products
+    and attention in one forward pass. `size`: bytes of the state dict. `activation_bytes`: bytes of all tensors that ops
     make (views and in-place results not counted again). `peak_memory`: most bytes of activations alive at once, each
     from the op that makes it to the last that reads it, inputs included.
     """

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bough.cutting.metadata import refresh
+from bough.cutting.check import check
+from bough.cutting.metadata import flatten, refresh
 from bough.cutting.passages import note
+from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
-from bough.tracing.execution import held_tensors
-from bough.tracing.held import read, rewrite
+from bough.tracing.execution import held_tensors, memory
+from bough.tracing.held import rewrite, substituted
 from bough.tracing.layers import bypass, leave_out
-from bough.tracing.trace import fingerprint
 from bough.tracing.wrapped import held_by_reducer, traceable, unwrap
 
 
@@ -26,7 +27,8 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """A new, smaller model; `model` stays as it was.
 
     Keeps mode, `requires_grad`, dtype, device, memory format, ties, parametrizations, hooks of modules and tensors, and
-    what is set on modules and parameters. Gradients are not copied. A wrapper (`torch.compile`, `DataParallel`,
+    what is set on modules and parameters, as `copy.deepcopy` does: hooks that are methods of the model are the copy's, hooks
+    that are functions are shared with the model. Gradients are not copied. A wrapper (`torch.compile`, `DataParallel`,
     `DistributedDataParallel`, `AveragedModel`) comes back as the same wrapper around the cut module.
 
     Raises:
@@ -43,8 +45,8 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """
     inner = traceable(model)
     check(inner, plan)
-    slicer = _Slicer(plan)
-    small, copies = _copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
+    slicer = Slicer(plan)
+    small, copies = copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
     _finish(unwrap(small), plan)
     note(plan, unwrap(small), ((n, t, copies[id(t)]) for n, t, parameter, _ in held_tensors(inner) if parameter))
     return small
@@ -54,7 +56,8 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
     """Cuts in place and returns the model. All or nothing; gradients are dropped.
 
     Each parameter and buffer stays the same object, so whoever holds it (an optimizer, another model) holds the cut one;
-    `transfer_optimizer` carries an optimizer's state along.
+    `transfer_optimizer` carries an optimizer's state along. What only shares memory with one (a view, a detached tensor) keeps
+    the old values.
 
     Raises:
         PlanError: the plan was made for another model, or a tensor can not be cut in place; nothing is changed.
@@ -67,23 +70,18 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
         )
     inner = traceable(model)
     check(inner, plan)
-    slicer = _Slicer(plan)
+    slicer = Slicer(plan)
     held = list(held_tensors(inner))
-    with _plainly():
-        values = [(t, n, _formatted(t, slicer(n, _plain(t), fresh=False))) for n, t, _, _ in held if _touched(n, plan)]
-        done: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        for tensor, name, value in values:
-            done.append((tensor, tensor.data, tensor.grad if tensor.is_leaf else None))
-            try:
-                _put(tensor, value, None)
-            except (RuntimeError, TypeError) as error:
-                for earlier, data, grad in done:
-                    _put(earlier, data, grad)
-                raise PlanError(
-                    f"{name} ({type(tensor).__name__}) can not be cut in place: {error}. Nothing was changed; use bough.cut, "
-                    "which makes a new model"
-                ) from error
-    _finish(inner, plan)
+    with plainly():
+        touched = [(n, t, parameter) for n, t, parameter, _ in held if n in plan.kept or any(s.name == n for s in plan.scales)]
+        values = _changed(touched, lambda name, tensor, _: slicer(name, tensor, fresh=False))
+        with substituted(inner, lambda _, n: n, only_on_error=True), _restored_on_error([t for _, t, _, _ in held]):
+            for name, tensor, _, _ in held:
+                if tensor.is_leaf:
+                    tensor.grad = None
+                if id(tensor) in values:
+                    _put(name, tensor, values[id(tensor)])
+            _finish(inner, plan)
     note(plan, inner, ((n, t, t) for n, t, parameter, _ in held if parameter))
     return model
 
@@ -104,121 +102,68 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
             value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
         return value
 
-    copied, _ = _copied(model, masked)
+    full, _ = copied(model, masked)
+    flatten(full)
     for name in plan.left_out:
-        bypass(unwrap(copied).get_submodule(name))
-    return copied
+        bypass(unwrap(full).get_submodule(name))
+    return full
 
 
-def check(model: nn.Module, plan: Plan) -> None:
-    """Raises PlanError where the plan was not made for a model like this one."""
-    found = fingerprint(model)
-    held = {n: list(t.shape) for n, t, _, _ in held_tensors(model)}
-    for name, shape in plan.original_shapes.items():
-        if held.get(name) != shape:
-            has = f"has shape {held[name]} here" if name in held else "does not exist here"
-            raise PlanError(
-                f"this plan was made for another model: {name} {has}, and had shape {shape} where the plan was made"
-            )
-    if found != plan.fingerprint:
-        raise PlanError(
-            f"this plan was made for another model: {type(model).__name__} has fingerprint {found}, "
-            f"the plan's is {plan.fingerprint}"
-        )
-    modules = {n for n, _ in model.named_modules()}
-    for name in plan.left_out.keys() - modules:
-        raise PlanError(f"this plan was made for another model: it leaves out {name}, which does not exist here")
-    for key in (*plan.attributes, *plan.sequences):
-        try:
-            read(model, tuple(key.split(":")))
-        except (AttributeError, KeyError, IndexError, ValueError):
-            raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
+_Change = Callable[[str, Tensor, bool], Tensor]  # (name, values, is a parameter) -> new values
 
 
-def _touched(name: str, plan: Plan) -> bool:
-    return name in plan.kept or any(s.name == name for s in plan.scales)
+def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change) -> dict[int, Tensor]:
+    """The new values of each tensor (name, tensor, is a parameter), by its id; what shares memory goes on sharing it."""
+    held = list(held)
+    of_parameters = {memory(t) for _, t, parameter in held if parameter}
+    made: dict[tuple[Hashable, ...], Tensor] = {}
+    for name, tensor, _ in held:
+        key = memory(tensor)
+        if key not in made:
+            made[key] = formatted(tensor, change(name, _plain(tensor), key in of_parameters))
+    return {id(t): made[memory(t)] for _, t, _ in held}
 
 
-class _Slicer:
-    """Makes the tensors a plan wants; where several dims are cut, what lies between is kept in one reused buffer."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        self._indices: dict[tuple[int, torch.device], Tensor] = {}
-
-    def __call__(self, name: str, value: Tensor, *, fresh: bool) -> Tensor:
-        """The tensor `name` of value `value` as the plan wants it; a copy where `fresh`."""
-        scales = [s for s in self.plan.scales if s.name == name]
-        dims = self.plan.kept.get(name, {})
-        if scales:
-            value = value.clone()
-            for s in scales:
-                index = torch.tensor(s.indices, device=value.device)
-                part = value.index_select(s.dim, index)
-                value.index_copy_(s.dim, index, (part.double() * s.factor).to(value.dtype))
-        elif not dims:
-            return value.clone() if fresh else value
-        order = sorted(dims, key=lambda d: len(dims[d]) / value.shape[d])
-        for place, dim in enumerate(order):
-            index = self._index(dims[dim], value.device)
-            out = None if place == len(order) - 1 else self._buffer(value, dim, len(index), place)
-            value = torch.index_select(value, dim, index, out=out)
-        return value
-
-    def _index(self, indices: list[int], device: torch.device) -> Tensor:
-        key = (id(indices), device)  # the plan's lists live as long as this
-        if key not in self._indices:
-            self._indices[key] = torch.tensor(indices, device=device)
-        return self._indices[key]
-
-    def _buffer(self, value: Tensor, dim: int, kept: int, place: int) -> Tensor | None:
-        if place or value.device.type == "meta":
-            return None
-        shape = [kept if d == dim else n for d, n in enumerate(value.shape)]
-        size = torch.Size(shape).numel()
-        key = (value.dtype, value.device)
-        if key not in self._buffers or self._buffers[key].numel() < size:
-            self._buffers[key] = torch.empty(size, dtype=value.dtype, device=value.device)
-        return self._buffers[key][:size].view(shape)
-
-
-def _copied(model: nn.Module, change: Callable[[str, Tensor, bool], Tensor]) -> tuple[nn.Module, dict[int, Tensor]]:
+def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tensor]]:
     """A copy of `model` (with its wrappers) whose held tensors are what `change` makes of them, and the new by the old's id."""
-    held = list(held_tensors(unwrap(model)))
-    with _plainly():
-        copies = {id(t): _like(t, _formatted(t, change(n, _plain(t), parameter))) for n, t, parameter, _ in held}
-    memo: dict[int, Any] = dict(copies)
+    held = [(n, t, parameter) for n, t, parameter, _ in held_tensors(unwrap(model))]
+    with plainly():
+        values = _changed(held, change)
+        copies = {id(t): _like(t, values[id(t)]) for _, t, _ in held}
+    memo: dict[int, Any] = {**_computed(model), **copies}
     try:
-        copied = copy.deepcopy(model, memo)
-        for _, old, _, _ in held:
+        new = copy.deepcopy(model, memo)
+        for _, old, _ in held:
             _carry_attributes(old, copies[id(old)], memo)
+            _carry_slots(old, memo)
+        for module in model.modules():
+            _carry_slots(module, memo)
     except Exception as error:
         raise PlanError(
             f"{type(model).__name__} can not be copied: {type(error).__name__}: {error}. Cut it in place with bough.cut_, or "
             "take out what can not be copied"
         ) from error
-    return copied, copies
+    return new, copies
 
 
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """What is made inside is ordinary tensors without history, also where the caller is in inference mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+def _computed(model: nn.Module) -> dict[int, Tensor]:
+    """What recurrent layers hold of parametrized weights, which they compute anew when they run: it can not be copied."""
+    layers = (m for m in model.modules() if isinstance(m, nn.RNNBase))
+    return {id(t): t.detach() for m in layers for t in m._flat_weights if isinstance(t, Tensor) and not t.is_leaf}
+
+
+def _carry_slots(holder: nn.Module | Tensor, memo: dict[int, Any]) -> None:
+    """Copies what is held in `__slots__`, which copying a module loses."""
+    for kind in type(holder).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if not name.startswith("__") and hasattr(holder, name):
+                setattr(memo[id(holder)], name, copy.deepcopy(getattr(holder, name), memo))
 
 
 def _plain(tensor: Tensor) -> Tensor:
     """The values of a tensor, without its class and history."""
     return tensor.detach().as_subclass(Tensor)
-
-
-def _formatted(old: Tensor, new: Tensor) -> Tensor:
-    """`new` in the memory format of `old`."""
-    for dims, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if old.ndim == dims and old.is_contiguous(memory_format=form) and not old.is_contiguous():
-            return new.contiguous(memory_format=form)
-    return new
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
@@ -234,20 +179,46 @@ def _carry_attributes(old: Tensor, new: Tensor, memo: dict[int, Any]) -> None:
             setattr(new, hooks, OrderedDict(copy.deepcopy(getattr(old, hooks), memo)))
 
 
-def _put(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+@contextmanager
+def _restored_on_error(tensors: list[Tensor]) -> Iterator[None]:
+    """Puts back each tensor's values and gradient where what is done inside fails."""
+    before = [(t, t.data, t.grad if t.is_leaf else None) for t in tensors]
+    try:
+        yield
+    except BaseException:
+        for tensor, data, grad in before:
+            if tensor.shape != data.shape or tensor.data_ptr() != data.data_ptr():
+                _set_data(tensor, data)
+            if tensor.is_leaf:
+                tensor.grad = grad
+        raise
+
+
+def _put(name: str, tensor: Tensor, value: Tensor) -> None:
+    try:
+        _set_data(tensor, value)
+    except (RuntimeError, TypeError) as error:
+        raise PlanError(
+            f"{name} ({type(tensor).__name__}) can not be cut in place: {error}. Nothing was changed; use bough.cut, which "
+            "makes a new model"
+        ) from error
+
+
+def _set_data(tensor: Tensor, value: Tensor) -> None:
     """Gives a tensor other data of another shape.
 
     Where an old graph is still alive, the tensor's accumulator of gradients is, too, and expects the old shape; torch
     makes a new one where the dtype changes, so the data goes through another dtype.
     """
-    if tensor.is_leaf:
+    if tensor.is_inference():  # it takes only what was made as it was
+        with torch.inference_mode():
+            tensor.data = value if value.is_inference() else value.clone()
+        return
+    if tensor.is_leaf and tensor.requires_grad:
+        other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
         tensor.grad = None
-        if tensor.requires_grad:
-            other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
-            tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = value
-    if grad is not None:
-        tensor.grad = grad
 
 
 def _finish(model: nn.Module, plan: Plan) -> None:
@@ -255,4 +226,5 @@ def _finish(model: nn.Module, plan: Plan) -> None:
     owners = {name.rpartition(".")[0] for name in plan.kept}
     for module in {*owners, *(o.rpartition(".")[0] for o in owners)}:
         refresh(model.get_submodule(module))
+    flatten(model)
     leave_out(model, [(name, *how) for name, how in plan.left_out.items()])

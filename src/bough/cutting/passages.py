@@ -5,6 +5,7 @@ The notes are kept beside the parameters, not on them, and go when the parameter
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,13 +19,18 @@ from bough.planning.plan import Plan
 class Passage:
     """A parameter's way through a cut: its names before and after, by which plan, and what it became.
 
-    `after` is "" and `became` None where the parameter's layer was left out.
+    `after` is "" and `became` None where the parameter's layer was left out; `into` is the cut model.
     """
 
     plan: Plan
     before: str
     after: str
     became: TensorWeakRef | None
+    into: weakref.ref[nn.Module]
+
+    def alive(self) -> bool:
+        """Whether what came out of the cut is still in use."""
+        return (self.target() if self.after else self.into()) is not None
 
     def target(self) -> Tensor | None:
         """The parameter it became; None where it is gone."""
@@ -35,14 +41,20 @@ _PASSAGES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def note(plan: Plan, small: nn.Module, moved: Iterable[tuple[str, Tensor, Tensor]]) -> None:
-    """Notes for each (name, parameter before, parameter after) its way into `small`."""
+    """Notes for each (name, parameter before, parameter after) its way into `small`.
+
+    Of several copies cut from one model all that are alive stay known; a cut in place ends what was noted before, as the
+    parameter is no longer what the earlier plans were made for.
+    """
     names = {id(p): n for n, p in small.named_parameters()}
+    into = weakref.ref(small)
     for before, old, new in moved:
         after = names.get(id(new), "")
-        _PASSAGES[old] = Passage(plan, before, after, TensorWeakRef(new) if after else None)
+        earlier = [] if old is new else [p for p in passages(old) if p.alive()]
+        _PASSAGES[old] = [*earlier, Passage(plan, before, after, TensorWeakRef(new) if after else None, into)]
 
 
-def passage(parameter: Tensor) -> Passage | None:
-    """The last cut that a parameter went through; None where there was none."""
-    found: Passage | None = _PASSAGES.get(parameter)
+def passages(parameter: Tensor) -> list[Passage]:
+    """A parameter's ways through cuts, the last one last."""
+    found: list[Passage] = _PASSAGES.get(parameter, [])
     return found

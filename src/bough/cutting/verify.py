@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bough.cutting.cut import mask
+from bough.cutting.cut import copied, mask
 from bough.errors import PlanError, TraceError
 from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan
@@ -94,7 +93,7 @@ def _outputs(
     model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     reference = mask(model, plan).eval()
-    compared = copy.deepcopy(small).eval()
+    compared = copied(small, lambda name, tensor, parameter: tensor.clone())[0].eval()
     if dtype is not None:
         reference, compared = reference.to(dtype), compared.to(dtype)
     args, kwargs = split_inputs(_cast(example_inputs, dtype))

@@ -71,13 +71,18 @@ def _taps(graph: Graph, layer: Layer, sums: Sums) -> list[Tap]:
         sums.plus(layer.name, cosines.sum())
         sums.plus(f"{layer.name} count", cosines.numel())
 
-    return [_value(graph, layer.enters, lambda x: entered.append(x.detach().clone())), _value(graph, layer.leaves, leave)]
+    return [
+        _value(graph, layer.passages[0].enters, lambda x: entered.append(x.detach().clone())),
+        _value(graph, layer.passages[0].leaves, leave),
+    ]
 
 
 def _hidden(graph: Graph, layer: Layer) -> tuple[int, ...]:
     """The dims of what passes through that parameters know: the width, not batch or positions."""
     known = {a for s in graph.states.values() if s.parameter for axis in s.axes for a in normal(axis).atoms}
-    axes = next(axes for op in graph.ops for n, axes in zip(op.values, op.results, strict=True) if n == layer.leaves)
+    axes = next(
+        axes for op in graph.ops for n, axes in zip(op.values, op.results, strict=True) if n == layer.passages[0].leaves
+    )
     return tuple(d for d, axis in enumerate(axes) if known.intersection(normal(axis).atoms)) or (len(axes) - 1,)
 
 

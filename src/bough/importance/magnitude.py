@@ -129,4 +129,7 @@ class Random:
 
     def __call__(self, graph: Graph) -> dict[str, NDArray[np.float64]]:
         generator = np.random.default_rng(self.seed)
-        return {g.name: generator.random(g.size) for g in graph.groups}
+        size = {g.name: g.size for g in graph.groups}
+        scores = {name: generator.random(n) for name, n in size.items()}
+        free = [r for r in graph.ragged if r.reason is None]
+        return {**scores, **{r.scores: generator.random((size[r.over], size[r.group])) for r in free}}

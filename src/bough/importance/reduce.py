@@ -46,6 +46,8 @@ def per_unit(
 ) -> dict[str, NDArray[np.float64]]:
     """Adds a saliency up over each group's members: {group: float64 [units]}.
 
+    And of groups whose units may differ for each unit of another: {its `Ragged.scores`: float64 [units of it, units]}.
+
     Args:
         graph: of the model.
         reduce: gives the saliency of a parameter along one dim.
@@ -55,6 +57,7 @@ def per_unit(
         each: applied to each member's sums per unit before they are added.
     """
     totals = {g.atom: np.zeros(g.size) for g in graph.groups}
+    others = _Each(graph)
     for name, dim in members(graph, inputs=inputs, outputs=outputs):
         tensor = graph.tensor(name).detach() if tensors is None else tensors.get(name)
         if tensor is None:
@@ -65,7 +68,9 @@ def per_unit(
             if atom in totals:
                 sums = unit_sums(space, atom, values)
                 totals[atom] += sums if each is None else each(sums)
-    return {g.name: totals[g.atom] for g in graph.groups}
+        if each is None:
+            others.add(space, values)
+    return {**{g.name: totals[g.atom] for g in graph.groups}, **(others.totals if each is None else {})}
 
 
 def members(graph: Graph, *, inputs: bool, outputs: bool = True) -> list[tuple[str, int]]:
@@ -93,3 +98,21 @@ def positions(space: Space, atom: Atom) -> NDArray[np.int64]:
     """[units, positions]: the indices of `space` that belong to each unit of `atom`."""
     pairs = {(u, i) for units in coordinates(space, atom) for i, u in enumerate(units.tolist()) if u >= 0}
     return np.array(sorted(pairs), dtype=np.int64)[:, 1].reshape(atom.size, -1)
+
+
+class _Each:
+    """Sums per unit of a group for each unit of another, where they may differ."""
+
+    def __init__(self, graph: Graph) -> None:
+        atoms = {g.name: g.atom for g in graph.groups}
+        pairs = [(atoms[r.group], atoms[r.over], r.scores) for r in graph.ragged if r.reason is None]
+        self._over = {atom: (over, key) for atom, over, key in pairs}
+        self.totals = {key: np.zeros((over.size, atom.size)) for atom, over, key in pairs}
+
+    def add(self, space: Space, values: NDArray[np.float64]) -> None:
+        for atom in space.atoms:
+            if atom in self._over:
+                over, key = self._over[atom]
+                units, others = coordinates(space, atom)[0], coordinates(space, over)[0]  # each unit has one other
+                there = units >= 0
+                np.add.at(self.totals[key], (others[there], units[there]), values[there])

@@ -34,6 +34,9 @@ class DataCriterion(Protocol):
 def score(graph: Graph, criterion: Criterion | DataCriterion, data: Data | Iterable[Any] | None = None) -> UnitScores:
     """The criterion's number for each unit of each group: {group name: float64 array [units]}; low ones go first.
 
+    Where units may differ for each unit of another group (`graph.ragged`), criteria that add up over members also give
+    {`Ragged.scores`: float64 array [units of the other, units]}, which `plan(..., ragged=True)` reads.
+
     Args:
         graph: of the model, which stays as it is.
         criterion: one of `bough.importance`, or any function of the graph (and, with `needs_data`, of the data).

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, gcd
+from math import ceil, gcd, lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,10 @@ def _counts(groups: Sequence[Group], round_to: int, minimum: float) -> NDArray[n
     kept = np.arange(steps, 0, -1)
     allowed = np.ones(len(kept), dtype=bool)
     for g, unit in zip(groups, sizes, strict=True):
-        least = minimum if minimum >= 1 else ceil(minimum * g.size)
-        allowed &= kept * unit >= min(max(least, 1), g.size)
-        if (round_to > 1 and g.kind != "head" and len(groups) == 1) or (round_to > 1 and g.kind not in ("head",)):
-            allowed &= (kept * unit) % round_to == 0
+        least = max(g.least, minimum if minimum >= 1 else ceil(minimum * g.size))
+        allowed &= kept * unit >= min(least, g.size)
+        step = g.multiple if g.kind == "head" else lcm(g.multiple, round_to)
+        allowed &= (kept * unit) % step == 0
     allowed[0] = True
     return kept[allowed][:, None] * sizes[None, :]
 

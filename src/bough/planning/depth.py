@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bough.errors import ConflictError, PlanError
-from bough.graph import Frozen, Graph, Group, Layer, Member, Storage
+from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, Storage
 from bough.tracing.held import held_values
 from bough.tracing.provenance import attributes_in
 from bough.tracing.replay import replay
@@ -68,26 +68,31 @@ def without(graph: Graph, layers: Sequence[Layer]) -> Graph:
     """The graph of the model with `layers` left out: what enters each is what leaves it."""
     if not layers:
         return graph
-    gone = {i for x in layers for i in range(x.start, x.end)}
+    passages = [p for x in layers for p in x.passages]
+    gone = {i for p in passages for i in range(p.start, p.end)}
     names = tuple(f"{x.name}." for x in layers)
-    used = {s for op in graph.ops if op.index not in gone for s in op.states}
+    every = (*graph.ops, *graph.second)
+    used = {s for op in every if op.index not in gone for s in op.states}
     states = {n: s for n, s in graph.states.items() if not n.startswith(names) or n in used}
     place: dict[int, int] = {}
-    for op in graph.ops:
+    for op in every:
         if op.index not in gone:
             place[op.index] = len(place)
-    same = {x.leaves: x.enters for x in layers}
+    same = {p.leaves: p.enters for p in passages}
 
     def number(n: int) -> int:
         while n in same:
             n = same[n]
         return n
 
-    ops = tuple(
-        replace(op, index=place[op.index], inputs=tuple(number(n) for n in op.inputs)) for op in graph.ops if op.index in place
-    )
+    def renumbered(ops: Iterable[OpRecord]) -> tuple[OpRecord, ...]:
+        return tuple(
+            replace(op, index=place[op.index], inputs=tuple(map(number, op.inputs))) for op in ops if op.index in place
+        )
+
     return replace(
-        graph, ops=ops, states=states, storages=_storages(graph, layers, gone, place),
+        graph, ops=renumbered(graph.ops), second=renumbered(graph.second), states=states,
+        storages=_storages(graph, layers, gone, place),
         groups=tuple(g for g in (_group(g, states) for g in graph.groups) if g.members),
         frozen=tuple(f for f in (_group(f, states) for f in graph.frozen) if f.members),
         equations=tuple(e for e in graph.equations if not _within(e.expression, names)), layers=(),
@@ -127,7 +132,7 @@ def _storages(
     graph: Graph, layers: Sequence[Layer], gone: set[int], place: Mapping[int, int]
 ) -> tuple[Storage, ...]:  # fmt: skip
     """Memory of the ops that stay; what enters a layer lives as long as what left it."""
-    last = len(place)
+    last = sum(op.index in place for op in graph.ops)
     before = np.cumsum([0, *(i not in gone for i in range(len(graph.ops)))])  # ops that stay, before each index
 
     def moved(step: int) -> int:
@@ -138,7 +143,7 @@ def _storages(
         if s.born in gone:
             continue
         dies = s.dies
-        for x in layers:
+        for x in (layer.passages[0] for layer in layers):
             if s.born < x.start <= s.dies < x.end:  # read by the layer last: goes on as what left it
                 dies = max((r.dies for r in graph.storages if x.start <= r.born < x.end), default=dies)
         kept.append(replace(s, born=place.get(s.born, s.born), dies=moved(dies)))

@@ -57,12 +57,12 @@ class _Flow:
 
     @cached_property
     def maker(self) -> dict[int, tuple[OpRecord, int]]:
-        return {v: (op, i) for op in self.graph.ops for i, v in enumerate(op.values)}
+        return {v: (op, i) for op in (*self.graph.ops, *self.graph.second) for i, v in enumerate(op.values)}
 
     @cached_property
     def readers(self) -> dict[int | str, list[tuple[OpRecord, int]]]:
         table: dict[int | str, list[tuple[OpRecord, int]]] = {}
-        for op in self.graph.ops:
+        for op in (*self.graph.ops, *self.graph.second):
             for i, (value, state) in enumerate(zip(op.inputs, op.states, strict=True)):
                 table.setdefault(state or value, []).append((op, i))
         return table
@@ -108,6 +108,9 @@ class _Flow:
     def _scale(self, name: str, factors: Wish) -> list[Scale]:
         if not self.graph.states[name].parameter:
             raise _Unfoldable(f"it reaches the buffer {name}")
+        axes = self.graph.states[name].axes
+        if axes and any(other.axes is axes for other in self.graph.states.values() if other.name != name):
+            raise _Unfoldable(f"it reaches {name}, whose memory is another tensor's, too")
         factors = np.where(np.isnan(factors), 1.0, factors)
         for dim in range(factors.ndim):
             line = np.moveaxis(factors, dim, 0).reshape(factors.shape[dim], -1)
@@ -177,6 +180,7 @@ def _places(op: OpRecord, i: int) -> list[NDArray[np.int64]]:
     if name == "cat":
         dim = detail[1] if len(detail) > 1 else 0
         parts = [ids if j == i else np.full(_shape(op, j), -1) for j in range(len(op.arguments))]
+        parts = [p for p in parts if p.size]  # torch joins empty tensors of any number of dims
         return [np.concatenate(parts, axis=dim)]
     raise _Unfoldable(f"it meets {op.name} in {op.module} ({op.where})")
 

@@ -36,6 +36,7 @@ class Plan:
         left_out: {layer: (the form in which it returns what it is given: 0 a tensor, n a tuple of n; whether the list that
             holds it closes up)}.
         sequences: {"module:attribute:key...": which items of a list that has one per layer stay}.
+        ragged: {cut group: the group for each of whose units it keeps other units}, and `alike`: {group: why it could not}.
         cost, original: predicted cost after and before.
         fingerprint: of the model that the plan was made for.
     """
@@ -52,6 +53,8 @@ class Plan:
     original_shapes: dict[str, list[int]] = field(default_factory=dict)
     left_out: dict[str, tuple[int, bool]] = field(default_factory=dict)
     sequences: dict[str, list[int]] = field(default_factory=dict)
+    ragged: dict[str, str] = field(default_factory=dict)
+    alike: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -75,6 +78,8 @@ class Plan:
             "original_shapes": self.original_shapes,
             "left_out": {k: list(v) for k, v in self.left_out.items()},
             "sequences": self.sequences,
+            "ragged": self.ragged,
+            "alike": self.alike,
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -114,6 +119,8 @@ class Plan:
                 original_shapes={k: [int(n) for n in v] for k, v in data["original_shapes"].items()},
                 left_out={k: (int(form), bool(closes)) for k, (form, closes) in data["left_out"].items()},
                 sequences={k: [int(i) for i in v] for k, v in data["sequences"].items()},
+                ragged=dict(data.get("ragged", {})),
+                alike=dict(data.get("alike", {})),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from None
@@ -125,6 +132,8 @@ class Plan:
         for key, after in self.cost.to_dict().items():
             before = self.original.to_dict()[key]
             lines.append(f"{key:20} {before:>16,} -> {after:>16,}  ({after / before:.1%} kept)" if before else f"{key:20} 0")
+        lines += [f"ragged: {n}, for each of {over}" for n, over in self.ragged.items()]
+        lines += [f"not ragged: {n}: {why}" for n, why in self.alike.items()]
         lines += [f"not cut: {n}: {why}" for n, why in self.frozen.items()]
         if self.scales:
             lines.append(f"scales folded into {len({s.name for s in self.scales})} weights")

@@ -17,8 +17,9 @@ from bough.planning.equations import Ties, solve, ties
 from bough.planning.fold import fold
 from bough.planning.isolate import isolate
 from bough.planning.plan import Plan, Scale
+from bough.planning.ragged import differing
 from bough.planning.uniform import Uniform
-from bough.spaces import Atom, indices
+from bough.spaces import Atom, Kept, indices
 from bough.tracing.provenance import Path
 from bough.tracing.replay import Conflict, replay
 
@@ -36,6 +37,7 @@ def plan(
     ignore: Iterable[str] = (),
     exact_only: bool = False,
     uniform: bool = False,
+    ragged: bool = False,
     on_conflict: str = "freeze",
 ) -> Plan:
     """Decides what stays: the largest plan that meets `budget`, or the counts that `keep` gives.
@@ -54,6 +56,9 @@ def plan(
         exact_only: leave groups over which a statistic runs (LayerNorm, mean, softmax).
         uniform: groups in the same place of repeated layers keep as many units (each its own), and where the model is
             made from a config, only widths that the config can tell are cut: stock classes load what is saved.
+        ragged: where the types allow it (see `graph.ragged`), each head keeps head dims of its own, each convolution group
+            channels of its own, as many as the others; by the scores under `Ragged.scores`. `plan.ragged` tells where it
+            was done, `plan.alike` why elsewhere not.
         on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises.
 
     Raises:
@@ -74,10 +79,12 @@ def plan(
     even = Uniform(whole) if uniform else None
     alike, unsaid = even.within(graph) if even else ([], {})
     held = {**unsaid, **_held(graph, ignore, exact_only)}
+    free = differing(graph, scores, ragged)
+    ranked = free.ranked(scores)
     for _ in range(len(graph.groups) + 1):
         tied = ties(graph, held, alike)
-        counts = _decide(graph, whole.cost(), scores, budget, keep, tied, allocation == "uniform", round_to, minimum)
-        kept = _choose(graph, scores, counts)
+        counts = _decide(graph, whole.cost(), ranked, budget, keep, tied, allocation == "uniform", round_to, minimum)
+        kept: dict[Atom, Kept] = {**_choose(graph, scores, counts), **free.chosen(graph, counts)}
         numbers = {a: len(i) for a, i in kept.items()}
         if even and even.tells:
             attributes, untold = even.attributes(counts)
@@ -90,7 +97,7 @@ def plan(
         scales, unfolded = fold(graph, check.rescales)
         conflicts = [*check.conflicts, *unfolded]
         if not conflicts:
-            return _plan(whole, graph, kept, counts, attributes, scales, tied)
+            return free.noted(_plan(whole, graph, kept, counts, attributes, scales, tied))
         if on_conflict == "raise":
             raise ConflictError(
                 "the model's Python contradicts the plan: " + "; ".join(dict.fromkeys(str(c) for c in conflicts))
@@ -210,7 +217,7 @@ def _blamed(graph: Graph, conflicts: list[Conflict], held: Mapping[str, str]) ->
 
 
 def _plan(
-    whole: Graph, graph: Graph, kept: Mapping[Atom, NDArray[np.int64]], counts: Mapping[str, int],
+    whole: Graph, graph: Graph, kept: Mapping[Atom, Kept], counts: Mapping[str, int],
     attributes: Mapping[Path, int], scales: tuple[Scale, ...], tied: Ties,
 ) -> Plan:  # fmt: skip
     cut: dict[str, dict[int, list[int]]] = {}

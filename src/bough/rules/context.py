@@ -78,7 +78,9 @@ class Notes:
     macs: list[tuple[Space, ...]] = field(default_factory=list)
     integers: dict[str, Space] = field(default_factory=dict)
     renormalized: list[Space] = field(default_factory=list)
+    combined: list[Space] = field(default_factory=list)  # axes whose units the op adds up or compares with each other
     undefined: list[Space] = field(default_factory=list)  # axes along which a masked unit makes the op divide by zero
+    narrower: list[tuple[Space, Space]] = field(default_factory=list)  # the first must stay smaller than the second
     scale_of: Space | None = None
 
 
@@ -89,6 +91,8 @@ class Context:
         self.of = typing_of
         self._locate = locate
         self.marks: list[tuple[str, Space]] = []
+        self.multiples: list[tuple[Space, int]] = []
+        self.minima: list[tuple[Space, int]] = []
         self.notes = Notes()
         self.call: Op | None = None
         self.read: tuple[int, Space] | None = None  # a number that this op reads from a tensor whose values number a space
@@ -117,17 +121,27 @@ class Context:
     def fresh(self, size: int) -> Space:
         return Atom(size) if size != 1 else UNIT
 
-    def data(self, size: int, what: str = "data") -> Space:
+    def data(self, size: int, what: str | Reason = "data") -> Space:
         return Atom(size, what) if size != 1 else UNIT
 
     def mark(self, kind: str, *spaces: Space) -> None:
         self.marks.extend((kind, s) for s in spaces)
+
+    def multiple(self, space: Space, of: int) -> None:
+        """The op runs only where `space` has a multiple of `of` units."""
+        if of > 1:
+            self.multiples.append((space, of))
+
+    def at_least(self, space: Space, least: int) -> None:
+        """The op runs only where `space` has so many units."""
+        self.minima.append((space, least))
 
     def macs(self, *spaces: Space) -> None:
         self.notes.macs.append(spaces)
 
     def renormalizes(self, *spaces: Space) -> None:
         """The op computes a statistic over these axes: removing units changes it."""
+        self.notes.combined.extend(spaces)
         self.notes.renormalized.extend(s for s in spaces if not is_frozen(s))
 
     def pick(self, axis: Space, index: Typing, what: str = "indexed by a tensor") -> None:
@@ -145,6 +159,7 @@ class Context:
     def contract(self, a: Space, b: Space, null: bool) -> None:
         """Sums products over `a` = `b`; exact where one side is zero for masked units."""
         self.unify(a, b)
+        self.notes.combined.append(a)
         self.mark("consumed", a)
         if not null:
             self.renormalizes(a)

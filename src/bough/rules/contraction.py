@@ -60,13 +60,18 @@ def _matmul(c: Context, call: Any, result: Any) -> Typing:
 
 @rule("_grouped_mm")
 def _grouped(c: Context, call: Any, result: Any) -> Any:
-    """Rows [N, K] in consecutive groups, each by a matrix [E, K, M] of its own; `offs` [E] tells where groups end."""
+    """Rows [N, K] in consecutive groups, each by a matrix [E, K, M] of its own; `offs` [E] tells where groups end.
+
+    Rows of memory have to start at multiples of 16 bytes.
+    """
     x, w, ends = c.of(call.args[0]), c.of(call.args[1]), argument(call, 2, "offs")
     if len(x.axes) != 2 or len(w.axes) != 3 or ends is None:
         return []
     c.contract(x.axes[-1], w.axes[1], x.null[-1] or w.null[1])
     c.unify(w.axes[0], c.of(ends).axes[0])
     c.mark("neuron", w.axes[2])
+    for t, axis in ((call.args[0], x.axes[1]), (call.args[1], w.axes[1] if call.args[1].stride(1) == 1 else w.axes[2])):
+        c.multiple(axis, 16 // min(t.element_size(), 16))
     c.macs(*x.axes, w.axes[2])
     return Typing((x.axes[0], w.axes[2]), (x.null[0], w.null[2]))
 
@@ -114,6 +119,7 @@ def _einsum(c: Context, call: Any, result: Any) -> Typing:
             where[letter] = where.get(letter, 0) + 1
     weights = [t.weight for t in typed]
     for letter in space.keys() - set(output):
+        c.notes.combined.append(space[letter])
         if where[letter] > 1 or any(weights):
             c.contract(space[letter], space[letter], null[letter])
             if not any(weights):

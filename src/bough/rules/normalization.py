@@ -102,6 +102,7 @@ def _weight_norm(c: Context, call: Any, result: Any) -> list[Typing]:
     v, g = c.of(call.args[0]), c.of(call.args[1])
     d = argument(call, 2, "dim", 0) % len(v.axes)
     c.unify(v.axes[d], g.axes[d])
+    c.notes.combined.extend(a for i, a in enumerate(v.axes) if i != d)
     c.renormalizes(*(a for i, a in enumerate(v.axes) if i != d and not all(v.null)))
     c.notes.undefined.append(v.axes[d])
     return [Typing(v.axes, v.null, True), Typing(g.axes, g.null, True)]

@@ -17,6 +17,7 @@ def _dims(value: Any, n: int) -> set[int]:
 def _reduced(c: Context, call: Any, result: Any, dims: set[int], exact_if_null: bool) -> Typing:
     x = c.of(call.args[0])
     for d in dims:
+        c.notes.combined.append(x.axes[d])
         c.mark("consumed", x.axes[d])
         if not (exact_if_null and x.null[d]):
             c.renormalizes(x.axes[d])
@@ -83,6 +84,7 @@ def _topk(c: Context, call: Any, result: Any) -> list[Typing]:
     c.renormalizes(x.axes[d])
     c.mark("consumed", x.axes[d])
     c.mark("expert", x.axes[d])
+    c.at_least(x.axes[d], result[0].shape[d])
     axes = (*x.axes[:d], c.data(result[0].shape[d], "chosen"), *x.axes[d + 1 :])
     null = (*x.null[:d], False, *x.null[d + 1 :])
     return [Typing(axes, null), Typing(axes, (False,) * len(axes), ranges=x.axes[d])]
@@ -94,6 +96,7 @@ def _running(c: Context, call: Any, result: Any) -> Typing:
     x = c.of(call.args[0])
     d = argument(call, 1, "dim") % len(x.axes) if x.axes else 0
     for axis in x.axes[d : d + 1]:
+        c.notes.combined.append(axis)
         if call.name != "cumsum" or not x.null[d]:
             c.renormalizes(axis)
     return Typing(x.axes, tuple(n and i != d for i, n in enumerate(x.null)))

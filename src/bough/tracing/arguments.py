@@ -30,8 +30,6 @@ def _sizes(skip: int) -> Callable[..., Pairs]:
 
     def pairs(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
         given = _flat(args[skip:] or tuple(kwargs[k] for k in ("size", "shape") if k in kwargs))
-        if any(not isinstance(n, int) for n in given):
-            return  # a view as another dtype
         axes = of(result)
         yield from zip(given[: len(axes)], axes, strict=False)
 

@@ -7,7 +7,7 @@ masks, positions) is real and small; an op that touches a meta tensor gives meta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -35,10 +35,21 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
                     yield dot + key, value, parameter, saved
 
 
+def memory(tensor: Tensor) -> tuple[Hashable, ...]:
+    """Equal for tensors that are the same memory read in the same way: two parameters may be tied so, too."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return (id(tensor),)
+    place = tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return tensor.dtype, *place, tuple(tensor.shape), tensor.stride()
+
+
 def _strided(t: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     if shape is None or shape == tuple(t.shape):
         return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")
     return torch.empty(shape, dtype=t.dtype, device="meta")
+
+
+_READS_INTEGERS = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))  # lengths: the shapes depend on them
 
 
 class Execution:
@@ -94,8 +105,9 @@ class Execution:
             if any(t.device.type == "meta" for t in tensors):
                 if call.name in ("index", "index_put", "index_put_"):
                     args = (args[0], [p for i in args[1] for p in _positions(i)], *args[2:])
-                args = swap(args, _to_meta)
-                kwargs = {k: swap(v, _to_meta) for k, v in kwargs.items()}
+                move = _floats_to_meta if call.name in _READS_INTEGERS else _to_meta
+                args = swap(args, move)
+                kwargs = {k: swap(v, move) for k, v in kwargs.items()}
                 if "device" in kwargs:
                     kwargs["device"] = torch.device("meta")
                 shape = SHAPES.get(call.name)
@@ -107,6 +119,10 @@ class Execution:
 
 def _to_meta(t: Tensor) -> Tensor:
     return t if t.device.type == "meta" else _strided(t)
+
+
+def _floats_to_meta(t: Tensor) -> Tensor:
+    return _to_meta(t) if t.is_floating_point() or t.is_complex() else t
 
 
 def _positions(index: Tensor | None) -> tuple[Tensor | None, ...]:

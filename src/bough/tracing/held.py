@@ -22,13 +22,16 @@ _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.T
 
 
 @contextmanager
-def substituted(model: nn.Module, change: Callable[[Path, int], int]) -> Iterator[None]:
+def substituted(model: nn.Module, change: Callable[[Path, int], int], *, only_on_error: bool = False) -> Iterator[None]:
     """While inside, every held integer at a path is what `change(path, value)` says; afterwards, all is as before.
+
+    With `only_on_error`, what is done inside stays, unless it fails.
 
     Restores each module's whole instance dictionary, so what the model's forward sets on itself is undone too.
     """
     undo: list[tuple[dict[str, Any], dict[str, Any]]] = []
     seen: set[int] = set()
+    failed = True
 
     def visit(holder: dict[str, Any], path: Path, depth: int, skip: frozenset[str] = frozenset()) -> None:
         undo.append((holder, dict(holder)))
@@ -64,8 +67,9 @@ def substituted(model: nn.Module, change: Callable[[Path, int], int]) -> Iterato
                     undo.append((module.__dict__[inner], dict(module.__dict__[inner])))
             visit(module.__dict__, (name,), 0, _MACHINERY)
         yield
+        failed = False
     finally:
-        for holder, before in reversed(undo):
+        for holder, before in reversed(undo) if failed or not only_on_error else ():
             if list(holder) != list(before) or any(holder[k] is not before[k] for k in before):
                 holder.clear()
                 holder.update(before)

@@ -7,12 +7,11 @@ A residual block that stands elsewhere is replaced by a `PassThrough`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from bough.graph import Layer, OpRecord
+from bough.graph import Layer, OpRecord, Passage
 from bough.spaces import normal
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import tensors_in
@@ -45,23 +44,20 @@ def bypass(layer: nn.Module) -> None:
     layer.register_forward_hook(unchanged, with_kwargs=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Passage:
-    """One call of a module: the numbers of the values that enter and leave, and the ops between."""
-
-    enters: int
-    leaves: int
-    form: int
-    start: int
-    end: int
-
-
 class Watch:
-    """Notes, during a recorded run, what enters and leaves each module."""
+    """Notes, during each recorded run, what enters and leaves each module."""
 
     def __init__(self, model: nn.Module, recorder: Recorder) -> None:
         self.model, self.recorder = model, recorder
-        self.passages: dict[str, list[_Passage]] = {}
+        self.runs: list[dict[str, list[Passage]]] = []
+
+    def begin(self) -> None:
+        """A run begins."""
+        self.runs.append({})
+
+    def forget(self) -> None:
+        """The last run does not count."""
+        self.runs.pop()
 
     def __call__(self) -> None:
         """Wraps the forward of every inner module; to be undone with the rest of the instance dictionaries."""
@@ -80,40 +76,44 @@ class Watch:
             form = len(result) if type(result) is tuple else 0
             first = result[0] if form else result
             leaves = recorder.value(recorder.owned(first)).number if isinstance(first, Tensor) else -1
-            self.passages.setdefault(name, []).append(_Passage(enters, leaves, form, start, len(recorder.ops)))
+            self.runs[-1].setdefault(name, []).append(Passage(enters, leaves, form, start, len(recorder.ops)))
             return result
 
         return noting
 
     def layers(self, outputs: Iterable[int]) -> tuple[Layer, ...]:
-        """The modules that can be left out; `outputs` are the numbers of the model's output values."""
+        """The modules that can be left out; `outputs` are the numbers of the values that the first run gives."""
         ops = self.recorder.ops
         types = {n: axes for op in ops for n, axes in zip(op.values, op.results, strict=True)}
         last_read: dict[int, int] = {}
         for op in ops:
             for n in op.inputs:
                 last_read[n] = op.index
-        for n in outputs:
-            last_read[n] = len(ops)
-        modules = dict(self.model.named_modules())
-        found = []
-        for name, passages in self.passages.items():
-            if len(passages) != 1 or (p := passages[0]).enters == p.leaves or min(p.enters, p.leaves) < 0:
-                continue
+        last_read.update(dict.fromkeys(outputs, len(ops)))
+
+        def passes(p: Passage) -> bool:
+            """Whether a type passes through, what is made inside stays inside, and there is something to save."""
             inside = ops[p.start : p.end]
             same = p.enters in types and [normal(a) for a in types[p.enters]] == [normal(a) for a in types.get(p.leaves, ())]
             closed = all(last_read.get(n, -1) < p.end for op in inside for n in op.values if n != p.leaves)
-            if not same or not closed or not any(op.macs for op in inside) or p.start >= p.end:
+            return min(p.enters, p.leaves) >= 0 and p.enters != p.leaves and same and closed and any(op.macs for op in inside)
+
+        modules = dict(self.model.named_modules())
+        found = []
+        for name in self.runs[0]:
+            calls = [run.get(name, []) for run in self.runs]
+            if any(len(c) != 1 for c in calls) or not all(passes(c[0]) for c in calls):
                 continue
+            passages = tuple(c[0] for c in calls)
             holder, _, key = name.rpartition(".")
             entry = isinstance(modules[holder], _ENTRIES) if holder or key in modules else False
-            residual = _residual(inside, p)
+            residual = all(_residual(ops[p.start : p.end], p) for p in passages)
             if entry or residual:
-                found.append(Layer(name, holder if entry else "", residual, p.start, p.end, p.enters, p.leaves, p.form))
+                found.append(Layer(name, holder if entry else "", residual, passages))
         return tuple(_outermost_elsewhere(found))
 
 
-def _residual(ops: Sequence[OpRecord], p: _Passage) -> bool:
+def _residual(ops: Sequence[OpRecord], p: Passage) -> bool:
     """Whether what enters reaches what leaves by additions alone."""
     makers = {n: op for op in ops for n in op.values}
     waiting, seen = [p.leaves], set()
@@ -134,11 +134,15 @@ def _residual(ops: Sequence[OpRecord], p: _Passage) -> bool:
 
 def _outermost_elsewhere(found: list[Layer]) -> list[Layer]:
     """Of nested blocks that stand outside lists, with the same way in and out, the outermost."""
-    ways = {(layer.enters, layer.leaves) for layer in found if layer.container}
+
+    def way(layer: Layer) -> tuple[int, int]:
+        return layer.passages[0].enters, layer.passages[0].leaves
+
+    ways = {way(layer) for layer in found if layer.container}
     result = []
-    for layer in sorted(found, key=lambda x: (x.start, -x.end, x.name)):
-        if layer.container or (layer.enters, layer.leaves) not in ways:
-            ways.add((layer.enters, layer.leaves))
+    for layer in sorted(found, key=lambda x: (x.passages[0].start, -x.passages[0].end, x.name)):
+        if layer.container or way(layer) not in ways:
+            ways.add(way(layer))
             result.append(layer)
     return result
 

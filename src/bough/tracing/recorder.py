@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from bough.rules import POINTWISE, RULES, Context, Notes, Typing
 from bough.rules.indexing import inherit_ranges
 from bough.spaces import Space, normal
 from bough.tracing.arguments import meanings, normalized_shape
-from bough.tracing.execution import Execution, held_tensors
+from bough.tracing.execution import Execution, held_tensors, memory
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.stream import Call, tensors_in
 
@@ -30,10 +30,11 @@ class Value:
 
 
 class Recorder:
-    """Records ops, storages, equations and unknown ops of one run."""
+    """Records ops, storages, equations and unknown ops of the runs of one model; `begin` comes before each run."""
 
-    def __init__(self, model: nn.Module, execution: Execution) -> None:
-        self.execution = execution
+    execution: Execution
+
+    def __init__(self, model: nn.Module) -> None:
         self.module_names = {id(m): name for name, m in model.named_modules()}
         self.context = Context(self.typing, self._locate)
         self.ops: list[OpRecord] = []
@@ -43,11 +44,17 @@ class Recorder:
         self.storages: list[list[Any]] = []  # [axes, itemsize, born, dies]
         self._count = 0
         self._alive: list[Tensor] = []
+        tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
         for name, tensor, parameter, saved in held_tensors(model):
-            axes = tuple(self.context.fresh(n) for n in tensor.shape)
+            axes = tied.setdefault(memory(tensor), tuple(self.context.fresh(n) for n in tensor.shape))
             self.states[name] = State(name, axes, tensor.element_size(), parameter, saved)
-            value = Value(Typing(axes, (True,) * len(axes) if parameter else (False,) * len(axes), weight=True), -1, -1, name)
-            self._attach(execution.names[name], value)
+
+    def begin(self, execution: Execution) -> None:
+        """Types the stand-ins of the model's tensors."""
+        self.execution = execution
+        for name, state in self.states.items():
+            typing = Typing(state.axes, (state.parameter,) * len(state.axes), weight=True)
+            self._attach(execution.names[name], Value(typing, -1, -1, name))
 
     def add_input(self, tensor: Tensor, what: str) -> None:
         stand_in = self.execution.stand_in(tensor)
@@ -167,6 +174,7 @@ class Recorder:
                 tuple(notes.renormalized), tuple(notes.undefined),
                 scalars, notes.scale_of, detail, self._outcome(result, results),
                 tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
+                tuple(notes.combined), tuple(notes.narrower),
             )
         )  # fmt: skip
         self._last: Notes = notes

@@ -22,7 +22,7 @@ from bough.tracing.held import rewrite
 from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path
 from bough.tracing.stream import Call, tensors_in
-from bough.tracing.trace import run
+from bough.tracing.trace import run, switch
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,11 +54,18 @@ class Diverged(Exception):
 class Replay:
     """The handler of the check."""
 
-    def __init__(self, graph: Graph, kept: Mapping[Atom, int], execution: Execution) -> None:
-        self.graph, self.kept, self.execution = graph, kept, execution
+    execution: Execution
+
+    def __init__(self, graph: Graph, kept: Mapping[Atom, int]) -> None:
+        self.graph, self.kept = graph, kept
+        self.ops = (*graph.ops, *graph.second)
         self.conflicts: list[Conflict] = []
         self.rescales: list[Rescale] = []
-        self._at = 0
+        self.reached = 0  # ops that were repeated
+
+    def begin(self, execution: Execution, first: int) -> None:
+        """A run begins, with the op of number `first`."""
+        self.execution, self.reached = execution, first
 
     def owned(self, tensor: Tensor) -> Tensor:
         return self.execution.stand_ins.get(id(tensor), tensor)
@@ -77,6 +84,11 @@ class Replay:
         expected = [sizes(axes, self.kept) for axes in record.results]
         if record.outcome is not None and not call.name.endswith("_"):
             return self._as_recorded(call, record, expected)
+        for narrow, wide in record.narrower:
+            least, left = (int(count(s, self.kept)) for s in (narrow, wide))
+            if left <= least:
+                self._conflict(record, f"it must stay wider than {least}, and would be {left}", (wide,))
+                return self._expected(call, expected)
         if self.graph.real and call.name == "select":  # of as many units as there were
             x, dim, at = call.args
             call = dataclasses.replace(call, args=(x, dim, min(at, x.shape[dim] - 1)))
@@ -91,24 +103,27 @@ class Replay:
         results = tensors_in(result)
         for tensor, shape, axes in zip(results, expected, record.results, strict=False):
             if tuple(tensor.shape) != shape:
-                wrong = tuple(a for a, n, m in zip(axes, tensor.shape, shape, strict=False) if n != m) or axes
-                self._conflict(record, f"stale integer: the shape is {list(tensor.shape)} and should be {list(shape)}", wrong)
+                what = f"stale integer: the shape is {list(tensor.shape)} and should be {list(shape)}"
+                self._conflict(record, what, _stale(axes, tuple(tensor.shape), shape))
                 return self._expected(call, expected)
         self._scalars(record, call)
         return result
 
     def _next(self, call: Call) -> OpRecord:
         """The recorded op that the call repeats. Rearrangements may fall away where a width has become 1."""
-        ops = self.graph.ops
-        at = self._at
+        ops = self.ops
+        at = self.reached
+        if at < len(ops) and ops[at].name == "lift_fresh" and call.name == "scalar_tensor":  # a number on another device
+            self.reached = at + 1
+            return ops[at]
         while at < len(ops) and ops[at].name != call.name and ops[at].name in REARRANGING:
             at += 1
-        if at > self._at and (at == len(ops) or ops[at].where != f"{call.file}:{call.line}"):
-            at = self._at
+        if at > self.reached and (at == len(ops) or ops[at].where != f"{call.file}:{call.line}"):
+            at = self.reached
         if at >= len(ops) or ops[at].name != call.name:
             was = ops[at].name if at < len(ops) else "the end"
             raise Diverged(f"{call.name} where {was} was, {call.where}")
-        self._at = at + 1
+        self.reached = at + 1
         return ops[at]
 
     def _as_recorded(self, call: Call, record: OpRecord, shapes: list[tuple[int, ...]]) -> Any:
@@ -168,6 +183,12 @@ class Replay:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
 
 
+def _stale(axes: tuple[Space, ...], found: tuple[int, ...], expected: tuple[int, ...]) -> tuple[Space, ...]:
+    """The axes that are as long as they were and should not be; other wrong ones may only have followed (a -1 in a view)."""
+    wrong = [(a, n) for a, n, m in zip(axes, found, expected, strict=False) if n != m]
+    return tuple(a for a, n in wrong if n == a.size) or tuple(a for a, _ in wrong) or axes
+
+
 REARRANGING = frozenset(
     ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_")
 )
@@ -190,7 +211,7 @@ def _depends_on_data(func: Any) -> bool:
 def _in_form(call: Call, made: list[Tensor]) -> Any:
     """Results as the op returns them: one tensor, a list, or a tuple."""
     returns = getattr(getattr(call.func, "_schema", None), "returns", None)
-    if returns is not None and len(returns) == 1 and "[]" in str(returns[0].type):
+    if returns is not None and len(returns) == 1 and returns[0].type.kind() == "ListType":
         return made
     return made[0] if len(made) == 1 else tuple(made)
 
@@ -198,18 +219,27 @@ def _in_form(call: Call, made: list[Tensor]) -> Any:
 def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, int]) -> Replay:
     """Runs the model at the cut sizes and gives what does not agree; the model stays as it was."""
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
-    execution = Execution(graph.model, False, shapes)
-    handler = Replay(graph, kept, execution)
+    handler = Replay(graph, kept)
 
     def prepare() -> None:
         rewrite(graph.model, *graph.layer_notes)
         leave_out(graph.model, [(x.name, x.form, bool(x.container)) for x in graph.left_out])
 
+    def prepare_second() -> None:
+        prepare()
+        switch(graph.model)
+
+    runs = [(0, prepare), (len(graph.ops), prepare_second)] if graph.second else [(0, prepare)]
     try:
-        run(handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: attributes.get(path, n), prepare)
+        for first, prepared in runs:
+            execution = Execution(graph.model, False, shapes)
+            handler.begin(execution, first)
+            run(
+                handler, execution, graph.model, graph.args, graph.kwargs, lambda path, n: attributes.get(path, n), prepared
+            )  # fmt: skip
     except Exception as error:
         if not handler.conflicts:
-            done = graph.ops[-1] if graph.ops else None
+            done = handler.ops[handler.reached - 1] if handler.reached else None
             what = f"the control flow changes: {error}" if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
             handler.conflicts.append(Conflict(what, done, frozenset()))
     return handler

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bough.rules.recurrent import Recurrence
+
 Shape = Callable[..., Any]
 SHAPES: dict[str, Shape] = {}
 
@@ -80,6 +82,27 @@ def _attention(
         scores = (*batch, q.shape[-2], k.shape[-2])
         _demand(torch.broadcast_shapes(scores, attn_mask.shape) == scores, q, k, attn_mask)
     return q.new_empty((*batch, q.shape[-2], v.shape[-1]))
+
+
+@_shape("lstm", "gru", "rnn_tanh", "rnn_relu")
+def _recurrent(*args: Any, **named: Any) -> Any:
+    if named:
+        return NotImplemented
+    r = Recurrence.of(args)
+    hidden, cells = r.states[0].shape[-1], r.states[-1].shape[-1]
+    batch = r.states[0].shape[1] if r.packed else r.x.shape[0 if r.batch_first else 1]
+    for state in r.states:
+        _demand(state.shape[:2] == (r.layers * r.directions, batch), r.x, state)
+    _demand(r.projected == (hidden != cells), *r.states)
+    gates, width = r.params[0].shape[0] // cells, r.x.shape[-1]
+    for layer in r.weights():
+        for w in layer:
+            _demand(w.inputs.shape == (gates * cells, width), r.x, w.inputs, *r.states)
+            _demand(w.hidden.shape == (gates * cells, hidden), w.hidden, *r.states)
+            _demand(all(b.shape == (gates * cells,) for b in w.biases), *w.biases, *r.states)
+            _demand(w.projection is None or w.projection.shape == (hidden, cells), w.projection, *r.states)
+        width = hidden * r.directions
+    return r.x.new_empty((*r.x.shape[:-1], width)), *(torch.empty_like(s) for s in r.states)
 
 
 @_shape(

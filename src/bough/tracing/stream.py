@@ -24,6 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bough.tracing.location import here
 from bough.tracing.provenance import TracedInt
 
+_RECURRENT = (
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+    "_pad_packed_sequence",
+)
 # Kept whole because ATen's own decomposition depends on strides, sizes or the device, or is long.
 WHOLE: dict[Any, str] = {
     torch._C._nn.linear: "linear",
@@ -40,6 +44,7 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
+    **{getattr(torch._VF, name): name for name in _RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
 }
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
@@ -106,9 +111,9 @@ _FLAGS = {_getter("is_meta"): "meta", _getter("is_cuda"): "cuda", _getter("is_cp
 class Stream:
     """`with Stream(handler): model(...)` hands each op of the run to the handler."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, first: int = 0) -> None:
         self.handler = handler
-        self.count = 0
+        self.count = first
         self.quiet = False  # set while a handler works: what it calls itself is no part of the run
         self._functions = _FunctionMode(self)
         self._dispatch = _DispatchMode(self)
@@ -222,9 +227,13 @@ class _FunctionMode(TorchFunctionMode):
             return handler.device(args[0]).type == _FLAGS[func]
         if func == _DATA:
             return args[0].detach()
+        if func == torch._cudnn_rnn_flatten_weight:  # moves weights in memory, for which the run itself has no use
+            return None
         if func in WHOLE:
             args, kwargs = _positional(WHOLE[func], args, kwargs)
             args = stream.quietly(swap, args, handler.owned)
+            if WHOLE[func] == "reshape":
+                args = (args[0], *stream.quietly(swap, args[1:], int))  # a size may be a tensor of no dims
             kwargs = {k: stream.quietly(swap, v, handler.owned) for k, v in kwargs.items()}
             return stream.submit(WHOLE[func], func, args, kwargs, False, False)
         body = _python_body(func)
@@ -262,9 +271,7 @@ def _python_body(func: Any) -> Any:
         return None
     body = _bodies.get(func)
     if body is None:
-        home = func.__globals__[
-            "__name__"
-        ]  # where its code stands: not its __module__, where it is a dispatcher made elsewhere
+        home = func.__globals__["__name__"]  # where its code stands, which may be a dispatcher made elsewhere
         namespace = _namespaces.get(home)
         if namespace is None:  # a module's private functions ask for overrides in the name of the public ones
             namespace = _namespaces[home] = {**func.__globals__, **_DEAF}

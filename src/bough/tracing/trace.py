@@ -6,19 +6,21 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import lcm
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bough.errors import PlanError, TraceError
-from bough.graph import Frozen, Graph, Group, Member, State, Storage
+from bough.graph import Frozen, Graph, Group, Member, OpRecord, State, Storage
 from bough.rules import KERNEL
-from bough.spaces import Atom, freeze, normal
+from bough.spaces import Atom, freeze, innermost, normal
 from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
 from bough.tracing.layers import Watch
-from bough.tracing.provenance import Attribute, AxisSize, Equation, TracedInt, comparisons
+from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
+from bough.tracing.ragged import ragged
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.wrapped import eagerly, traceable
@@ -48,10 +50,10 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
     model = traceable(model)
     args, kwargs = split_inputs(example_inputs)
     try:
-        recorder, outputs, watch = _record(model, args, kwargs, real=real)
+        recorder, outputs, watch = _recorded(model, args, kwargs, real=real)
     except Exception:  # shapes alone do not carry the run: control flow reads values, or the model can not run at all
         try:
-            recorder, outputs, watch = _record(model, args, kwargs, real=True)
+            recorder, outputs, watch = _recorded(model, args, kwargs, real=True)
             real = True
         except Exception as error:
             shapes = ", ".join(_describe(v) for v in (*args, *kwargs.values()))
@@ -60,18 +62,16 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
                 "Check that model(*example_inputs) works."
             ) from error
-    for tensor in outputs:
-        for axis in recorder.typing(recorder.owned(tensor)).axes:
-            if axis.size > 1:
-                freeze(axis, "output of the model")
     _ignore(recorder, model, tuple([ignore] if isinstance(ignore, str) else ignore))
-    groups, frozen = _groups(recorder)
     notes = ["traced with real values: the model's control flow depends on data"] if real else []
-    storages = tuple(Storage(*s) for s in recorder.storages)
+    numbers = {recorder.value(recorder.owned(t)).number for t in outputs}
+    ops, storages = tuple(recorder.ops), _storages(recorder, outputs)
+    notes += _other_mode(recorder, watch, args, kwargs, real)
+    groups, frozen = _groups(recorder, ops)
     graph = Graph(
-        model, args, kwargs, tuple(recorder.ops), _output_life(storages, recorder, outputs), recorder.states,
-        tuple(recorder.equations), groups, frozen, tuple(recorder.unknown), real, fingerprint(model), notes,
-        watch.layers(recorder.value(recorder.owned(t)).number for t in outputs),
+        model, args, kwargs, ops, storages, recorder.states, tuple(recorder.equations), groups, frozen,
+        tuple(recorder.unknown), real, fingerprint(model), notes, watch.layers(numbers),
+        ragged=ragged(groups, recorder.states, recorder.ops), second=tuple(recorder.ops[len(ops) :]),
     )  # fmt: skip
     missing = [n for n in _names(ignore) if not _matches_anything(n, model, graph)]
     if missing:
@@ -113,17 +113,18 @@ def unchanged_rng() -> Iterator[None]:
 
 def run(
     handler: Handler, execution: Execution, model: nn.Module, args: Any, kwargs: Any, change: Any,
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[], None] | None = None, first: int = 0,
 ) -> Any:  # fmt: skip
     """Runs the model under `handler`, with held integers as `change` says; returns what the model returns.
 
-    `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too.
+    `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too. `first` is the
+    number of the first op.
     """
     stand_ins = {id(t): execution.stand_in(t) for t in flatten((args, kwargs))}
     with unchanged_rng(), torch.no_grad(), substituted(model, change):
         if prepare is not None:
             prepare()
-        with Stream(handler), eagerly():
+        with Stream(handler, first), eagerly():
             return model(*_swap(args, stand_ins), **_swap(kwargs, stand_ins))
 
 
@@ -137,19 +138,70 @@ def _swap(value: Any, stand_ins: Mapping[int, Tensor]) -> Any:
     return value
 
 
-def _record(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, list[Tensor], Watch]:
-    execution = Execution(model, real)
-    recorder = Recorder(model, execution)
+def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, list[Tensor], Watch]:
+    recorder = Recorder(model)
+    watch = Watch(model, recorder)
+    return recorder, _record(recorder, watch, args, kwargs, real, watch), watch
+
+
+def _record(
+    recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool, prepare: Callable[[], None]
+) -> list[Tensor]:  # fmt: skip
+    """Records one run, and gives the tensors that the model returns."""
+    execution = Execution(watch.model, real)
+    recorder.begin(execution)
+    watch.begin()
     for tensor in flatten((args, kwargs)):
         recorder.add_input(tensor, "input of the model")
-    watch = Watch(model, recorder)
+
+    def traced(path: Path, n: int) -> int:
+        return TracedInt(n, Attribute(path, n))
+
     with comparisons() as compared:
-        result = run(recorder, execution, model, args, kwargs, lambda path, n: TracedInt(n, Attribute(path, n)), watch)
+        result = run(recorder, execution, watch.model, args, kwargs, traced, prepare, len(recorder.ops))
     for a, b in compared:
         for one, other in ((a, b), (b, a)):
             if isinstance(one, Attribute) and isinstance(other, AxisSize):
                 recorder.equations.append(Equation(one, other.space, "a comparison in the model's Python"))
-    return recorder, list(flatten(result)), watch
+    outputs = list(flatten(result))
+    for tensor in outputs:
+        for axis in recorder.typing(recorder.owned(tensor)).axes:
+            if axis.size > 1:
+                freeze(axis, "output of the model")
+    return outputs
+
+
+def _other_mode(recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool) -> list[str]:
+    """Where some parameters are not read, as those of heads for training only: records the run in the other mode, too."""
+    ops, model = len(recorder.ops), watch.model
+    read = {name for op in recorder.ops for name in op.states}
+    unread = [n for n, s in recorder.states.items() if s.parameter and n not in read]
+    if not unread:
+        return []
+
+    def prepare() -> None:
+        watch()
+        switch(model)
+
+    try:
+        _record(recorder, watch, args, kwargs, real, prepare)
+    except Exception as error:
+        del recorder.ops[ops:]
+        watch.forget()
+        mode = "evaluation" if model.training else "training"
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return [f"{unread[0]} (of {len(unread)} such parameters) is not read, and the model does not run in {mode} mode: {why}"]
+    if read >= {name for op in recorder.ops[ops:] for name in op.states}:  # the other mode reads no more
+        del recorder.ops[ops:]
+        watch.forget()
+    return []
+
+
+def switch(model: nn.Module) -> None:
+    """Puts all modules into the mode that the model is not in, by their instance dictionaries."""
+    other = not model.training
+    for module in model.modules():
+        module.__dict__["training"] = other
 
 
 def _describe(value: Any) -> str:
@@ -174,13 +226,17 @@ def _matches_anything(name: str, model: nn.Module, graph: Graph) -> bool:
     return name in modules or name in graph.states
 
 
-def _output_life(storages: tuple[Storage, ...], recorder: Recorder, outputs: list[Tensor]) -> tuple[Storage, ...]:
-    last = len(recorder.ops)
+def _storages(recorder: Recorder, outputs: list[Tensor]) -> tuple[Storage, ...]:
+    """Memory of the run; what the model returns lives to its end."""
     lasting = {recorder.value(recorder.owned(t)).storage for t in outputs}
-    return tuple(dataclasses.replace(s, dies=last) if i in lasting else s for i, s in enumerate(storages))
+    last = len(recorder.ops)
+    return tuple(
+        Storage(axes, itemsize, born, last if i in lasting else dies)
+        for i, (axes, itemsize, born, dies) in enumerate(recorder.storages)
+    )
 
 
-def _groups(recorder: Recorder) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
+def _groups(recorder: Recorder, ops: tuple[OpRecord, ...]) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
     members: dict[Atom, list[Member]] = {}
     in_parameter: set[Atom] = set()
     for state in recorder.states.values():
@@ -193,7 +249,16 @@ def _groups(recorder: Recorder) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
     for kind, space in recorder.context.marks:
         for atom in normal(space).atoms:
             marks.setdefault(atom, set()).add(kind)
-    renormalized = {a for op in recorder.ops for s in op.renormalized for a in normal(s).atoms}
+    multiples: dict[Atom, int] = {}
+    for space, of in recorder.context.multiples:
+        for atom in innermost(space):
+            multiples[atom] = lcm(multiples.get(atom, 1), of)
+    minima: dict[Atom, int] = {}
+    for space, least in recorder.context.minima:
+        whole = normal(space)
+        if isinstance(whole, Atom):
+            minima[whole] = max(minima.get(whole, 1), least)
+    renormalized = {a for op in ops for s in op.renormalized for a in normal(s).atoms}
     groups: list[Group] = []
     frozen: list[Frozen] = []
     used: dict[str, int] = {}
@@ -205,7 +270,9 @@ def _groups(recorder: Recorder) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
             atom.reason = "never summed over: nothing tells what removing its units would mean"
         name = _name(atom, kind, places, recorder.states, used)
         if atom.reason is None:
-            groups.append(Group(name, kind, atom.size, atom not in renormalized, tuple(places), atom))
+            exact = atom not in renormalized
+            limits = multiples.get(atom, 1), minima.get(atom, 1)
+            groups.append(Group(name, kind, atom.size, exact, tuple(places), atom, *limits))
         else:
             frozen.append(Frozen(name, atom.size, str(atom.reason), tuple(places), atom))
     return tuple(groups), tuple(frozen)

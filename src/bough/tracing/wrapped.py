@@ -24,6 +24,7 @@ _HOLDERS = {  # class: the attribute that holds the real module
     ("torch.optim.swa_utils", "AveragedModel"): "module",
 }
 _SHARDED = "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"
+_PACKED = "GGUFParameter", "Params4bit", "Int8Params"
 _OBSERVERS = "ObserverBase", "FakeQuantizeBase"
 _QUANTIZED = tuple(
     f"{package}."
@@ -70,6 +71,11 @@ def traceable(model: nn.Module) -> nn.Module:
             held = f"{name}.{key}" if name else key
             if nn.parameter.is_lazy(tensor):
                 raise TraceError(f"{held} has no shape yet: run the model once, so that its lazy layers get theirs")
+            if any(c.__name__ in _PACKED for c in type(tensor).__mro__):
+                raise TraceError(
+                    f"{held} is a {type(tensor).__name__}, whose bytes are packed values, which can not be sliced: load the "
+                    "model in a floating type, cut it, then quantize it"
+                )
             if tensor is not None and is_traceable_wrapper_subclass(tensor):
                 raise TraceError(
                     f"{held} is a {type(tensor).__name__}, a tensor with an inner layout that can not be sliced: cut the model "
