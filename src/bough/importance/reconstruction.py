@@ -20,6 +20,7 @@ from bough.errors import PlanError
 from bough.graph import Graph, Group
 from bough.importance.data import Data
 from bough.importance.moments import Moments, Products, moments
+from bough.importance.outputs import relatively
 from bough.importance.readings import Reading, readings
 
 Scores = dict[str, NDArray[np.float64]]
@@ -47,10 +48,14 @@ class OBS:
     columns of unit u: cost 1/2 tr(W_S^T [(H^-1)_SS]^-1 W_S); then W -= (H^-1)_S [(H^-1)_SS]^-1 W_S and H^-1 is downdated.
     I_u is the sum of the costs of u and of all that left before. A product of two activations has no weights to solve: its
     costs are ThiNet's. Time grows with units times the square of a consumer's input width.
+
+    `relative`: outputs count as the batch norm after them scales them, and errors as a share of the variance of what comes
+    of them (the residual stream, where they are added to it): scores of different groups can then be set side by side.
     """
 
     ridge: float = 0.01
     sites: int = 128
+    relative: bool = False
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -64,7 +69,7 @@ class OBS:
             second = found.covariance if found.biased else found.second
             return Repaired(second, found.weight, found.columns(group.atom), self.ridge)
 
-        return _removed(graph, data, self.sites, "OBS", problem)
+        return _removed(graph, data, self.sites, "OBS", problem, self.relative)
 
 
 class Problem(Protocol):
@@ -146,9 +151,11 @@ def greedy(problems: Sequence[Problem], size: int) -> NDArray[np.float64]:
     return scores
 
 
-def _removed(graph: Graph, data: Data, sites: int, title: str, problem: object) -> Scores:
+def _removed(graph: Graph, data: Data, sites: int, title: str, problem: object, relative: bool = False) -> Scores:
     found = {name: _once(rs) for name, rs in readings(graph).items()}
     made = moments(graph, data, [r for rs in found.values() for r in rs], sites=sites, title=title)
+    if relative:
+        made = relatively(graph, data, made)
     return {g.name: greedy([problem(made[r], g) for r in found[g.name]], g.size) for g in graph.groups}  # type: ignore[operator]
 
 
