@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
@@ -229,26 +228,3 @@ class Fitting:
 def _weight(reading: Reading) -> int:
     assert reading.weight is not None
     return reading.weight[0]
-
-
-def inputs_of(model: nn.Module, data: Data) -> Any:
-    """Example inputs from the first batch: its tensor, as many parts as the model's forward needs, or those it has names for.
-
-    Raises:
-        PlanError: no batches, or a batch is given in a way of the data's own.
-    """
-    batch = next(iter(data.batches), None)
-    if batch is None:
-        raise PlanError("the data gives no batches")
-    if iter(data.batches) is data.batches:
-        raise PlanError("the data can be gone through once only: give a list or a DataLoader, which can be gone through again")
-    if data.forward is not None:
-        raise PlanError("Data(forward=...) gives batches in a way of its own: give example_inputs, as for trace")
-    parameters = inspect.signature(model.forward).parameters
-    if isinstance(batch, Mapping):
-        named = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        return {k: v for k, v in batch.items() if (k in parameters or named) and k != "labels"}
-    if not isinstance(batch, (tuple, list)):
-        return batch
-    needed = [p for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return tuple(batch[: max(len(needed), 1)])

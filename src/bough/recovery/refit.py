@@ -15,7 +15,8 @@ from bough.cutting.cut import copied
 from bough.errors import PlanError
 from bough.importance.data import Data, of
 from bough.planning.plan import Plan
-from bough.recovery.fitting import Fitting, Layer, Options, inputs_of
+from bough.recovery.fitting import Fitting, Layer, Options
+from bough.recovery.inputs import example_of
 from bough.tracing.execution import held_tensors
 from bough.tracing.taps import undisturbed
 from bough.tracing.trace import trace
@@ -96,7 +97,7 @@ def refit_(
         raise PlanError(f"refit(ridge={ridge}, sites={sites}): ridge must not be negative, sites at least 1")
     dense, cut, stream = traceable(model), traceable(small), of(data)
     check(dense, plan)
-    first = inputs_of(dense, stream) if example_inputs is None else example_inputs
+    first = example_of(dense, stream) if example_inputs is None else example_inputs
     with undisturbed(dense), undisturbed(cut), _all_or_nothing(cut):
         graphs = trace(dense, first), trace(cut, first)
         fitting = Fitting(*graphs, plan, stream, Options(ridge, sites, everything, skips))
