@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import bough
 from bough.errors import PlanError
-from bough.recovery import recalibrate, refit, refit_
+from bough.recovery import merge, recalibrate, refit, refit_
 from bough.recovery.least_squares import Sums
 from tests.zoo import randomize
 from tests.zoo.small import ZOO
@@ -124,6 +124,32 @@ def test_twins_of_what_is_kept_are_made_up_for_exactly(case):
     fresh = torch.randn(9, *shape, dtype=torch.float64)
     torch.testing.assert_close(result.model(fresh), model(fresh), rtol=0, atol=1e-8)
     assert not result.skipped
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twins_are_merged_exactly_without_data(case):
+    build, made, group, shape = CASES[case]
+    model = twice(randomize(build()).eval(), *made)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    (x,) = batches(shape, n=1)
+    _, plan = cut_to_half(model, group, x)
+    merged = merge(bough.trace(model, x), plan)
+    torch.testing.assert_close(merged.model(x), model(x), rtol=0, atol=1e-12)
+    assert not merged.skipped
+    assert all(distance == 0 for distance in merged.groups.values())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_merged_is_nearest_by_hand():
+    model = randomize(Chain()).eval()
+    (x,) = batches((5,), n=1)
+    small, plan = cut_to_half(model, "a", x)
+    vectors = torch.cat([model.a.weight, model.a.bias[:, None]], 1).detach()
+    expected = small.b.weight.detach().clone()
+    for unit in range(4, 8):
+        heir = int((vectors[:4] - vectors[unit]).square().sum(1).argmin())
+        expected[:, heir] += model.b.weight.detach()[:, unit]
+    torch.testing.assert_close(merge(bough.trace(model, x), plan).model.b.weight.detach(), expected)
 
 
 def test_residual_stream_that_is_cut():
