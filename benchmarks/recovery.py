@@ -75,15 +75,19 @@ def mobilenet(load: ModuleType, test: int) -> Task:
 
 
 def stories(load: ModuleType, test: int) -> Task:
-    tokenizer, texts = load.Tok512(), load.text("tinystories_train_head_197k")
-    ids = tokenizer.encode(texts[:120_000])
-    rows = torch.tensor([[1, *ids[i : i + 255]] for i in range(0, 255 * 128, 255)])
-    held = [s.strip() for s in load.text("tinystories_sample_cs336").split("<|endoftext|>") if s.strip()]
+    tokenizer, end = load.Tok512(), "<|endoftext|>"
+    ids: list[int] = []
+    for paragraph in load.text("tinystories_train_head_197k").split("\n\n"):  # encoding takes the square of the length
+        ids += tokenizer.encode(paragraph.strip() + "\n")
+        if len(ids) > 256 * 127:
+            break
+    rows = [[1, *ids[i : i + 127]] for i in range(0, len(ids) - 126, 127)]
+    held = [s.strip() for s in load.text("tinystories_sample_cs336").split(end) if s.strip()]
 
     def measure(model: nn.Module) -> dict[str, float]:
         return {"perplexity": load.perplexity(model, held[:test], tokenizer), "stories": len(held[:test])}
 
-    return Task(load.stories260k(), list(rows.split(8)), measure, "params")
+    return Task(load.stories260k(), list(torch.tensor(rows).split(32)), measure, "params")
 
 
 TASKS = {"resnet56": resnet56, "mobilenetv1_025": mobilenet, "stories260k": stories}

@@ -24,6 +24,9 @@ from bough.spaces import Space, indices
 from bough.tracing.flow import channel_scale
 from bough.tracing.taps import Tap, tapped
 
+_TINY = torch.finfo(torch.float64).tiny
+_FEW = 10  # rows for each input of a layer, below which a fit may follow the sample more than the model
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -150,8 +153,10 @@ class Fitting:
             tensors[c.small.argument] = self._kept(tensors[c.small.argument], theirs.arguments[c.dense.argument])
         else:
             tensors[c.small.argument] = x[c.small.argument]
+        stream = None
         if skip := self._skip(c):
-            y = y + self._error_of(skip, big, little)
+            error, stream = self._error_of(skip, big, little), self._stream(skip, y, big)
+            y = y + error
         rows = unfold(c.small, op, tensors, self.options.sites).x
         targets = outcome(c.small, op, tensors, y, self.options.sites)
         if c.routed and len(rows) > len(self._blocks(c)):  # experts
@@ -160,7 +165,11 @@ class Fitting:
         if c.constant is not None and not c.shift:
             constant = tensors[c.constant].reshape(len(targets), 1, -1)
             targets = [t - k for t, k in zip(targets, constant, strict=True)]
-        weight.sums.add(rows, targets)
+        weights = None
+        if stream is not None:
+            each = outcome(c.small, op, tensors, stream, self.options.sites)
+            weights = [1 / e.double().square().sum(1).clamp_min(_TINY) for e in each]
+        weight.sums.add(rows, targets, weights)
 
     def _kept(self, tensor: Tensor, axes: Sequence[Space]) -> Tensor:
         found = select(tensor, axes, self.kept)
@@ -194,6 +203,12 @@ class Fitting:
         inverse = torch.where(near_zero, 0.0, 1 / torch.where(near_zero, 1.0, scale))
         return (theirs - ours) * inverse.view(-1, *(1,) * (ours.dim() - 2))
 
+    def _stream(self, skip: Skip, y: Tensor, big: Seen) -> Tensor | None:
+        """What the dense model's outputs make of what they are added to. Where no batch norm does, a norm over each row
+        follows sooner or later, so that rows count by the share of them that is wrong; a few large ones would count alone."""
+        theirs = self._kept(big[skip.dense[0], True][skip.dense[1]], skip.add.arguments[skip.argument])
+        return y + theirs if skip.norm is None and theirs.shape == y.shape else None
+
     def _blocks(self, c: Consumer) -> Tensor:
         weight = self.weights[c.name]
         return unfold(c.small, self.small.ops[c.small.op], weight.tensors, 1).w
@@ -220,8 +235,10 @@ class Fitting:
             mean = self.small.tensor(c.mean)
             mean -= solution.shift.flatten()
             self.means.append((mean, mean.clone()))
-        note = "on the dense model's inputs: which rows it sees depends on data" if c.routed else ""
-        self.layers.append(Layer(c.name, solution.before, solution.after, note))
+        notes = ["on the dense model's inputs: which rows it sees depends on data"] if c.routed else []
+        if solution.rows < _FEW * start.shape[1]:
+            notes.append(f"{solution.rows} rows of data for {start.shape[1]} inputs are few")
+        self.layers.append(Layer(c.name, solution.before, solution.after, "; ".join(notes)))
         del self.weights[c.name]
 
 

@@ -22,6 +22,7 @@ class Solution:
     shift: Tensor
     before: float
     after: float
+    rows: int  # of the block with the fewest
 
 
 class Sums:
@@ -30,11 +31,16 @@ class Sums:
     def __init__(self) -> None:
         self._products: Tensor | None = None  # [blocks, d + outputs + 1, d + 1]: sums of [x y 1]^T [x 1]
         self._squares: Tensor | None = None  # [blocks, outputs]: of y^2
+        self._rows: list[int] = []
 
-    def add(self, x: Sequence[Tensor] | Tensor, y: Sequence[Tensor] | Tensor) -> None:
-        """Adds the rows of one batch."""
-        parts = [_products(a, b) for a, b in zip(x, y, strict=True)]
+    def add(
+        self, x: Sequence[Tensor] | Tensor, y: Sequence[Tensor] | Tensor, weights: Sequence[Tensor] | None = None
+    ) -> None:  # fmt: skip
+        """Adds the rows of one batch, each as often as its weight says (once without weights [N])."""
+        each = list(weights) if weights is not None else [torch.ones(len(a), device=a.device) for a in x]
+        parts = [_products(a, b, w) for a, b, w in zip(x, y, each, strict=True)]
         products, squares = (torch.stack(p) for p in zip(*parts, strict=True))
+        self._rows = [len(a) + n for a, n in zip(x, self._rows or [0] * len(parts), strict=True)]
         self._products = products if self._products is None else self._products + products
         self._squares = squares if self._squares is None else self._squares + squares
 
@@ -45,7 +51,8 @@ class Sums:
         """
         assert self._products is not None
         assert self._squares is not None
-        n = self._products[:, -1:, -1:].clamp_min(1.0)
+        n = self._products[:, -1:, -1:]
+        n = torch.where(n > 0, n, 1.0)
         means, d = self._products / n, self._products.shape[-1] - 1
         second, cross, squares = means[:, :d, :d], means[:, d:-1, :d].mT, self._squares / n[:, 0]
         x, y = means[:, :d, -1], means[:, d:-1, -1]
@@ -60,12 +67,14 @@ class Sums:
         off = (y - (x[:, None] @ start)[:, 0] - shift).square().sum() if free else 0.0
         scale = squares.sum().clamp_min(torch.finfo(torch.float64).tiny)
         before, after = ((_error(second, cross, squares, w) + e) / scale for w, e in ((start, off), (new, 0.0)))
-        return Solution(new, moved, float(before.clamp_min(0)), float(after.clamp_min(0)))
+        return Solution(new, moved, float(before.clamp_min(0)), float(after.clamp_min(0)), min(self._rows))
 
 
-def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _products(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     x, y = x.double(), y.double()
     x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+    root = weight.double().sqrt()[:, None]
+    x, y = x * root, y * root
     return torch.cat([x[:, :-1], y, x[:, -1:]], 1).mT @ x, y.square().sum(0)
 
 
