@@ -268,6 +268,12 @@ def test_skips_are_made_up_for():
     assert errors[1] < 0.95 * errors[0]
 
 
+def test_few_rows_are_told():
+    model, small, plan, data = halved("mlp")
+    assert all("few" in layer.note for layer in refit(model, small, plan, [data[0][:9]]).layers)
+    assert not any(layer.note for layer in refit(model, small, plan, [torch.randn(999, *data[0].shape[1:]).double()]).layers)
+
+
 def test_memory_of_sums_does_not_grow():
     sums, sizes = Sums(), []
     for _ in range(3):
