@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(TASKS))
     parser.add_argument("--criteria", nargs="*", default=list(CRITERIA))
     parser.add_argument("--allocations", nargs="*", default=["global", "uniform", "error"])
+    parser.add_argument("--budgets", nargs="*", type=int, help="percent that remain; of each model its own without")
     parser.add_argument("--test", type=int, default=2000, help="test samples")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -173,7 +174,7 @@ def main() -> None:
         for criterion in given.criteria:
             scores = None
             for allocation in given.allocations:
-                for percent in BUDGETS[name]:
+                for percent in given.budgets or BUDGETS[name]:
                     key = f"{name} {criterion} {allocation} {percent}% {given.test}"
                     if key in results["rows"] or (allocation == "error" and criterion != "obs"):
                         continue

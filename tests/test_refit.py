@@ -268,6 +268,41 @@ def test_skips_are_made_up_for():
     assert errors[1] < 0.95 * errors[0]
 
 
+class Experts(nn.Module):
+    """Each row goes through one of three experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.head = nn.Linear(8, 3), nn.Linear(8, 2)
+        self.up, self.down = nn.Parameter(torch.randn(3, 8, 16)), nn.Parameter(torch.randn(3, 16, 8))
+
+    def forward(self, x):
+        expert = self.gate(x).topk(1, dim=-1)[1][:, 0]
+        order, n = expert.argsort(), self.gate.out_features
+        ends = torch.histc(expert.float(), bins=n, min=0, max=n - 1).cumsum(0).to(torch.int32)
+        y = torch._grouped_mm(F.relu(torch._grouped_mm(x[order], self.up, ends)), self.down, ends)
+        return self.head(y[order.argsort()])
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_experts_are_fitted_on_the_rows_routed_to_them(dropped):
+    torch.manual_seed(0)
+    model = Experts().eval()  # in float32: grouped products have no float64
+    with torch.no_grad():
+        model.up[..., 8:] = model.up[..., :8]
+        model.gate.bias[2] = -1e3 * dropped  # nothing goes to an expert that is dropped
+    data = [torch.randn(200, 8) for _ in range(3)]
+    graph = bough.trace(model, data[0])
+    scores = {g.name: np.arange(g.size, 0, -1.0) for g in graph.groups}
+    plan = bough.plan(graph, scores, keep={"up#2": 8, **({"up/expert": 2} if dropped else {})})
+    small = bough.cut(model, plan)
+    if dropped:
+        assert tuple(small.down.shape) == (2, 8, 8)
+    result = refit(model, small, plan, data, ridge=0)
+    torch.testing.assert_close(result.model(data[0]), model(data[0]), rtol=1e-3, atol=1e-3)
+    assert "depends on data" in {layer.name: layer.note for layer in result.layers}["down"]
+
+
 def test_few_rows_are_told():
     model, small, plan, data = halved("mlp")
     assert all("few" in layer.note for layer in refit(model, small, plan, [data[0][:9]]).layers)

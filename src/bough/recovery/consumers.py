@@ -83,7 +83,7 @@ def consumers(dense: Graph, small: Graph, plan: Plan, kept: Mapping[Atom, Kept],
         found.append(Consumer(name, other, reading, constant, mean, shift, skip, routed))
     for name, dims in plan.kept.items():
         new = renamed(name, plan)
-        if len(dims) and new in flow.recurrent:
+        if dims and len(dense.states[name].axes) > 1 and new in flow.recurrent:
             skipped[new] = f"read by {flow.recurrent[new]}, a recurrence"
     return Candidates(tuple(found), skipped)
 
@@ -117,7 +117,8 @@ def _obstacle(
 ) -> str:
     """Why a weight can not be solved for, as far as the run tells; "" if it can."""
     if len(names) > 1:
-        return f"the weight is computed from {' and '.join(sorted(names))}"
+        some = sorted(names)
+        return f"the weight is computed from {' and '.join(some[:2])}{f' and {len(some) - 2} more' if len(some) > 2 else ''}"
     (name,) = names
     for op, argument in flow.uses.get(name, ()):
         at = readers.get(op.index)
