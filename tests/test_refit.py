@@ -23,13 +23,13 @@ class Heads(nn.Module):
 
     def __init__(self, kv):
         super().__init__()
-        self.kv = kv
         self.q, self.k, self.v = nn.Linear(6, 12), nn.Linear(6, 3 * kv), nn.Linear(6, 3 * kv)
         self.o, self.head = nn.Linear(12, 6), nn.Linear(6, 2)
 
     def forward(self, x):
         b, n, _ = x.shape
-        q, k, v = (f(x).view(b, n, -1, 3).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k = (f(x).view(b, n, -1, 3).transpose(1, 2) for f in (self.q, self.k))
+        v = self.v(x).view(b, n, k.shape[1], -1).transpose(1, 2)
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
         y = F.scaled_dot_product_attention(q, k, v)
         return self.head(x + self.o(y.transpose(1, 2).reshape(b, n, -1)))
@@ -170,6 +170,38 @@ def test_residual_stream_that_is_cut():
     small, plan = cut_to_half(model, "stem", data[0])
     result = refit(model, small, plan, data, ridge=0)
     torch.testing.assert_close(result.model(data[0]), model(data[0]), rtol=0, atol=1e-8)
+
+
+def test_head_dims_of_each_heads_own():
+    model = randomize(Heads(4)).eval()
+    with torch.no_grad():
+        for p in model.v.parameters():
+            dims = p.view(4, 3, -1)
+            for head in range(4):
+                dims[head, head % 3] = dims[head, (head + 1) % 3]
+    data = batches((7, 6))
+    graph = bough.trace(model, data[0])
+    scores = bough.score(graph, bough.importance.Magnitude())
+    scores["v/head_dim/each"] = np.stack([np.arange(3) != head % 3 for head in range(4)]).astype(float)
+    plan = bough.plan(graph, scores, keep={"v/head_dim": 2}, ragged=True)
+    assert plan.ragged == {"v/head_dim": "q/head"}
+    result = refit(model, bough.cut(model, plan), plan, data, ridge=0)
+    torch.testing.assert_close(result.model(data[0]), model(data[0]), rtol=0, atol=1e-8)
+
+
+def test_layers_left_out_are_made_up_for_by_those_that_stay():
+    torch.manual_seed(0)
+    model, inputs = ZOO["encoder"]()
+    model = randomize(model.eval())
+    data = [torch.randint(0, 20, (16, *inputs.shape[1:])) for _ in range(4)]
+    graph = bough.trace(model, data[0])
+    scores = bough.score(graph, bough.importance.Magnitude())
+    plan = bough.plan(graph, scores, keep=0.9, drop=["1.layers.0"])
+    small = bough.cut(model, plan)
+    result = refit(model, small, plan, data)
+    assert any("linear2" in layer.name for layer in result.layers)
+    error = [sum(float((model(x) - m(x)).detach().square().mean()) for x in data) for m in (small, result.model)]
+    assert error[1] < error[0]
 
 
 def halved(name, n=3):
