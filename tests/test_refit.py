@@ -193,7 +193,7 @@ def test_layers_left_out_are_made_up_for_by_those_that_stay():
     torch.manual_seed(0)
     model, inputs = ZOO["encoder"]()
     model = randomize(model.eval())
-    data = [torch.randint(0, 20, (16, *inputs.shape[1:])) for _ in range(4)]
+    data = batches(inputs.shape[1:])
     graph = bough.trace(model, data[0])
     scores = bough.score(graph, bough.importance.Magnitude())
     plan = bough.plan(graph, scores, keep=0.9, drop=["1.layers.0"])
