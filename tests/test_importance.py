@@ -471,3 +471,15 @@ def test_units_may_leave_several_at_a_time(kind):
     first = np.argsort(all_at_once)
     assert np.argmin(one) == first[0]
     assert set(np.argsort(two)[:2]) == set(first[:2])
+
+
+def test_relative_errors_are_shares_of_the_variance_of_outputs():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
+    )
+    net, data = net.double(), [torch.randn(40, 4).double() for _ in range(2)]
+    graph = bough.trace(net, data[0])
+    plain, relative = (bough.score(graph, bough.importance.OBS(relative=r), data)["0"] for r in (False, True))
+    variance = float(net[:3](torch.cat(data)).var(0, unbiased=False).sum())
+    np.testing.assert_allclose(relative, plain / variance, rtol=1e-9)

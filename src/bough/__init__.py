@@ -14,14 +14,14 @@ from bough.graph import Frozen, Graph, Group, Layer, Member
 from bough.importance import score
 from bough.pipeline import Result, prune
 from bough.planning import Budget, Plan, allocation, plan
-from bough.recovery import Training, distill, finetune, iterate
+from bough.recovery import Training, distill, finetune, iterate, recalibrate, refit
 from bough.targeting import meet_latency
 from bough.tracing import trace
 
 __all__ = [
     "BoughError", "Budget", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer", "Member", "Plan",
     "Result", "Training", "Verification", "allocation", "correct_table", "cut", "cut_", "distill", "errors", "finetune",
-    "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild", "recovery", "save", "score",
-    "sensitivity", "trace", "transfer_optimizer", "verify",
+    "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild", "recalibrate", "recovery", "refit",
+    "save", "score", "sensitivity", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

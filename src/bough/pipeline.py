@@ -10,15 +10,17 @@ from torch import nn
 
 from bough.cost import EnergyModel, LatencyTable
 from bough.cutting import Verification, cut, rebuild, verify
+from bough.errors import PlanError
 from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
 from bough.planning import Allocator, Budget, Plan, plan
+from bough.recovery import Refit, refit_
 from bough.targeting import meet_latency, of_this_machine
 from bough.tracing import trace
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What `prune` gives: the cut model, the plan it was cut by, and the proof of its equality.
+    """What `prune` gives: the cut model, the plan it was cut by, the proof of its equality, what refit did to it after.
 
     `latency`: for a budget of latency, the seconds that were measured of the cut model.
     """
@@ -27,13 +29,15 @@ class Result:
     plan: Plan
     report: Verification
     latency: float | None = None
+    refit: Refit | None = None
 
     def to_dict(self) -> dict[str, Any]:
         measured = {} if self.latency is None else {"latency": self.latency}
-        return {"plan": self.plan.to_dict(), "verification": self.report.to_dict(), **measured}
+        refitted = {} if self.refit is None else {"refit": self.refit.to_dict()}
+        return {"plan": self.plan.to_dict(), "verification": self.report.to_dict(), **measured, **refitted}
 
     def __str__(self) -> str:
-        return f"{self.plan}\n{self.report}"
+        return "\n".join(map(str, (self.plan, self.report, *(() if self.refit is None else (self.refit,)))))
 
 
 def prune(
@@ -43,6 +47,7 @@ def prune(
     *,
     importance: Criterion | DataCriterion | None = None,
     data: Data | Iterable[Any] | None = None,
+    refit: bool = False,
     ignore: Iterable[str] = (),
     allocation: str | Allocator = "global",
     round_to: int | str = 1,
@@ -53,12 +58,12 @@ def prune(
     table: LatencyTable | None = None,
     energy: EnergyModel | None = None,
 ) -> Result:
-    """Traces, scores, plans, cuts and verifies; `model` stays as it was.
+    """Traces, scores, plans, cuts and verifies, and with `refit` refits on `data`; `model` stays as it was.
 
-    Args and errors as for `trace`, `score`, `plan` and `cut` (or `rebuild`, where `on_conflict="rebuild"` and the model's
-    Python contradicts the plan); `importance` is `Magnitude(p=2)` unless given, `data` what it is computed from. For a budget
-    of latency `table` is needed; where it is of the machine at hand the cut model is measured and planned anew until it
-    meets the budget (see `meet_latency`), otherwise the table's word is taken, and the plan's notes say so.
+    Args and errors as for `trace`, `score`, `plan`, `refit` and `cut` (or `rebuild`, where `on_conflict="rebuild"` and the
+    model's Python contradicts the plan); `importance` is `Magnitude(p=2)` unless given, `data` what it is computed from. For
+    a budget of latency `table` is needed; where it is of the machine at hand the cut model is measured and planned anew until
+    it meets the budget (see `meet_latency`), otherwise the table's word is taken, and the plan's notes say so.
 
     Example:
         >>> import torch, bough
@@ -67,6 +72,10 @@ def prune(
         >>> result.model[0].out_features, result.report.equal
         (3, True)
     """
+    if refit and data is None:
+        raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
+    if refit and on_conflict == "rebuild":
+        raise PlanError("prune(refit=True) solves for weights of the model's own layers: use on_conflict='freeze' or 'raise'")
     graph = trace(model, example_inputs, ignore=ignore)
     scores = score(graph, importance or Magnitude(p=2), data)
     how: dict[str, Any] = {
@@ -79,4 +88,8 @@ def prune(
     else:
         decided, seconds = plan(graph, scores, budget, table=table, **how), None
         small = rebuild(model, decided, example_inputs) if decided.rebuild else cut(model, decided)
-    return Result(small, decided, verify(model, small, decided, example_inputs), seconds)
+    report = verify(model, small, decided, example_inputs)
+    if not refit:
+        return Result(small, decided, report, seconds)
+    assert data is not None
+    return Result(small, decided, report, seconds, refit_(model, small, decided, data, example_inputs=example_inputs))

@@ -134,13 +134,13 @@ def as_traced(graph: Graph, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]
             raise PlanError(
                 f"a batch lacks {missing[0]!r}, with which the model was traced; it has {', '.join(map(str, batch))}"
             )
-        return tuple(_moved(batch[k], home) for k in positional), {k: _moved(batch[k], home) for k in names}
+        return tuple(moved(batch[k], home) for k in positional), {k: moved(batch[k], home) for k in names}
     parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
     if len(parts) < n + len(names):
         raise PlanError(
             f"a batch of {len(parts)} parts for a model that was traced with {n + len(names)}: give Data(forward=...)"
         )
-    given = tuple(_moved(p, home) for p in parts)
+    given = tuple(moved(p, home) for p in parts)
     return given[:n], dict(zip(names, given[n:], strict=False))
 
 
@@ -169,12 +169,13 @@ def _sample(value: Any, i: int, n: int) -> Any:
     return type(value)(*(_sample(v, i, n) for v in value)) if isinstance(value, tuple) else value
 
 
-def _moved(value: Any, home: torch.device) -> Any:
+def moved(value: Any, home: torch.device) -> Any:
+    """`value` with its tensors (tuples, lists and mappings opened) on the device `home`."""
     if isinstance(value, Tensor):
         return value.to(home)
     if type(value) in (tuple, list):
-        return type(value)(_moved(v, home) for v in value)
-    return {k: _moved(v, home) for k, v in value.items()} if isinstance(value, Mapping) else value
+        return type(value)(moved(v, home) for v in value)
+    return {k: moved(v, home) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _left(batches: Iterable[Any], done: int) -> int | None:

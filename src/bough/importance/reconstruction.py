@@ -20,6 +20,7 @@ from bough.errors import PlanError
 from bough.graph import Graph, Group
 from bough.importance.data import Data
 from bough.importance.moments import Moments, Products, moments
+from bough.importance.outputs import relatively
 from bough.importance.readings import Reading, readings, seen
 from bough.importance.score import UnitScores
 
@@ -51,11 +52,15 @@ class OBS:
     I_u is the sum of the costs of u and of all that left before. A product of two activations has no weights to solve: its
     costs are ThiNet's. Time grows with units times the square of a consumer's input width; `step` units may leave between two
     looks at what each would cost, which is faster and less exact.
+
+    `relative`: outputs count as the batch norm after them scales them, and errors as a share of the variance of what comes
+    of them (the residual stream, where they are added to it): scores of different groups can then be set side by side.
     """
 
     ridge: float = 0.01
     sites: int = 128
     step: int = 1
+    relative: bool = False
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -70,7 +75,7 @@ class OBS:
             second = found.covariance if found.biased else found.second
             return Repaired(second, found.weight, found.columns(group.atom), self.ridge)
 
-        return _removed(graph, data, self, problem)
+        return _removed(graph, data, self, problem, self.relative)
 
 
 def _check(given: ThiNet | OBS) -> None:
@@ -167,9 +172,13 @@ def greedy(problems: Sequence[Problem], size: int, step: int = 1) -> NDArray[np.
     return scores
 
 
-def _removed(graph: Graph, data: Data, of: ThiNet | OBS, problem: Callable[[Moments | Products, Group], Problem]) -> UnitScores:
+def _removed(
+    graph: Graph, data: Data, of: ThiNet | OBS, problem: Callable[[Moments | Products, Group], Problem], relative: bool = False
+) -> UnitScores:
     found = {name: _once(rs) for name, rs in readings(graph).items()}
     made = moments(graph, data, [r for rs in found.values() for r in rs], sites=of.sites, title=type(of).__name__)
+    if relative:
+        made = relatively(graph, data, made)
     scores = {}
     for group in graph.groups:
         problems = [problem(made[r], group) for r in seen(group.name, found[group.name], made)]

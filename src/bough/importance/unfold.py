@@ -61,14 +61,59 @@ def unfold(reading: Reading, op: OpRecord, tensors: Sequence[Tensor], sites: int
     return _batched(rows, w.movedim(reading.weight[1], -2))
 
 
+def outcome(reading: Reading, op: OpRecord, tensors: Sequence[Tensor], y: Tensor, sites: int) -> Sequence[Tensor] | Tensor:
+    """What the op gives, [N, outputs] for each block: the rows that `unfold` has of its arguments `tensors`.
+
+    Axes of `y` may be shorter than the op's own weights make them: some outputs alone.
+    """
+    assert reading.weight is not None
+    x, w = tensors[reading.argument], tensors[reading.weight[0]]
+    if op.name == "einsum":
+        return _einsum_outcome(reading, op, w, y)
+    if op.name.endswith("convolution"):
+        places = y.shape[2:]
+        chosen = np.unravel_index(_sites(prod(places), sites), places) if places else ()
+        n = len(places)
+        y = y.movedim((0, 1), (n, n + 1))[tuple(torch.from_numpy(c).to(y.device) for c in chosen)]
+        return y.reshape(-1, op.detail[8], y.shape[-1] // op.detail[8]).movedim(1, 0)
+    if op.name == "_grouped_mm":
+        ends = tensors[2].tolist()
+        return [y[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    if w.dim() == 1:
+        return y.reshape(1, -1, 1)
+    if (reading.argument == 1 and op.name not in ("addmm", "baddbmm") and x.dim() > 1) or reading.argument == 2:
+        y = y.mT
+    if w.dim() == 2:
+        return y.reshape(1, -1, y.shape[-1])
+    blocks, others = _blocks(w.shape[:-2], y.dim() - 2)
+    y = y.permute(*blocks, *others, y.dim() - 2, y.dim() - 1)
+    return y.reshape(prod(w.shape[:-2]), -1, y.shape[-1])
+
+
+def _blocks(own: Sequence[int], n: int) -> tuple[list[int], list[int]]:
+    """Of n batch dims: those in which a weight of batch dims `own` differs, and the others."""
+    own = (1,) * (n - len(own)) + tuple(own)
+    return [i for i, k in enumerate(own) if k > 1], [i for i, k in enumerate(own) if k <= 1]
+
+
 def _batched(x: Tensor, w: Tensor) -> Unfolded:
     """x [..., N, d] by w [..., d, outputs]: dims in which w differs are blocks, the others samples."""
     batch = torch.broadcast_shapes(x.shape[:-2], w.shape[:-2])
-    own = (1,) * (len(batch) + 2 - w.dim()) + tuple(w.shape[:-2])
-    blocks = [i for i, n in enumerate(own) if n > 1]
-    others = [i for i, n in enumerate(own) if n <= 1]
+    blocks, others = _blocks(w.shape[:-2], len(batch))
     x = x.expand(*batch, *x.shape[-2:]).permute(*blocks, *others, len(batch), len(batch) + 1)
-    return Unfolded(x.reshape(prod(own), -1, x.shape[-1]), w.reshape(prod(own), *w.shape[-2:]))
+    n = prod(w.shape[:-2])
+    return Unfolded(x.reshape(n, -1, x.shape[-1]), w.reshape(n, *w.shape[-2:]))
+
+
+def _einsum_outcome(reading: Reading, op: OpRecord, w: Tensor, y: Tensor) -> Tensor:
+    assert reading.weight is not None
+    inputs, output = einsum_letters(op.detail[0], [len(a) for a in op.arguments])
+    ours, theirs = inputs[reading.argument], inputs[reading.weight[0]]
+    batch = [c for c in ours if c in theirs and c in output]
+    free = [[c for c in term if c in output and c not in batch] for term in (ours, theirs)]
+    y = y.permute([output.index(c) for c in (*batch, *free[0], *free[1])])
+    blocks = prod(y.shape[: len(batch)])
+    return y.reshape(blocks, -1, prod(y.shape[y.dim() - len(free[1]) :]))
 
 
 def _einsum(reading: Reading, op: OpRecord, x: Tensor, w: Tensor) -> Unfolded:

@@ -1,0 +1,194 @@
+"""What a cut costs without training, with and without refit: `python -m benchmarks.recovery --data PATH`.
+
+PATH holds load.py and the data sets it reads. One row per (model, criterion, allocation, budget); rows already in the JSON
+are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import bough
+from benchmarks.harness import about
+from bough.graph import Graph
+from bough.recovery import recalibrate, refit
+
+RESULTS = Path(__file__).parent / "results" / "recovery.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model with its unlabelled calibration batches, what is measured of it, and the groups that stay."""
+
+    model: nn.Module
+    calibration: list[Tensor]
+    measure: Callable[[nn.Module], dict[str, float]]
+    field: str  # of Cost, that budgets bound
+    ignore: tuple[str, ...] = ()
+
+
+def images(array: np.ndarray, load: ModuleType) -> Tensor:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (load.CIFAR10_MEAN, load.CIFAR10_STD))
+    return ((torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
+
+
+@torch.no_grad()
+def predicted(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([model.eval()(b).argmax(1) for b in x.split(250)])
+
+
+def resnet56(load: ModuleType, test: int) -> Task:
+    train, _ = load.cifar10("train")
+    found, labels = load.cifar10("test")
+    some = np.sort(np.random.default_rng(0).permutation(len(found))[:test])  # the order of the images is one of classes
+    x, y = images(found[some], load), torch.from_numpy(labels[some])
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        return {"accuracy": float((predicted(model, x) == y).float().mean()), "images": len(y)}
+
+    return Task(load.resnet_cifar10(56), list(images(train[:1024], load).split(128)), measure, "macs", ("conv1",))
+
+
+def mobilenet(load: ModuleType, test: int) -> Task:
+    found, _ = load.imagenet_sample()
+    order = np.random.default_rng(0).permutation(len(found))
+    model, x = load.mobilenetv1_025(), images(found[order[512 : 512 + test]], load)
+    dense = predicted(model, x)
+
+    def measure(small: nn.Module) -> dict[str, float]:
+        return {"agreement": float((predicted(small, x) == dense).float().mean()), "images": len(x)}
+
+    return Task(model, list(images(found[order[:512]], load).split(32)), measure, "macs")
+
+
+def stories(load: ModuleType, test: int) -> Task:
+    tokenizer, end = load.Tok512(), "<|endoftext|>"
+    ids: list[int] = []
+    for paragraph in load.text("tinystories_train_head_197k").split("\n\n"):  # encoding takes the square of the length
+        ids += tokenizer.encode(paragraph.strip() + "\n")
+        if len(ids) > 256 * 127:
+            break
+    rows = [[1, *ids[i : i + 127]] for i in range(0, len(ids) - 126, 127)]
+    held = [s.strip() for s in load.text("tinystories_sample_cs336").split(end) if s.strip()]
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        return {"perplexity": load.perplexity(model, held[:test], tokenizer), "stories": len(held[:test])}
+
+    return Task(load.stories260k(), list(torch.tensor(rows).split(32)), measure, "params")
+
+
+TASKS = {"resnet56": resnet56, "mobilenetv1_025": mobilenet, "stories260k": stories}
+BUDGETS = {"resnet56": (65, 50), "mobilenetv1_025": (80, 65, 50), "stories260k": (80, 60)}
+CRITERIA: dict[str, Callable[[], Any]] = {
+    "group": bough.importance.GroupNorm,
+    "obs": lambda: bough.importance.OBS(sites=64, relative=True),
+}
+
+
+def least_error(
+    graph: Graph, scores: dict[str, np.ndarray], field: str, share: float, ignore: tuple[str, ...]
+) -> dict[str, int]:
+    """Counts for errors that add up: units leave where the least error is made for what they cost.
+
+    Of each group the errors at each width are the scores, sorted; a step goes down to the width of the least slope.
+    """
+    counts = {g.name: g.size for g in graph.groups}
+    errors = {n: np.concatenate([[0.0], np.sort(s)]) for n, s in scores.items() if n in counts and n not in ignore}
+    limit = share * getattr(graph.cost(), field)
+    while getattr(graph.cost(counts), field) > limit:
+        now, best = getattr(graph.cost(counts), field), (np.inf, "", 0)
+        for name, error in errors.items():
+            gone, left = len(error) - 1 - counts[name], counts[name] - 1
+            if left < 1:
+                continue
+            saved = now - getattr(graph.cost({**counts, name: left}), field)
+            steps = np.arange(1, min(left, max(len(error) // 4, 1)) + 1)
+            slopes = (error[gone + steps] - error[gone]) / (steps * max(saved, 1e-9))
+            if slopes.min() < best[0]:
+                best = (float(slopes.min()), name, int(steps[slopes.argmin()]))
+        counts[best[1]] -= min(best[2], max(best[2] // 4, 1))
+    return counts
+
+
+def plan_of(graph: Graph, scores: Any, task: Task, allocation: str, percent: int) -> bough.Plan:
+    if allocation == "error":
+        counts = least_error(graph, scores, task.field, percent / 100, task.ignore)
+        return bough.plan(graph, scores, keep=counts, ignore=task.ignore)
+    budget = bough.Budget(**{task.field: f"{percent}%"})
+    return bough.plan(graph, scores, budget, allocation=allocation, ignore=task.ignore)
+
+
+def row(task: Task, scores: Any, graph: Graph, allocation: str, percent: int, options: dict[str, Any]) -> dict[str, Any]:
+    plan = plan_of(graph, scores, task, allocation, percent)
+    small = bough.cut(task.model, plan)
+    kept = getattr(plan.cost, task.field) / getattr(plan.original, task.field)
+    out: dict[str, Any] = {"kept": kept, "cut": task.measure(small)}
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in small.modules())
+    if norms:
+        again = copy.deepcopy(small)
+        recalibrate(again, task.calibration)
+        out["recalibrated"] = task.measure(again)
+    start = time.perf_counter()
+    result = refit(task.model, small, plan, task.calibration, **options)
+    out["refit_s"] = time.perf_counter() - start
+    out["refit"] = task.measure(result.model)
+    out["skipped"] = result.skipped
+    if norms:
+        recalibrate(result.model, task.calibration)
+        out["refit_recalibrated"] = task.measure(result.model)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds load.py")
+    parser.add_argument("--models", nargs="*", default=list(TASKS))
+    parser.add_argument("--criteria", nargs="*", default=list(CRITERIA))
+    parser.add_argument("--allocations", nargs="*", default=["global", "uniform", "error"])
+    parser.add_argument("--budgets", nargs="*", type=int, help="percent that remain; of each model its own without")
+    parser.add_argument("--test", type=int, default=2000, help="test samples")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    spec = importlib.util.spec_from_file_location("load", given.data / "load.py")
+    assert spec is not None
+    assert spec.loader is not None
+    load = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(load)
+    results: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"rows": {}}
+    for name in given.models:
+        task = TASKS[name](load, given.test)
+        graph = bough.trace(task.model, task.calibration[0][:2])
+        for criterion in given.criteria:
+            scores = None
+            for allocation in given.allocations:
+                for percent in given.budgets or BUDGETS[name]:
+                    key = f"{name} {criterion} {allocation} {percent}% {given.test}"
+                    if key in results["rows"] or (allocation == "error" and criterion != "obs"):
+                        continue
+                    if scores is None:
+                        data = task.calibration[: max(len(task.calibration) // 2, 1)]
+                        scores = bough.score(graph, CRITERIA[criterion](), data)
+                    results["rows"][key] = {**row(task, scores, graph, allocation, percent, {}), "about": about()}
+                    given.out.write_text(json.dumps(results, indent=1) + "\n")
+                    print(key, {k: v for k, v in results["rows"][key].items() if k not in ("about", "skipped")}, flush=True)
+        dense = f"{name} dense {given.test}"
+        if dense not in results["rows"]:
+            results["rows"][dense] = {"dense": task.measure(task.model)}
+            given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

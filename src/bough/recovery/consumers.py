@@ -1,0 +1,171 @@
+"""What least squares can solve for: the weights of a run that read activations, and what goes with each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from bough.graph import Graph, OpRecord
+from bough.importance.readings import Reading
+from bough.planning.plan import Plan
+from bough.recovery.pairing import lossy, renamed, twins
+from bough.spaces import Atom, Kept, normal
+from bough.tracing.contractions import Contraction, contractions, weights_of
+from bough.tracing.flow import Flow, Produced
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """What the outputs are added to, known before they are: the results of ops of both runs.
+
+    `norm`: the batch norm in between, by its op in the cut model's run.
+    """
+
+    dense: Produced
+    small: Produced
+    add: OpRecord  # of the dense run
+    argument: int  # of that add
+    norm: OpRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """An op of both runs whose weight, (a view of) the parameter `name` of the cut model, can be solved for.
+
+    `constant`: the argument that is added to the outputs, if there is one. `shift`: whether a constant can be solved for,
+    too: that argument or, without it, the running mean `mean` of the batch norm that alone reads the outputs. `routed`: which
+    rows the op sees depends on the data, so the two runs' are not the same samples.
+    """
+
+    name: str
+    dense: Reading
+    small: Reading
+    constant: int | None
+    mean: str
+    shift: bool
+    skip: Skip | None
+    routed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Consumers in the order of the run, and why other weights are left as they are."""
+
+    found: tuple[Consumer, ...]
+    skipped: dict[str, str]
+
+
+def consumers(dense: Graph, small: Graph, plan: Plan, kept: Mapping[Atom, Kept], everything: bool) -> Candidates:
+    """The consumers whose inputs the cut has changed; those that read cut units alone unless `everything`."""
+    changed, twin = lossy(dense, plan, kept), twins(dense, small, plan)
+    readers, flow, big = dict(_readers(small)), Flow(small), Flow(dense)
+    skipped: dict[str, str] = {}
+    found: list[Consumer] = []
+    theirs = {r.op: r for r in _all(dense)}
+    for at, (names, reading) in readers.items():
+        other = theirs.get(twin[at].index) if at in twin else None
+        if other is None:
+            skipped.update(dict.fromkeys(names, "the dense model's run has no such op"))
+            continue
+        assert other.contraction is not None
+        reads_cut = any(a in kept for a in _summed(other.contraction))
+        if not (reads_cut or (everything and dense.ops[other.op].inputs[other.argument] in changed)):
+            continue
+        why = _obstacle(small, names, readers, flow, plan) or _mixed(dense, other, kept)
+        if why:
+            skipped.update(dict.fromkeys(names, why))
+            continue
+        op, (name,) = small.ops[at], names
+        constant, mean = flow.constant(op), flow.mean(op)
+        shift = bool(mean) if constant is None else flow.owns(op, constant)
+        routed = small.real or op.name == "_grouped_mm"
+        skip = None if routed else _skip(op, flow, big, twin)
+        found.append(Consumer(name, other, reading, constant, mean, shift, skip, routed))
+    for name, dims in plan.kept.items():
+        new = renamed(name, plan)
+        if dims and len(dense.states[name].axes) > 1 and new in flow.recurrent:
+            skipped[new] = f"read by {flow.recurrent[new]}, a recurrence"
+    return Candidates(tuple(found), skipped)
+
+
+def _all(graph: Graph) -> Iterator[Reading]:
+    return (r for _, (_, r) in _readers(graph))
+
+
+def _readers(graph: Graph) -> Iterator[tuple[int, tuple[frozenset[str], Reading]]]:
+    """(op, (parameters, reading)) of each product of an activation and a weight."""
+    origin = weights_of(graph)
+    seen: set[int] = set()
+    for c in contractions(graph.ops):
+        made = [origin(c.op, i) for i, _ in c.places]
+        if c.op.index in seen or len(c.places) != 2 or sum(m is None for m in made) != 1:
+            continue
+        one = made.index(None)
+        names = made[1 - one]
+        if names:
+            seen.add(c.op.index)
+            yield c.op.index, (names, Reading(c.op.index, *c.places[one], c, c.places[1 - one]))
+
+
+def _summed(c: Contraction) -> frozenset[Atom]:
+    """All that the op sums over, other letters of an einsum included."""
+    return c.atoms | {a for s in c.op.combined for a in normal(s).atoms}
+
+
+def _obstacle(
+    small: Graph, names: frozenset[str], readers: Mapping[int, tuple[frozenset[str], Reading]], flow: Flow, plan: Plan
+) -> str:
+    """Why a weight can not be solved for, as far as the run tells; "" if it can."""
+    if len(names) > 1:
+        some = sorted(names)
+        return f"the weight is computed from {' and '.join(some[:2])}{f' and {len(some) - 2} more' if len(some) > 2 else ''}"
+    (name,) = names
+    for op, argument in flow.uses.get(name, ()):
+        at = readers.get(op.index)
+        if at is None or name not in at[0] or (at[1].weight or (-1,))[0] != argument:
+            return f"{op.name} of {op.module or 'the model'} reads the same parameter"
+    if small.real and len({(op.name, op.where, op.module) for op, _ in flow.uses[name]}) < len(flow.uses[name]):
+        return "the model's path, and with it who reads the parameter, depends on data"
+    if any(renamed(s.name, plan) == name and not _scales_outputs(flow, name, s.dim) for s in plan.scales):
+        return "a factor that keeps a scalar of the model as it was is folded into it"
+    return ""
+
+
+def _mixed(dense: Graph, reading: Reading, kept: Mapping[Atom, Kept]) -> str:
+    """Whether units that are cut share an axis with data, so that the kept ones can not be told on other data."""
+    held = {a for s in dense.states.values() for axis in s.axes for a in normal(axis).atoms}
+    op = dense.ops[reading.op]
+    for axis in (*op.results[0], op.arguments[reading.argument][reading.dim]):
+        atoms = normal(axis).atoms
+        if any(a in kept for a in atoms) and not held.issuperset(atoms):
+            return "units that are cut share an axis with data"
+    return ""
+
+
+def _scales_outputs(flow: Flow, name: str, dim: int) -> bool:
+    return all(
+        op.states[i] == name and dim == output_dim(op) and op.name in ("linear", "addmm", "convolution") and not _transposed(op)
+        for op, i in flow.uses[name]
+    )
+
+
+def _transposed(op: OpRecord) -> bool:
+    return op.name.endswith("convolution") and bool(op.detail[6])
+
+
+def output_dim(op: OpRecord) -> int:
+    """The dim of a linear layer's or convolution's weight that numbers its outputs."""
+    return 1 if op.name == "addmm" else 0
+
+
+def _skip(op: OpRecord, flow: Flow, dense: Flow, twin: Mapping[int, OpRecord]) -> Skip | None:
+    """What the op's outputs, normed or not, are added to, where that is made before."""
+    after = flow.added(op)
+    theirs = twin.get(after[0].index) if after else None
+    if after is None or theirs is None:
+        return None
+    add, place = after
+    small, big = flow.made.get(add.inputs[1 - place]), dense.made.get(theirs.inputs[1 - place])
+    if small is None or big is None or small[0] >= op.index or big[0] >= twin[op.index].index:
+        return None
+    return Skip(big, small, theirs, 1 - place, flow.norm(op))

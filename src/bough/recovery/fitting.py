@@ -1,0 +1,247 @@
+"""From consumer to consumer in the order of the run: read, solve, write, go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bough.errors import PlanError
+from bough.graph import Graph, OpRecord
+from bough.importance.data import Data
+from bough.importance.readings import Reading
+from bough.importance.unfold import outcome, unfold
+from bough.planning.plan import Plan
+from bough.recovery.consumers import Consumer, Skip, consumers
+from bough.recovery.least_squares import Sums
+from bough.recovery.lockstep import Lockstep, Place, Route, Seen
+from bough.recovery.pairing import kept_units, renamed, select
+from bough.spaces import Space, indices
+from bough.tracing.flow import channel_scale
+from bough.tracing.taps import Tap, tapped
+
+_TINY = torch.finfo(torch.float64).tiny
+_FEW = 10  # rows for each input of a layer, below which a fit may follow the sample more than the model
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """See `refit_`."""
+
+    ridge: float
+    sites: int
+    everything: bool
+    skips: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A refitted weight: E|Y - X W - b|^2 before and after, as a share of the variance of Y (of E|Y|^2 without a constant)."""
+
+    name: str
+    before: float
+    after: float
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Weight:
+    """What is known of a parameter while its consumers are gone through: the tensors an op was seen with, and the sums."""
+
+    tensors: list[Tensor]
+    sums: Sums
+    left: int = 0  # consumers that have not been read yet
+
+
+class Fitting:
+    """Refits the model of `small`; `layers`, `skipped` and `means` (buffers and what they become) tell what was done."""
+
+    def __init__(self, dense: Graph, small: Graph, plan: Plan, data: Data, options: Options) -> None:
+        self.dense, self.small, self.plan, self.data, self.options = dense, small, plan, data, options
+        self.kept = kept_units(dense, plan)
+        found = consumers(dense, small, plan, self.kept, options.everything)
+        self.skipped = found.skipped
+        self.layers: list[Layer] = []
+        self.means: list[tuple[Tensor, Tensor]] = []
+        self.weights: dict[str, _Weight] = {}
+        self._batch = next(iter(data.batches))
+        self._look(found.found)
+        fit = [c for c in found.found if c.name in self.weights]
+        if not fit:
+            why = "; ".join(f"{n}: {w}" for n, w in list(self.skipped.items())[:5])
+            raise PlanError(f"no weight of {type(small.model).__name__} can be refitted. {why or 'The plan cuts nothing.'}")
+        for c in fit:
+            self.weights[c.name].left += 1
+        self.stages = [list(g) for _, g in groupby(fit, lambda c: small.ops[c.small.op].inputs[c.small.argument])]
+
+    def _look(self, found: Sequence[Consumer]) -> None:
+        """Runs the cut model on one batch to see each weight as its op does: a view of a parameter can be written."""
+        own = {p.untyped_storage()._cdata for p in self.small.model.parameters()}
+        seen: dict[int, list[Tensor]] = {}
+
+        def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
+            seen[op.index] = [t.detach() for t in tensors]
+
+        with torch.no_grad(), tapped(self.small, [Tap(c.small.op, read) for c in found]):
+            self.data.run(self.small, self._batch)
+        for c in found:
+            if c.small.op not in seen:
+                self.skipped[c.name] = "the data does not reach it"
+                continue
+            tensors = seen[c.small.op]
+            weight = tensors[_weight(c.small)]
+            stretched = any(s == 0 and n > 1 for s, n in zip(weight.stride(), weight.shape, strict=True))
+            if weight.untyped_storage()._cdata not in own or stretched:
+                self.skipped[c.name] = "the weight is computed from a parameter, and not a view of it"
+            elif c.name not in self.skipped:
+                known = self.weights.setdefault(c.name, _Weight(tensors, Sums()))
+                if known.tensors[_weight(c.small)].data_ptr() != weight.data_ptr():
+                    self.skipped[c.name] = "several ops read parts of it"
+        for name in self.weights.keys() & self.skipped.keys():
+            del self.weights[name]
+
+    def run(self, memory: int) -> None:
+        """Goes from stage to stage. `memory`: bytes that batches may hold which wait for the next one."""
+        each = sum(g.cost().peak_memory for g in (self.dense, self.small))
+        with Lockstep((self._dense_route(), self._small_route()), self.data, int(memory // max(each, 1))) as runs:
+            for number, stage in enumerate(self.stages):
+                for big, little in runs.at(number):
+                    for c in stage:
+                        self._read(c, big, little[stage[0].small.op, False], little)
+                for c in stage:
+                    self._solve(c)
+
+    def _small_route(self) -> Route:
+        """The cut model stops before the first consumer that reads what a stage fits."""
+        stops = tuple((stage[0].small.op, False) for stage in self.stages)
+        needed = {place: i for i, place in enumerate(stops)}
+        for i, stage in enumerate(self.stages):
+            needed.update({(s.small[0], True): i for c in stage if (s := self._skip(c))})
+        return Route(self.small, stops, needed)
+
+    def _dense_route(self) -> Route:
+        """The dense one after the last of them."""
+        stops = tuple((max(c.dense.op for c in stage), True) for stage in self.stages)
+        needed: dict[Place, int] = {}
+        for i, stage in enumerate(self.stages):
+            for c in stage:
+                needed[c.dense.op, True] = i
+                if c.routed:
+                    needed[c.dense.op, False] = i
+                if skip := self._skip(c):
+                    needed[skip.dense[0], True] = i
+        return Route(self.dense, stops, needed)
+
+    def _skip(self, c: Consumer) -> Skip | None:
+        return c.skip if self.options.skips else None
+
+    def _read(self, c: Consumer, big: Seen, x: Sequence[Tensor], little: Seen) -> None:
+        """Adds a batch to a consumer's sums. `x`: the arguments of the op that the cut model stands at."""
+        op, theirs = self.small.ops[c.small.op], self.dense.ops[c.dense.op]
+        weight = self.weights[c.name]
+        tensors = list(weight.tensors)
+        y = self._kept(big[c.dense.op, True][0], theirs.results[0]) * self._factors(c, theirs)
+        if c.routed:
+            tensors = [t if i == _weight(c.small) else big[c.dense.op, False][i] for i, t in enumerate(tensors)]
+            tensors[c.small.argument] = self._kept(tensors[c.small.argument], theirs.arguments[c.dense.argument])
+        else:
+            tensors[c.small.argument] = x[c.small.argument]
+        stream = None
+        if skip := self._skip(c):
+            error, stream = self._error_of(skip, big, little), self._stream(skip, y, big)
+            y = y + error
+        rows = unfold(c.small, op, tensors, self.options.sites).x
+        targets = outcome(c.small, op, tensors, y, self.options.sites)
+        if c.routed and len(rows) > len(self._blocks(c)):  # experts
+            stay = indices(theirs.arguments[c.dense.weight[0]][0], self.kept).tolist()  # type: ignore[index]
+            rows, targets = [rows[i] for i in stay], [targets[i] for i in stay]
+        if c.constant is not None and not c.shift:
+            constant = tensors[c.constant].reshape(len(targets), 1, -1)
+            targets = [t - k for t, k in zip(targets, constant, strict=True)]
+        weights = None
+        if stream is not None:
+            each = outcome(c.small, op, tensors, stream, self.options.sites)
+            weights = [1 / e.double().square().sum(1).clamp_min(_TINY) for e in each]
+        weight.sums.add(rows, targets, weights)
+
+    def _kept(self, tensor: Tensor, axes: Sequence[Space]) -> Tensor:
+        found = select(tensor, axes, self.kept)
+        assert found is not None  # `consumers` takes no others
+        return found
+
+    def _factors(self, c: Consumer, op: OpRecord) -> Tensor | float:
+        """What the plan has folded into the weight, for each output that is kept."""
+        axis = op.results[0][1 if op.name.endswith("convolution") else -1]
+        factors = None
+        for s in self.plan.scales:
+            if renamed(s.name, self.plan) == c.name:
+                factors = torch.ones(axis.size, dtype=torch.float64) if factors is None else factors
+                factors[list(s.indices)] *= s.factor
+        if factors is None:
+            return 1.0
+        weight = self.weights[c.name].tensors[_weight(c.small)]
+        factors = factors[torch.from_numpy(indices(axis, self.kept))].to(weight)
+        return factors.view(-1, *(1,) * (len(op.results[0]) - 2)) if op.name.endswith("convolution") else factors
+
+    def _error_of(self, skip: Skip, big: Seen, little: Seen) -> Tensor | float:
+        """How far what the outputs are added to is from the dense model's, in front of the norm between."""
+        theirs = self._kept(big[skip.dense[0], True][skip.dense[1]], skip.add.arguments[skip.argument])
+        ours = little[skip.small[0], True][skip.small[1]]
+        if theirs.shape != ours.shape:
+            return 0.0  # broadcast
+        if skip.norm is None:
+            return theirs - ours
+        scale = channel_scale(self.small, skip.norm)
+        near_zero = scale.abs() <= 1e-3 * scale.abs().max()
+        inverse = torch.where(near_zero, 0.0, 1 / torch.where(near_zero, 1.0, scale))
+        return (theirs - ours) * inverse.view(-1, *(1,) * (ours.dim() - 2))
+
+    def _stream(self, skip: Skip, y: Tensor, big: Seen) -> Tensor | None:
+        """What the dense model's outputs make of what they are added to. Where no batch norm does, a norm over each row
+        follows sooner or later, so that rows count by the share of them that is wrong; a few large ones would count alone."""
+        theirs = self._kept(big[skip.dense[0], True][skip.dense[1]], skip.add.arguments[skip.argument])
+        return y + theirs if skip.norm is None and theirs.shape == y.shape else None
+
+    def _blocks(self, c: Consumer) -> Tensor:
+        weight = self.weights[c.name]
+        return unfold(c.small, self.small.ops[c.small.op], weight.tensors, 1).w
+
+    def _solve(self, c: Consumer) -> None:
+        """Once all that read a weight are read: solves for it and writes it."""
+        weight = self.weights[c.name]
+        weight.left -= 1
+        if weight.left:
+            return
+        start, tensor = self._blocks(c), weight.tensors[_weight(c.small)]
+        shift = torch.zeros(len(start), start.shape[-1], dtype=torch.float64, device=start.device)
+        if c.shift and c.constant is not None:
+            shift = weight.tensors[c.constant].double().reshape(shift.shape)
+        solution = weight.sums.solve(start, shift, free=c.shift, ridge=self.options.ridge)
+        numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
+        places = [numbered if i == _weight(c.small) else t for i, t in enumerate(weight.tensors)]
+        flat = torch.empty(tensor.numel(), dtype=torch.float64, device=tensor.device)
+        flat[unfold(c.small, self.small.ops[c.small.op], places, 1).w.long().flatten()] = solution.weight.flatten()
+        tensor.copy_(flat.view(tensor.shape))
+        if c.shift and c.constant is not None:
+            weight.tensors[c.constant].copy_(solution.shift.reshape(weight.tensors[c.constant].shape))
+        elif c.shift:
+            mean = self.small.tensor(c.mean)
+            mean -= solution.shift.flatten()
+            self.means.append((mean, mean.clone()))
+        notes = ["on the dense model's inputs: which rows it sees depends on data"] if c.routed else []
+        if solution.rows < _FEW * start.shape[1]:
+            notes.append(f"{solution.rows} rows of data for {start.shape[1]} inputs are few")
+        self.layers.append(Layer(c.name, solution.before, solution.after, "; ".join(notes)))
+        del self.weights[c.name]
+
+
+def _weight(reading: Reading) -> int:
+    assert reading.weight is not None
+    return reading.weight[0]

@@ -1,0 +1,43 @@
+"""How a batch is given to a model of which no run is recorded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from bough.errors import PlanError
+from bough.importance.data import Data, moved
+
+
+def given(model: nn.Module, batch: Any) -> Any:
+    """The parts of a batch that a model takes, as example inputs: a tensor as it is, of a tuple or list as many as forward
+    needs, of a mapping those that forward has names for, labels excepted."""
+    parameters = inspect.signature(model.forward).parameters
+    if isinstance(batch, Mapping):
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return {k: v for k, v in batch.items() if (k in parameters or anything) and k != "labels"}
+    if not isinstance(batch, (tuple, list)):
+        return batch
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters.values() if p.default is p.empty and p.kind in by_place]
+    return tuple(batch[: max(len(needed), 1)])
+
+
+def example_of(model: nn.Module, data: Data) -> Any:
+    """Example inputs from the first batch.
+
+    Raises:
+        PlanError: there are no batches or they can not be gone through again, or are given in a way of the data's own.
+    """
+    if iter(data.batches) is data.batches:
+        raise PlanError("the data can be gone through once only: give a list or a DataLoader, which can be gone through again")
+    batch = next(iter(data.batches), None)
+    if batch is None:
+        raise PlanError("the data gives no batches")
+    if data.forward is not None:
+        raise PlanError("Data(forward=...) gives batches in a way of its own: give example_inputs, as for trace")
+    return moved(given(model, batch), next((p.device for p in model.parameters()), torch.device("cpu")))

@@ -1,0 +1,103 @@
+"""The two runs side by side: which op of the cut model does what which op of the dense one does, on which of its units."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bough.graph import Graph, OpRecord
+from bough.planning.plan import Plan
+from bough.spaces import Atom, Each, Indices, Kept, Space, coordinates, indices, normal
+
+
+def kept_units(graph: Graph, plan: Plan) -> dict[Atom, Kept]:
+    """What the plan keeps of each atom of the dense model's graph; atoms that stay whole are absent."""
+    found: dict[Atom, Kept] = {}
+    differing: list[tuple[Space, list[int]]] = []
+    for name, dims in plan.kept.items():
+        for dim, index in dims.items():
+            space = normal(graph.states[name].axes[dim])
+            parts = {atom: _units(space, atom, index) for atom in space.atoms}
+            if len(indices(space, {**found, **parts})) == len(index):
+                found.update({a: u for a, u in parts.items() if len(u) < a.size})
+            else:
+                differing.append((space, index))
+    atoms = {g.name: g.atom for g in graph.groups}
+    leading = {atoms[n]: atoms[over] for n, over in plan.ragged.items() if n in atoms}
+    for space, index in differing:
+        for atom in space.atoms:
+            if atom in leading:
+                found[atom] = _each(space, atom, leading[atom], index)
+            elif len(units := _units(space, atom, index)) < atom.size:
+                found[atom] = units
+    return found
+
+
+def _units(space: Space, atom: Atom, index: Sequence[int]) -> Indices:
+    units = np.unique([c[list(index)] for c in coordinates(space, atom)])
+    return units[units >= 0].astype(np.int64)
+
+
+def _each(space: Space, atom: Atom, over: Atom, index: Sequence[int]) -> Each:
+    units, others = (coordinates(space, a)[0][list(index)] for a in (atom, over))
+    rows = [units[others == o] for o in range(over.size)]
+    most = max(map(len, rows))
+    return Each(over, np.stack([r if len(r) else np.arange(most) for r in rows]).astype(np.int64))
+
+
+def select(tensor: Tensor, axes: Sequence[Space], kept: Mapping[Atom, Kept]) -> Tensor | None:
+    """The kept units of a tensor of the dense run; None where an axis mixes units that are cut with data."""
+    for dim, axis in enumerate(axes):
+        space = normal(axis)
+        if not any(a in kept for a in space.atoms):
+            continue
+        if space.size != tensor.shape[dim]:
+            return None
+        tensor = tensor.index_select(dim, torch.from_numpy(indices(space, kept)).to(tensor.device))
+    return tensor
+
+
+def twins(dense: Graph, small: Graph, plan: Plan) -> dict[int, OpRecord]:
+    """For the number of each op of the cut model: the op of the dense one."""
+    gone = tuple(f"{layer}." for layer in plan.left_out)
+    theirs = {key: op for op, key in _keyed([op for op in dense.ops if not f"{op.module}.".startswith(gone)], plan)}
+    return {op.index: theirs[key] for op, key in _keyed(small.ops, None) if key in theirs}
+
+
+def _keyed(ops: Sequence[OpRecord], plan: Plan | None) -> list[tuple[OpRecord, tuple[str, str, str, int]]]:
+    """Each op with its module, line, name, and which of those it is."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    found = []
+    for op in ops:
+        site = (renamed(op.module, plan) if plan else op.module, op.where, op.name)
+        found.append((op, (*site, seen[site])))
+        seen[site] += 1
+    return found
+
+
+def renamed(name: str, plan: Plan) -> str:
+    """The name in the cut model of a module, or of a tensor that one holds: lists close up where layers are left out."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        container = ".".join(name.split(".")[:i])
+        before = [
+            x.rpartition(".")[2] for x, (_, closes) in plan.left_out.items() if closes and x.rpartition(".")[0] == container
+        ]
+        if part.isdigit():
+            parts[i] = str(int(part) - sum(int(b) < int(part) for b in before if b.isdigit()))
+    return ".".join(parts)
+
+
+def lossy(graph: Graph, plan: Plan, kept: Mapping[Atom, Kept]) -> set[int]:
+    """Numbers of the values of the dense run that the cut model does not have on the kept units: what sums over units that
+    are cut, what layers left out would have given, and all that follows."""
+    values = {p.leaves for layer in graph.layers if layer.name in plan.left_out for p in layer.passages}
+    for op in graph.ops:
+        summed = any(a in kept for s in op.combined for a in normal(s).atoms)
+        if summed or values.intersection(op.inputs):
+            values.update(op.values)
+    return values

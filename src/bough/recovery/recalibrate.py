@@ -1,0 +1,81 @@
+"""`recalibrate`: statistics of batch norms taken anew on data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bough.errors import PlanError
+from bough.importance.data import Data, moved, of
+from bough.recovery.inputs import given
+from bough.tracing.taps import undisturbed
+from bough.tracing.trace import split_inputs
+from bough.tracing.wrapped import unwrap
+
+
+def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
+    """Sets running means and variances of all batch norms to those of what they read on `data`, in place; gives the model.
+
+    Each norm works with the statistics of the batch meanwhile, as in training; everything else is in eval mode, and nothing
+    else changes. Mean and (unbiased) variance are over all batches together, samples counted alike. For a model that was cut
+    and not refitted: refit matches outputs already, and by a better measure.
+
+    Raises:
+        PlanError: the model has no batch norm with running statistics, or the data is empty or gives NaN.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+        >>> x = torch.randn(64, 2)
+        >>> means = recalibrate(net, [x])[1].running_mean
+        >>> torch.allclose(means, net[0](x).mean(0), atol=1e-6)
+        True
+    """
+    model, stream = unwrap(small), of(data)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        raise PlanError(f"{type(model).__name__} has no batch norm with running statistics")
+    sums = {m: torch.zeros(3, m.num_features, dtype=torch.float64) for m in norms}
+    hooks = [m.register_forward_pre_hook(lambda m, args: _add(sums[m], args[0])) for m in norms]
+    try:
+        with torch.no_grad(), undisturbed(model):
+            for m in norms:
+                m.training = True
+            for batch in stream.batches:
+                _run(model, stream, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not all(s.isfinite().all() and s[0].all() for s in sums.values()):
+        raise PlanError("a batch norm has read nothing, or NaN or infinity, on this data")
+    with torch.no_grad():
+        for m in norms:
+            _set(m, *sums[m])
+    return small
+
+
+def _run(model: nn.Module, data: Data, batch: Any) -> None:
+    if data.forward is not None:
+        data.forward(model, batch)
+        return
+    home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args, kwargs = split_inputs(moved(given(model, batch), home))
+    model(*args, **kwargs)
+
+
+def _add(sums: Tensor, x: Tensor) -> None:
+    """Adds the number of values of each channel, their sum and that of their squares."""
+    values = x.detach().transpose(0, 1).flatten(1).double()
+    sums += torch.stack([torch.full((len(values),), values.shape[1]).to(values), values.sum(1), values.square().sum(1)]).cpu()
+
+
+def _set(norm: _BatchNorm, count: Tensor, total: Tensor, squares: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean = total / count
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_((squares - total * mean).clamp_min(0) / (count - 1).clamp_min(1))

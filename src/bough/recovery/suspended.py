@@ -1,0 +1,91 @@
+"""A run of a model that stops on its way and goes on later.
+
+A batch runs in a thread of its own, and only one thread runs at a time: `advance` lets it go, `stop` (called from a tap
+within the run) hands back. So what a model has computed up to a layer is computed once, whatever its Python looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Semaphore, Thread, local
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Closed(BaseException):
+    """Unwinds a run that nobody waits for; no Exception, so that a model does not take it for its own."""
+
+
+_HERE = local()
+
+
+class Suspended:
+    """A run of `work`, up to a stage at a time; `seen` is what its taps keep for whoever advances it."""
+
+    def __init__(self, model: nn.Module, work: Callable[[], Any]) -> None:
+        self.until = -1
+        self.seen: dict[Any, list[Tensor]] = {}
+        self._thread = Thread(target=self._run, args=(work,), daemon=True)
+        self._error: BaseException | None = None
+        self._go, self._back = Semaphore(0), Semaphore(0)
+        self._closing = False
+        self._modules = list(model.modules())
+        self._notes: list[dict[str, Any]] | None = None
+
+    def advance(self, until: int) -> None:
+        """Runs up to the pause at stage `until`, or to the end; what fails in the run is raised here."""
+        self.until = until
+        outside = self._swap(self._notes) if self._notes is not None else [dict(m.__dict__) for m in self._modules]
+        if not self._thread.ident:
+            self._thread.start()
+        self._go.release()
+        self._back.acquire()
+        self._notes = self._swap(outside)
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Ends the run where it stands."""
+        self._closing = True
+        self.seen.clear()
+        if self._thread.is_alive():
+            self._go.release()
+            self._thread.join()
+
+    def stop(self) -> None:
+        """Called in the run: hands back to `advance`."""
+        self._back.release()
+        self._go.acquire()
+        if self._closing:
+            raise _Closed
+
+    def _run(self, work: Callable[[], Any]) -> None:
+        _HERE.run = self
+        self._go.acquire()
+        try:
+            with torch.no_grad():
+                work()
+        except _Closed:
+            pass
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._back.release()
+
+    def _swap(self, notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Puts what this run's forward has set on the modules in place of what stands there, and gives that."""
+        before = []
+        for module, own in zip(self._modules, notes, strict=True):
+            before.append(dict(module.__dict__))
+            if before[-1].keys() != own.keys() or any(before[-1][k] is not own[k] for k in own):
+                module.__dict__.clear()
+                module.__dict__.update(own)
+        return before
+
+
+def running() -> Suspended:
+    """The run that the caller, a tap, is called in."""
+    run: Suspended = _HERE.run
+    return run
