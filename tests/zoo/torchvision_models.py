@@ -66,7 +66,8 @@ def raft() -> Built:
     return _model("raft_small"), {**images, "num_flow_updates": 2}
 
 
-DETECTORS = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn")
+DETECTORS = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn")
+BY_REGION = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn")
 
 ZOO: dict[str, Callable[[], Built]] = {
     "alexnet": _image("alexnet", 96),
@@ -105,7 +106,7 @@ ZOO: dict[str, Callable[[], Built]] = {
     "mvit_v2": mvit_v2,
     "raft_small": raft,
     **{name: _detector(name, min_size=64, max_size=64) for name in DETECTORS},
-    "keypointrcnn_resnet50_fpn": _detector("keypointrcnn_resnet50_fpn", min_size=64, max_size=64),
+    **{name: _detector(name, min_size=64, max_size=64, box_score_thresh=0.0) for name in BY_REGION},  # finds something
     "ssd300_vgg16": _detector("ssd300_vgg16"),
     "retinanet_resnet50_fpn_heads": _heads("retinanet_resnet50_fpn", 64),
     "ssd300_vgg16_heads": _heads("ssd300_vgg16", 300),
