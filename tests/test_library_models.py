@@ -9,7 +9,7 @@ from tests.zoo import randomize, timm_models, to_double, torchvision_models, tra
 TORCHVISION = (
     "alexnet", "vgg16_bn", "resnet34", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "inception_v3", "mobilenet_v2",
     "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny",
-    "vit_b_16", "swin_t", "maxvit_t", "fcn_resnet50", "deeplabv3_resnet50", "r3d_18", "mc3_18", "raft_small",
+    "vit_b_16", "swin_t", "maxvit_t", "fcn_resnet50", "deeplabv3_resnet50", "r3d_18", "mc3_18",
     "retinanet_resnet50_fpn_heads", "ssd300_vgg16_heads", "fasterrcnn_resnet50_fpn",
 )  # fmt: skip
 TIMM = tuple(n for n in timm_models.ZOO if n < "n")
