@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.importance.reduce import Reduce, per_unit
+from bough.importance.reduce import Reduce, in_parts, per_unit
 from bough.importance.score import Criterion, UnitScores
 
 
@@ -25,7 +25,7 @@ def _powers(p: float) -> Reduce:
             return tensor.to(dtype).abs() ** p
         return torch.linalg.vector_norm(tensor, p, dim=others, dtype=dtype) ** p
 
-    return reduce
+    return in_parts(reduce)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,19 +19,26 @@ Reduce = Callable[[Tensor, int], Tensor]
 """(tensor, dim) -> its saliency summed over all other dims: float [size of dim]."""
 
 
-def elementwise(saliency: Callable[[Tensor], Tensor]) -> Reduce:
-    """A `Reduce` from a saliency that maps a tensor to one of the same shape; in chunks, so memory stays small."""
+def in_parts(reduce: Reduce) -> Reduce:
+    """The same `Reduce`, of one part of a large tensor after the other, so that memory stays small."""
 
-    def reduce(tensor: Tensor, dim: int) -> Tensor:
+    def reduced(tensor: Tensor, dim: int) -> Tensor:
         rows = max(1, _CHUNK * len(tensor) // max(tensor.numel(), 1))
-        sums = []
-        for part in tensor.split(rows):
-            values = saliency(part)
-            others = [d for d in range(values.dim()) if d != dim]
-            sums.append(values.sum(others) if others else values)
+        sums = [reduce(part, dim) for part in tensor.split(rows)]
         return torch.cat(sums) if dim == 0 else torch.stack(sums).sum(0)
 
-    return reduce
+    return reduced
+
+
+def elementwise(saliency: Callable[[Tensor], Tensor]) -> Reduce:
+    """A `Reduce` from a saliency that maps a tensor to one of the same shape."""
+
+    def reduce(tensor: Tensor, dim: int) -> Tensor:
+        values = saliency(tensor)
+        others = [d for d in range(values.dim()) if d != dim]
+        return values.sum(others) if others else values
+
+    return in_parts(reduce)
 
 
 @torch.no_grad()
