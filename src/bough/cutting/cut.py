@@ -20,6 +20,7 @@ from bough.planning.plan import Plan
 from bough.tracing.execution import held_tensors, memory
 from bough.tracing.held import rewrite, substituted
 from bough.tracing.layers import bypass, leave_out
+from bough.tracing.trace import uncollected
 from bough.tracing.wrapped import held_by_reducer, traceable, unwrap
 
 
@@ -142,7 +143,8 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
         copies = {id(t): like(t, values[id(t)]) for _, t, _ in held}
     memo: dict[int, Any] = {**_computed(model), **copies}
     try:
-        new = copy.deepcopy(model, memo)
+        with uncollected():
+            new = copy.deepcopy(model, memo)
         for _, old, _ in held:
             _carry_attributes(old, copies[id(old)], memo)
             _carry_slots(old, memo)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import lcm
 from typing import Any
 
@@ -116,6 +117,18 @@ def unchanged_rng() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without garbage collection, which looks at all that was made again and again, and finds that it is in use."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def run(
     handler: Handler, execution: Execution, model: nn.Module, args: Any, kwargs: Any, change: Any,
     prepare: Callable[[], None] | None = None, first: int = 0,
@@ -126,7 +139,8 @@ def run(
     number of the first op.
     """
     args, kwargs = with_tensors((args, kwargs), execution.stand_in)
-    with unchanged_rng(), torch.no_grad(), substituted(model, change):
+    collected = nullcontext() if execution.real else uncollected()
+    with collected, unchanged_rng(), torch.no_grad(), substituted(model, change):
         if prepare is not None:
             prepare()
         with Stream(handler, first), eagerly(), forgetting(model):
