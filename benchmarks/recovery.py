@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import bough
+from benchmarks.cifar import images, load_module, predicted, test_images
 from benchmarks.harness import about
 from bough.graph import Graph
 from bough.recovery import recalibrate, refit
@@ -40,21 +40,9 @@ class Task:
     ignore: tuple[str, ...] = ()
 
 
-def images(array: np.ndarray, load: ModuleType) -> Tensor:
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (load.CIFAR10_MEAN, load.CIFAR10_STD))
-    return ((torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
-
-
-@torch.no_grad()
-def predicted(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([model.eval()(b).argmax(1) for b in x.split(250)])
-
-
 def resnet56(load: ModuleType, test: int) -> Task:
     train, _ = load.cifar10("train")
-    found, labels = load.cifar10("test")
-    some = np.sort(np.random.default_rng(0).permutation(len(found))[:test])  # the order of the images is one of classes
-    x, y = images(found[some], load), torch.from_numpy(labels[some])
+    x, y = test_images(load, test)
 
     def measure(model: nn.Module) -> dict[str, float]:
         return {"accuracy": float((predicted(model, x) == y).float().mean()), "images": len(y)}
@@ -162,11 +150,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=2000, help="test samples")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("load", given.data / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    load = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(load)
+    load = load_module(given.data)
     results: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"rows": {}}
     for name in given.models:
         task = TASKS[name](load, given.test)

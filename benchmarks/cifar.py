@@ -1,0 +1,76 @@
+"""CIFAR-10 and the folder of real data, as the benchmarks of accuracy need them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+
+def load_module(data: Path) -> ModuleType:
+    """`load.py` of the folder that --data names."""
+    file = data / "load.py"
+    if not file.exists():
+        raise SystemExit(f"{file} is missing: --data names the folder of real data and weights, with its load.py")
+    spec = importlib.util.spec_from_file_location("load", file)
+    assert spec is not None
+    assert spec.loader is not None
+    load = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(load)
+    return load
+
+
+def images(array: np.ndarray, load: ModuleType) -> Tensor:
+    """[N, H, W, 3] in bytes -> normalized [N, 3, H, W]."""
+    return normalized(torch.from_numpy(array).permute(0, 3, 1, 2), load)
+
+
+def normalized(x: Tensor, load: ModuleType) -> Tensor:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (load.CIFAR10_MEAN, load.CIFAR10_STD))
+    return ((x.float() / 255 - mean) / std).contiguous()
+
+
+@torch.no_grad()
+def predicted(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([model.eval()(b).argmax(1) for b in x.split(250)])
+
+
+def test_images(load: ModuleType, count: int) -> tuple[Tensor, Tensor]:
+    """Images and labels: `count` drawn of the 10,000, whose own order is one of classes."""
+    found, labels = load.cifar10("test")
+    some = np.sort(np.random.default_rng(0).permutation(len(found))[:count])
+    return images(found[some], load), torch.from_numpy(labels[some])
+
+
+class Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Training images, each cropped at random from itself with 4 pixels around it, and mirrored half of the time."""
+
+    def __init__(self, load: ModuleType, count: int | None = None) -> None:
+        found, labels = load.cifar10("train")
+        self.load, self.labels = load, torch.from_numpy(labels[:count])
+        self.padded = nn.functional.pad(torch.from_numpy(found[:count]).permute(0, 3, 1, 2), (4, 4, 4, 4))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = self.__getitems__([index])
+        return x[0], y[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        at, n = torch.as_tensor(indices), len(indices)
+        down, right = torch.randint(0, 9, (2, n, 1)) + torch.arange(32)
+        right = torch.where(torch.rand(n, 1) < 0.5, right, right.flip(1))
+        x = self.padded[at.view(n, 1, 1), :, down.view(n, 32, 1), right.view(n, 1, 32)]
+        return normalized(x.permute(0, 3, 1, 2), self.load).contiguous(memory_format=torch.channels_last), self.labels[at]
+
+
+def batches(dataset: Augmented, size: int = 128) -> DataLoader[tuple[Tensor, Tensor]]:
+    """A loader that takes batches from the dataset as they are."""
+    return DataLoader(dataset, size, shuffle=True, drop_last=True, collate_fn=tuple)

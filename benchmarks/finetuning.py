@@ -1,0 +1,151 @@
+"""Accuracy after a cut and training, beside Torch-Pruning with the same training.
+
+    python -m benchmarks.finetuning --data PATH --depth 56 --starts refit torch-pruning --recipes distill --times 2.57
+
+A row per (network, start, recipe, cut, epochs, seed): how the network was cut, how it was trained on. Every row has the same
+order of the data, the same augmentation, number of epochs, optimizer and schedule. The test images choose nothing: what counts
+is the accuracy of the last weights. A killed run goes on where it was; rows in the JSON are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bough
+from benchmarks.cifar import Augmented, batches, images, load_module, predicted, test_images
+from benchmarks.harness import about
+from benchmarks.peers import torch_pruning
+from benchmarks.recovery import least_error
+from bough import recovery
+
+RESULTS = Path(__file__).parent / "results" / "finetuning.json"
+STEM = ("conv1",)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A smaller network, the share of the MACs it has, and what came before training."""
+
+    model: nn.Module
+    kept: float
+
+
+def by_refit(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:
+    """OBS, the least error that adds up per MAC, and least squares: no labels, no training."""
+    plan = by_error(model, unlabelled, share)
+    return Cut(recovery.refit(model, bough.cut(model, plan), plan, unlabelled).model, plan.cost.macs / plan.original.macs)
+
+
+def by_error(model: nn.Module, unlabelled: list[Tensor], share: float) -> bough.Plan:
+    graph = bough.trace(model, unlabelled[0][:2])
+    scores = bough.score(graph, bough.importance.OBS(sites=64, relative=True), unlabelled[: len(unlabelled) // 2])
+    return bough.plan(graph, scores, keep=least_error(graph, scores, "macs", share, STEM), ignore=STEM)
+
+
+def by_cut(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:
+    """The same units, without least squares."""
+    plan = by_error(model, unlabelled, share)
+    return Cut(bough.cut(model, plan), plan.cost.macs / plan.original.macs)
+
+
+def by_torch_pruning(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:
+    return Cut(*torch_pruning(model, unlabelled[0], "group", share))
+
+
+STARTS: dict[str, Callable[[nn.Module, list[Tensor], float], Cut]] = {
+    "refit": by_refit,
+    "cut": by_cut,
+    "torch-pruning": by_torch_pruning,
+}
+
+
+def plain(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
+    recovery.finetune(small, data, training, **more)
+
+
+def distilled(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
+    recovery.distill(small, model, data, training, distillation=recovery.Distillation(temperature=4, logits=0.9), **more)
+
+
+RECIPES: dict[str, Callable[..., None]] = {"plain": plain, "distill": distilled}
+
+
+def row(
+    load: ModuleType, depth: int, start: str, recipe: str, times: float, epochs: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    x, y = test_images(load, 10_000)
+
+    def accuracy(model: nn.Module, count: int = 10_000) -> float:
+        return 100 * float((predicted(model, x[:count]) == y[:count]).float().mean())
+
+    model = load.resnet_cifar10(depth)
+    found, _ = load.cifar10("train")
+    torch.manual_seed(seed)
+    begin = time.perf_counter()
+    cut = STARTS[start](model, list(images(found[:1024], load).split(128)), 1 / times)
+    small = cut.model.to(memory_format=torch.channels_last)
+    out: dict[str, Any] = {"macs_kept": cut.kept, "cut_s": time.perf_counter() - begin, "before": accuracy(small)}
+    out["params_kept"] = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
+    training = recovery.Training(
+        epochs=epochs, lr=0.05, optimizer="sgd", weight_decay=5e-4, precision="bf16", seed=seed, folder=folder, save_every=200,
+        log_every=50,
+    )  # fmt: skip
+    data = batches(Augmented(load))
+    curve = folder / "curve.jsonl"
+
+    def at_the_end_of_epochs(line: dict[str, Any]) -> None:
+        if line["step"] % len(data) == 0:
+            with curve.open("a") as file:
+                file.write(json.dumps({"epoch": line["epoch"] + 1, "accuracy_of_2000": accuracy(small, 2000)}) + "\n")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    teacher = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    RECIPES[recipe](small, teacher, data, training, callback=at_the_end_of_epochs)
+    out |= {"train_s": time.perf_counter() - begin, "after": accuracy(small)}
+    return out | {"curve": [json.loads(line) for line in curve.read_text().splitlines()]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds load.py")
+    parser.add_argument("--depth", type=int, default=56, choices=(20, 32, 44, 56))
+    parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=list(STARTS))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--times", nargs="+", type=float, default=[2.57], help="how many times fewer MACs")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=Path, default=Path(".finetuning"), help="folder of the runs' states and logs")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    load = load_module(given.data)
+    each = [(s, r, t, seed) for s in given.starts for r in given.recipes for t in given.times for seed in given.seeds]
+    for start, recipe, times, seed in each:
+        key = f"resnet{given.depth} {start} {recipe} {times:g}x {given.epochs} epochs seed {seed}"
+        if key in read(given.out):
+            continue
+        folder = given.runs / key.replace(" ", "-")
+        made = row(load, given.depth, start, recipe, times, given.epochs, seed, folder)
+        given.out.write_text(json.dumps(read(given.out) | {key: made | {"about": about()}}, indent=1) + "\n")
+        print(key, {k: v for k, v in made.items() if k != "curve"}, flush=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+if __name__ == "__main__":
+    main()
