@@ -98,7 +98,7 @@ def row(
     out: dict[str, Any] = {"macs_kept": cut.kept, "cut_s": time.perf_counter() - begin, "before": accuracy(small)}
     out["params_kept"] = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     training = recovery.Training(
-        epochs=epochs, lr=0.05, optimizer="sgd", weight_decay=5e-4, precision="bf16", seed=seed, folder=folder, save_every=200,
+        epochs=epochs, lr=0.02, optimizer="sgd", weight_decay=5e-4, precision="bf16", seed=seed, folder=folder, save_every=200,
         log_every=50,
     )  # fmt: skip
     data = batches(Augmented(load))
