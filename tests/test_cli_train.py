@@ -40,6 +40,18 @@ def test_training_commands(words, pruned, tmp_path):
     assert json.loads(run(*words))["resumed"] == 16  # it has ended: nothing is trained again
 
 
+def test_refit(tmp_path):
+    model, out = "tests.zoo.tasks:same_mlp", str(tmp_path / "refitted")
+    run("prune", model, "--budget", "params=60%", "--out", str(tmp_path / "small"), "--json")
+    words = ["refit", model, "tests.zoo.tasks:unlabelled", "--checkpoint", str(tmp_path / "small"), "--out", out, "--json"]
+    data = json.loads(run(*words))
+    assert [x["name"] for x in data["layers"]] == ["2.weight", "4.weight"]
+    x = torch.cat(list(tasks.unlabelled()))
+    dense = tasks.same_mlp()[0]
+    cut, refitted = (bough.load(f, lambda: tasks.same_mlp()[0]) for f in (tmp_path / "small", out))
+    assert (refitted(x) - dense(x)).norm() < 0.9 * (cut(x) - dense(x)).norm()
+
+
 def test_prune_iteratively_and_resumed(tmp_path):
     pytest.importorskip("accelerate")
     words = ["prune", "tests.zoo.tasks:same_mlp", "--budget", "params=40%", "--iterative", "3", "--schedule", "cubic"]

@@ -19,3 +19,9 @@ def five_inputs():
     x = torch.randn(96, 5, generator=generator)
     y = x[:, :3].argmax(1)
     return TensorDataset(x[:64], y[:64]), DataLoader(TensorDataset(x[64:], y[64:]), 32)
+
+
+def unlabelled():
+    """Batches of inputs alone, made as they are asked for."""
+    generator = torch.Generator().manual_seed(1)
+    return (torch.randn(32, 5, generator=generator) for _ in range(4))

@@ -11,6 +11,7 @@ import typer
 
 import bough
 from bough.cli.models import resolve
+from bough.cli.refit import refit
 from bough.cli.train import Task, distill, finetune, prune_iteratively
 from bough.cost import LatencyTable
 from bough.errors import BudgetError, ModelReferenceError
@@ -32,6 +33,7 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables
 CRITERIA = {name: entry.make for name, entry in bough.importance.CRITERIA.items() if entry.needs == "weights"}  # no data here
 
 
+app.command()(refit)
 app.command()(finetune)
 app.command()(distill)
 

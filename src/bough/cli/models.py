@@ -7,15 +7,20 @@ timm:NAME          torchvision:NAME          hf:PATH (a folder with config.json)
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import bough
 from bough.errors import ModelReferenceError
+from bough.exporting.checkpoint import PLAN
 
 
 def resolve(reference: str, shape: str | None = None) -> tuple[nn.Module, Any]:
@@ -39,6 +44,21 @@ def resolve(reference: str, shape: str | None = None) -> tuple[nn.Module, Any]:
     if inputs is None:
         raise ModelReferenceError(f"{reference} gives no example inputs: return (model, inputs), or use --input-shape")
     return model.eval(), inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What `bough prune --out` saved."""
+
+    model: nn.Module
+    plan: bough.Plan
+
+
+def pruned(reference: str, checkpoint: Path, shape: str | None) -> Pruned:
+    """The pruned form of a model, from its checkpoint."""
+    small = bough.load(checkpoint, lambda: resolve(reference, shape)[0])
+    saved = json.loads((checkpoint / PLAN).read_text(encoding="utf-8"))
+    return Pruned(small, bough.Plan.from_json(json.dumps(saved["plan"])))
 
 
 def _import(module: str, reference: str) -> Any:

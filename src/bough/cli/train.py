@@ -17,14 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import Tensor, nn
 
 import bough
-from bough.cli.models import find, resolve
+from bough.cli.models import Pruned, find, pruned, resolve
+from bough.cli.options import Checkpoint, Json, Original, Shape, with_training
 from bough.errors import ModelReferenceError, TrainingError
-from bough.exporting.checkpoint import PLAN
 from bough.recovery import Distillation, Features, Iterated, Trained, Training, cubic, geometric, iterate, linear
 from bough.recovery import distill as distill_model
 from bough.recovery import finetune as finetune_model
@@ -32,63 +31,45 @@ from bough.recovery.finetune import logits_of, run_batch
 
 SCHEDULES = {"geometric": geometric, "linear": linear, "cubic": cubic}
 
-Model = Annotated[str, typer.Argument(help="the original: module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
 Task = Annotated[str | None, typer.Option(help="module:callable that returns (train, validation, loss, evaluate)")]
 Needed = Annotated[str, typer.Argument(help="module:callable that returns (train, validation, loss, evaluate)")]
-Checkpoint = Annotated[Path, typer.Option(help="a folder that `bough prune --out` wrote")]
-Out = Annotated[Path, typer.Option(help="folder for the run and the trained checkpoint; a killed run in it is resumed")]
-Shape = Annotated[str | None, typer.Option(help="sizes of the example input, such as 1,3,224,224")]
-Epochs = Annotated[int, typer.Option(help="passes over the data")]
-Rate = Annotated[float, typer.Option(help="highest learning rate")]
-Optimizer = Annotated[str, typer.Option(help="adamw or sgd")]
-Batch = Annotated[int, typer.Option(help="samples per batch, where the task gives a dataset")]
-Accumulate = Annotated[int, typer.Option(help="batches per step")]
-Precision = Annotated[str, typer.Option(help="no or bf16")]
-Patience = Annotated[int | None, typer.Option(help="epochs without a better metric before training stops")]
-Seed = Annotated[int, typer.Option(help="of all that is drawn")]
-SaveEvery = Annotated[int | None, typer.Option(help="steps between saved states, besides the ends of epochs")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 
 
+@with_training
 def finetune(
-    model: Model, task: Needed, checkpoint: Checkpoint, out: Out, epochs: Epochs = 10, lr: Rate = 1e-3,
-    optimizer: Optimizer = "adamw", batch_size: Batch = 64, accumulate: Accumulate = 1, precision: Precision = "no",
-    patience: Patience = None, seed: Seed = 0, save_every: SaveEvery = None, input_shape: Shape = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    model: Original,
+    task: Needed,
+    *,
+    checkpoint: Checkpoint,
+    training: Training,
+    input_shape: Shape = None,
+    as_json: Json = False,
+) -> None:
     """Trains a pruned model on, and saves it with its plan."""
-    training = Training(
-        epochs=epochs, lr=lr, optimizer=optimizer, batch_size=batch_size, accumulate=accumulate, precision=precision,
-        patience=patience, seed=seed, save_every=save_every, folder=out, progress=not as_json,
+    given, small = _task(task), pruned(model, checkpoint, input_shape)
+    done = finetune_model(
+        small.model, given.train, replace(training, progress=not as_json), loss=given.loss, evaluate=given.metric
     )  # fmt: skip
-    given = _task(task)
-    pruned = _pruned(model, checkpoint, input_shape)
-    done = finetune_model(pruned.model, given.train, training, loss=given.loss, evaluate=given.metric)
-    _finish(pruned, done, out, as_json)
+    _finish(small, done, training, as_json)
 
 
+@with_training
 def distill(
-    model: Model, task: Needed, checkpoint: Checkpoint, out: Out, epochs: Epochs = 10, lr: Rate = 1e-3,
-    optimizer: Optimizer = "adamw", batch_size: Batch = 64, accumulate: Accumulate = 1, precision: Precision = "no",
-    patience: Patience = None, seed: Seed = 0, save_every: SaveEvery = None,
+    model: Original, task: Needed, *, checkpoint: Checkpoint, training: Training,
     temperature: Annotated[float, typer.Option(help="of both models' logits")] = 2.0,
     logits: Annotated[float, typer.Option(help="from 0 (labels alone) to 1 (the original's logits alone)")] = 0.5,
     features: Annotated[list[str] | None, typer.Option(help="a module whose outputs are to match; may be repeated")] = None,
     input_shape: Shape = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Trains a pruned model to answer as the original does, and saves it with its plan."""
-    training = Training(
-        epochs=epochs, lr=lr, optimizer=optimizer, batch_size=batch_size, accumulate=accumulate, precision=precision,
-        patience=patience, seed=seed, save_every=save_every, folder=out, progress=not as_json,
-    )  # fmt: skip
-    given = _task(task)
-    pruned = _pruned(model, checkpoint, input_shape)
+    given, small = _task(task), pruned(model, checkpoint, input_shape)
     teacher, inputs = resolve(model, input_shape)
-    match = Features(bough.trace(teacher, inputs), features, plan=pruned.plan) if features else None
-    how = Distillation(temperature=temperature, logits=logits, match=match)
+    match = Features(bough.trace(teacher, inputs), features, plan=small.plan) if features else None
     done = distill_model(
-        pruned.model, teacher, given.train, training, distillation=how, loss=given.loss, evaluate=given.metric
+        small.model, teacher, given.train, replace(training, progress=not as_json), loss=given.loss, evaluate=given.metric,
+        distillation=Distillation(temperature=temperature, logits=logits, match=match),
     )  # fmt: skip
-    _finish(pruned, done, out, as_json)
+    _finish(small, done, training, as_json)
 
 
 def prune_iteratively(
@@ -141,26 +122,14 @@ def _task(reference: str) -> _Given:
     return _Given(train, loss, None if validation is None else lambda model: measure(model, validation))
 
 
-@dataclass(frozen=True, slots=True)
-class _Pruned:
-    model: nn.Module
-    plan: bough.Plan
-
-
-def _pruned(model: str, checkpoint: Path, shape: str | None) -> _Pruned:
-    small = bough.load(checkpoint, lambda: resolve(model, shape)[0])
-    saved = json.loads((checkpoint / PLAN).read_text(encoding="utf-8"))
-    return _Pruned(small, bough.Plan.from_json(json.dumps(saved["plan"])))
-
-
-def _finish(pruned: _Pruned, done: Trained, out: Path, as_json: bool) -> None:
+def _finish(small: Pruned, done: Trained, training: Training, as_json: bool) -> None:
     if os.environ.get("RANK", "0") != "0":  # one of several processes
         return
-    if not all(bool(p.isfinite().all()) for p in pruned.model.parameters()):
+    if not all(bool(p.isfinite().all()) for p in small.model.parameters()):
         raise TrainingError("the trained weights are not finite: nothing was saved")
-    with torch.no_grad():
-        bough.save(pruned, out)
+    assert training.folder is not None
+    bough.save(small, training.folder)
     if as_json:
-        typer.echo(json.dumps({**done.to_dict(), "saved": str(out)}))
+        typer.echo(json.dumps({**done.to_dict(), "saved": str(training.folder)}))
     else:
-        typer.echo(f"{done}\nsaved in {out}, with log.jsonl and curve.png")
+        typer.echo(f"{done}\nsaved in {training.folder}, with log.jsonl and curve.png")

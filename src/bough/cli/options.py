@@ -1,0 +1,57 @@
+"""Arguments and options that commands share, and those of training as one value."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from bough.recovery import Training
+
+Original = Annotated[str, typer.Argument(help="the original: module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
+Checkpoint = Annotated[Path, typer.Option(help="a folder that `bough prune --out` wrote")]
+Shape = Annotated[str | None, typer.Option(help="sizes of the example input, such as 1,3,224,224")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+
+
+def _training(
+    *,
+    out: Annotated[Path, typer.Option(help="folder for the run and the trained checkpoint; a killed run in it is resumed")],
+    epochs: Annotated[int, typer.Option(help="passes over the data")] = 10,
+    lr: Annotated[float, typer.Option(help="highest learning rate")] = 1e-3,
+    optimizer: Annotated[str, typer.Option(help="adamw or sgd")] = "adamw",
+    batch_size: Annotated[int, typer.Option(help="samples per batch, where the task gives a dataset")] = 64,
+    accumulate: Annotated[int, typer.Option(help="batches per step")] = 1,
+    precision: Annotated[str, typer.Option(help="no or bf16")] = "no",
+    patience: Annotated[int | None, typer.Option(help="epochs without a better metric before training stops")] = None,
+    seed: Annotated[int, typer.Option(help="of all that is drawn")] = 0,
+    save_every: Annotated[int | None, typer.Option(help="steps between saved states, besides the ends of epochs")] = None,
+) -> Training:
+    return Training(
+        epochs=epochs, lr=lr, optimizer=optimizer, batch_size=batch_size, accumulate=accumulate, precision=precision,
+        patience=patience, seed=seed, save_every=save_every, folder=out,
+    )  # fmt: skip
+
+
+def with_training(command: Callable[..., None]) -> Callable[..., None]:
+    """The command whose keyword `training` is given by the options of training, --out among them."""
+    own = dict(_parameters(command))
+    del own["training"]
+    added = dict(_parameters(_training))
+
+    def run(**given: Any) -> None:
+        command(training=_training(**{n: given.pop(n) for n in added}), **given)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own.values(), *added.values())]
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _parameters(function: Callable[..., Any]) -> list[tuple[str, inspect.Parameter]]:
+    hints = get_type_hints(function, include_extras=True)
+    return [(n, p.replace(annotation=hints[n])) for n, p in inspect.signature(function).parameters.items()]

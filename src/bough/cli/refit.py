@@ -1,0 +1,47 @@
+"""`bough refit`: a pruned model's weights solved anew, from unlabelled data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import bough
+from bough.cli.models import find, pruned, resolve
+from bough.cli.options import Checkpoint, Json, Original, Shape
+from bough.errors import ModelReferenceError
+from bough.importance import Data
+from bough.recovery import refit_
+
+
+def refit(
+    model: Original,
+    data: Annotated[str, typer.Argument(help="module:callable that returns batches, such as a DataLoader; no labels are used")],
+    *,
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="folder for the refitted checkpoint")],
+    ridge: Annotated[float, typer.Option(help="how much weights are held back")] = 1e-3,
+    sites: Annotated[int, typer.Option(help="output positions of each sample that a convolution is looked at")] = 128,
+    input_shape: Shape = None,
+    as_json: Json = False,
+) -> None:
+    """Solves a pruned model's weights for what the original computes, layer by layer: no labels, no training."""
+    small, (dense, inputs) = pruned(model, checkpoint, input_shape), resolve(model, input_shape)
+    stream = Data(batches(data), progress=not as_json)
+    done = refit_(dense, small.model, small.plan, stream, ridge=ridge, sites=sites, example_inputs=inputs)
+    bough.save(small, out)
+    if as_json:
+        typer.echo(json.dumps({**done.to_dict(), "saved": str(out)}))
+    else:
+        typer.echo(f"{done}\nsaved in {out}")
+
+
+def batches(reference: str) -> Any:
+    """What `module:callable` returns: an iterable of batches that can be gone through more than once."""
+    made = find(reference)()
+    if not hasattr(made, "__iter__"):
+        raise ModelReferenceError(f"{reference} returned {type(made).__name__}: an iterable of batches is wanted")
+    return list(made) if isinstance(made, Iterator) else made
