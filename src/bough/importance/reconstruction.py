@@ -29,17 +29,18 @@ from bough.importance.score import UnitScores
 class ThiNet:
     """Greedy reconstruction without repair: I_u = E||sum over removed units v, u included, of x_v W_v||^2 when u leaves (Luo
     et al., 2017), over all outputs, not sampled ones. `sites`: output positions of each sample that a convolution is
-    looked at. `step`: how many units leave between two looks at what each would cost."""
+    looked at. `step`: how many units leave between two looks at what each would cost. `relative`: as for `OBS`."""
 
     sites: int = 128
     step: int = 1
+    relative: bool = False
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return _removed(graph, data, self, lambda m, g: _Plain(_inner(m, g)))
+        return _removed(graph, data, self, lambda m, g: _Plain(_inner(m, g)), self.relative)
 
 
 @dataclass(frozen=True, slots=True)
