@@ -115,7 +115,9 @@ def test_scored_once_and_random_under_every_seed():
 def test_random_is_there_once():
     found = compare(*same_mlp(), ["random"], [HALF], off)
     assert [r.criterion for r in found.rows] == ["dense", "random"]
-    assert [r.criterion for r in compare(*same_mlp(), [Random(5)], HALF, off).rows] == ["dense", "Random(seed=5)"]
+    assert [r.key for r in compare(*same_mlp(), Random(), HALF, off, seeds=range(2)).rows[1:]] == [
+        ("Random()", "global", "params=50%", 0), ("Random()", "global", "params=50%", 1)
+    ]  # fmt: skip
 
 
 def test_present_rows_are_not_made_again_and_the_lists_may_grow(tmp_path):
@@ -286,6 +288,25 @@ def test_evaluate_may_train_its_model():
     found = compare(model, inputs, ["l2"], [HALF, MOST], ruin)
     assert [list(r.metrics.values()) for r in found.rows] == [list(r.metrics.values()) for r in expected.rows]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class Literal(torch.nn.Module):
+    """Says its width in its Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(5, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(self.first(x).view(len(x), 2, 4).relu().flatten(1))
+
+
+def test_plans_that_the_models_python_contradicts():
+    found = compare(Literal(), X[:2], "l2", bough.Budget(params="60%"), lambda m: m(X[:2]).shape[1], on_conflict="rebuild")
+    assert [(r.error, r.metrics) for r in found.rows] == [(None, {"metric": 2.0})] * 3
+    assert found.rows[1].kept["params"] <= 0.6
+    frozen = compare(Literal(), X[:2], "l2", bough.Budget(params="60%"), lambda m: 0.0)
+    assert all("can not be reached" in r.error for r in frozen.rows[1:])
 
 
 def rows_of(values):

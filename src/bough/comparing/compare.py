@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from bough.comparing.comparison import Comparison
 from bough.comparing.contenders import Contender, contenders
 from bough.comparing.folder import Folder, identity_of
-from bough.comparing.naming import budget_name, by_name, named
+from bough.comparing.naming import budget_name, by_name, listed, named
 from bough.comparing.rows import DENSE, Row
 from bough.comparing.run import Evaluate, Run, Scored
 from bough.errors import ComparisonError
@@ -88,11 +88,12 @@ def compare(
     if refit and batches is None:
         raise ComparisonError("compare(refit=True) needs data: unlabelled batches, such as data=loader (--data)")
     entrants = contenders(criteria, seeds, loss, batches)
-    ways = {name: allocator(way) for name, way in by_name("allocations", _listed(allocations)).items()}
-    bounds = by_name("budgets", [budgets] if isinstance(budgets, Budget) else budgets, budget_name)
+    ways = {name: allocator(way) for name, way in by_name("allocations", allocations).items()}
+    bounds = by_name("budgets", budgets, budget_name)
     _check(planning, refit, bounds.values())
-    graph = trace(model, example_inputs, ignore=ignore)
-    options = {"refit": refit, "ignore": sorted(_listed(ignore)), **planning}
+    left = listed(ignore)
+    graph = trace(model, example_inputs, ignore=left)
+    options = {"refit": refit, "ignore": sorted(left), **planning}
     told = {"evaluate": _place(evaluate), "loss": _place(loss), **{k: named(v) for k, v in options.items()}, **(about or {})}
     kept = Folder(folder, identity_of(graph, list(flatten(example_inputs)), told))
     run = Run(graph, example_inputs, evaluate, batches, refit, planning, ways, bounds)
@@ -117,16 +118,11 @@ def _fill(kept: Folder, run: Run, cases: Sequence[tuple[Contender, Row]], progre
 def _again(data: Data | Iterable[Any] | None) -> Data | None:
     if data is None:
         return None
-    batches = of(data).batches
-    if iter(batches) is batches:
+    if isinstance(of(data).batches, Iterator):
         raise ComparisonError(
             "the data can be gone through once only, and each criterion reads it: give a list or a DataLoader"
         )
     return of(data)
-
-
-def _listed(given: Iterable[Any] | str) -> Iterable[Any]:
-    return [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
 
 
 def _place(function: Any) -> str:

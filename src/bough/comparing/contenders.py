@@ -28,9 +28,10 @@ def contenders(criteria: Iterable[Any], seeds: Sequence[int], loss: Loss | None,
         ComparisonError: a criterion that can not run: it needs data or a loss that is not there, or scores whole layers.
         PlanError: an unknown name.
     """
+    seeds = [int(s) for s in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ComparisonError(f"seeds={list(seeds)}: give at least one, and each once")
-    given = by_name("criteria", [criteria] if isinstance(criteria, str) else criteria)
+        raise ComparisonError(f"seeds={seeds}: give at least one, and each once")
+    given = by_name("criteria", criteria)
     ready = {name: _ready(name, criterion, loss, data) for name, criterion in given.items()}
     if not any(isinstance(c, Random) for c in ready.values()):
         ready["random"] = Random()

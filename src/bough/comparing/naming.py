@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from bough.errors import ComparisonError
 from bough.planning import Budget
 
 _LONGEST = 60
-_T = TypeVar("_T")
 
 
 def named(value: Any) -> str:
@@ -44,14 +43,19 @@ def budget_name(budget: Budget) -> str:
     return ",".join(f"{name}={value}" for name, value in bounds.items() if value is not None)
 
 
-def by_name(what: str, given: Iterable[_T], name: Any = named) -> dict[str, _T]:
-    """The given things by their names.
+def listed(given: Any) -> list[Any]:
+    """Several things, or one alone, as a list."""
+    return [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+
+
+def by_name(what: str, given: Any, name: Callable[[Any], str] = named) -> dict[str, Any]:
+    """The given things (or one alone) by their names.
 
     Raises:
         ComparisonError: there are none, or two that the table could not tell apart.
     """
-    found: dict[str, _T] = {}
-    for item in given:
+    found: dict[str, Any] = {}
+    for item in listed(given):
         if name(item) in found:
             raise ComparisonError(f"two {what} are called {name(item)!r}: leave one out, or give functions names of their own")
         found[name(item)] = item
