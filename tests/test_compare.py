@@ -144,6 +144,9 @@ def test_a_file_that_ends_anywhere_is_gone_on_with(tmp_path_factory, share):
     again = compare(*same_mlp(), ["l2", "l1"], [HALF, MOST], evaluate, folder=folder)
     assert evaluate.calls == len(whole.rows) - written[:at].count(b"\n")
     assert results(again) == results(whole)
+    third = compare(*same_mlp(), ["l2", "l1"], [HALF, MOST], evaluate, folder=folder)  # reads what the second wrote
+    assert evaluate.calls == len(whole.rows) - written[:at].count(b"\n")
+    assert third.rows == again.rows
 
 
 def killing(model):
