@@ -7,6 +7,7 @@ BoughError
 ├── PlanError             a plan that does not fit: another model, no prunable group, an unknown name
 │   └── ConflictError     the model's own Python contradicts the plan
 ├── TrainingError         a training run that can not start, go on or be resumed
+├── ComparisonError       a comparison that can not start, or whose folder holds another
 ├── CheckpointError       a checkpoint that is missing, damaged or of another version
 └── ModelReferenceError   a model name on the command line that leads nowhere
 """
@@ -38,6 +39,10 @@ class ConflictError(PlanError):
 
 class TrainingError(BoughError):
     """A training run that can not start, go on or be resumed."""
+
+
+class ComparisonError(BoughError, ValueError):
+    """A comparison that can not start, or whose folder holds another."""
 
 
 class CheckpointError(BoughError):

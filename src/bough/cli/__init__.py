@@ -1,4 +1,4 @@
-"""The command line: `bough inspect | prune | finetune | distill | measure | demo`."""
+"""The command line: `bough inspect | prune | finetune | distill | measure | compare | demo`."""
 
 from __future__ import annotations
 

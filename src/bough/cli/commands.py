@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import typer
 
 import bough
+from bough.cli.budgets import budget_of
+from bough.cli.compare import compare
 from bough.cli.models import resolve
 from bough.cli.refit import refit
 from bough.cli.train import Task, distill, finetune, prune_iteratively
 from bough.cost import LatencyTable
-from bough.errors import BudgetError, ModelReferenceError
+from bough.errors import ModelReferenceError
 from bough.measuring import latencies
 from bough.recovery import Iterated, Training
 from bough.report.tables import costs_table, groups_table, show
@@ -36,6 +38,7 @@ CRITERIA = {name: entry.make for name, entry in bough.importance.CRITERIA.items(
 app.command()(refit)
 app.command()(finetune)
 app.command()(distill)
+app.command()(compare)
 
 
 @app.command()
@@ -74,7 +77,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Cuts a model to a budget, at once or in steps with training in between, verifies it and saves it."""
-    bounds = _bounds(budget)
+    bounds = budget_of(budget)
     if importance not in CRITERIA:
         raise ModelReferenceError(f"--importance {importance!r} is unknown: use one of {', '.join(CRITERIA)}")
     net, inputs = resolve(model, input_shape)
@@ -114,15 +117,6 @@ def prune(
     typer.echo(str(result.report))
     if out is not None:
         typer.echo(f"saved in {out}")
-
-
-def _bounds(given: list[str]) -> bough.Budget:
-    pairs = [b.partition("=") for b in given]
-    for (name, sign, value), text in zip(pairs, given, strict=True):
-        if not sign or not value or name not in bough.Budget.__dataclass_fields__:
-            fields = ", ".join(bough.Budget.__dataclass_fields__)
-            raise BudgetError(f"--budget {text!r}: write NAME=BOUND with a name of {fields}")
-    return bough.Budget(**{name: value for name, _, value in pairs})
 
 
 @app.command()

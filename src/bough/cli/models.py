@@ -68,7 +68,7 @@ def _import(module: str, reference: str) -> Any:
         raise ModelReferenceError(f"{reference} needs the module {module}, which can not be imported: {error}") from None
 
 
-def find(reference: str) -> Callable[[], Any]:
+def find(reference: str) -> Callable[..., Any]:
     """The callable that a reference `module:callable` names.
 
     Raises:
@@ -79,7 +79,7 @@ def find(reference: str) -> Callable[[], Any]:
         raise ModelReferenceError(f"{reference!r} is no reference: write module:callable")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    function: Callable[[], Any] | None = getattr(_import(module, reference), name, None)
+    function: Callable[..., Any] | None = getattr(_import(module, reference), name, None)
     if not callable(function):
         raise ModelReferenceError(f"{reference}: the module {module} has no callable {name}")
     return function

@@ -1,0 +1,141 @@
+"""`compare`: criteria, allocations and budgets, each with each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+from torch import nn
+
+from bough.comparing.comparison import Comparison
+from bough.comparing.contenders import Contender, contenders
+from bough.comparing.folder import Folder, identity_of
+from bough.comparing.naming import budget_name, by_name, listed, named
+from bough.comparing.rows import DENSE, Row
+from bough.comparing.run import Evaluate, Run, Scored
+from bough.errors import ComparisonError
+from bough.importance import Data, Loss
+from bough.importance.data import of
+from bough.planning import Allocator, Budget, plan
+from bough.planning.allocation import allocator
+from bough.planning.budget import priced
+from bough.tracing import trace
+from bough.tracing.trace import flatten
+
+_OWN = ("graph", "scores", "budget", "keep", "allocation", "ignore")  # options of `plan` that `compare` gives or has no use for
+
+
+def compare(
+    model: nn.Module,
+    example_inputs: Any,
+    criteria: Iterable[Any],
+    budgets: Iterable[Budget],
+    evaluate: Evaluate,
+    *,
+    allocations: Iterable[str | Allocator] = ("global",),
+    seeds: Sequence[int] = (0,),
+    data: Data | Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    refit: bool = False,
+    ignore: Iterable[str] = (),
+    folder: str | Path | None = None,
+    about: Mapping[str, str] | None = None,
+    lower_is_better: bool = False,
+    progress: bool = False,
+    **planning: Any,
+) -> Comparison:
+    """Cuts `model` by every criterion, with every allocation, to every budget, and evaluates each; `model` stays as it was.
+
+    Random is always among the criteria. It and others that draw (they have a field `seed`) run under every seed; the rest
+    give the same each time and run once. Units are scored once per criterion and seed. A row that fails, be it in scoring,
+    planning or evaluating, is kept with its error and does not stop the others; the dense model must not fail.
+
+    Args:
+        model, example_inputs, ignore: as for `trace`.
+        criteria: names (see `bough.importance.CRITERIA`) or criteria.
+        budgets: what may remain.
+        evaluate: model -> a metric, or a dict of metrics; sorted and plotted by the first. It is given models of its own, so
+            it may train them.
+        allocations: names or allocators, as for `plan`. planning: other options of `plan`, such as `round_to=8`.
+        data: what criteria, and with `refit` the refit, read: batches that can be gone through again.
+        loss: (model, batch) -> the mean loss, for criteria named that need one.
+        refit: solve the cut models' weights anew before they are evaluated.
+        folder: where the rows are kept. The same call again makes only the rows that are not there, and the lists of
+            criteria, allocations, budgets and seeds may grow. Another model, other weights or options are an error; other
+            data, or another `evaluate` of the same name, can not be told: say in `about` what sets this run apart.
+
+    Raises:
+        ComparisonError: before anything is run: a criterion lacks data or a loss, an option that `plan` does not know, the
+            folder holds another run. While it runs: `evaluate` gives no number for the dense model.
+        BoughError: as for `trace`, and unknown names.
+
+    Example:
+        >>> import torch, bough
+        >>> from bough.comparing import compare
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> x = torch.randn(256, 4)
+        >>> def error(small):
+        ...     return {"error": float((small(x) - net(x)).square().mean().detach())}
+        >>> budget = bough.Budget(params="50%")
+        >>> found = compare(net, x[:1], ["l2", "wanda"], [budget], error, data=x.split(64), lower_is_better=True)
+        >>> [row.criterion for row in found.rows], found.best(budget).kept("params") <= 0.5
+        (['dense', 'l2', 'wanda', 'random'], True)
+    """
+    batches = _again(data)
+    if refit and batches is None:
+        raise ComparisonError("compare(refit=True) needs data: unlabelled batches, such as data=loader (--data)")
+    entrants = contenders(criteria, seeds, loss, batches)
+    ways = {name: allocator(way) for name, way in by_name("allocations", allocations).items()}
+    bounds = by_name("budgets", budgets, budget_name)
+    _check(planning, refit, bounds.values())
+    left = listed(ignore)
+    graph = trace(model, example_inputs, ignore=left)
+    options = {"refit": refit, "ignore": sorted(left), **planning}
+    told = {"evaluate": _place(evaluate), "loss": _place(loss), **{k: named(v) for k, v in options.items()}, **(about or {})}
+    kept = Folder(folder, identity_of(graph, list(flatten(example_inputs)), told))
+    run = Run(graph, example_inputs, evaluate, batches, refit, planning, ways, bounds)
+    cases = [(c, Row(c.name, way, budget, c.seed)) for c in entrants for way in ways for budget in bounds]
+    _fill(kept, run, cases, progress)
+    return Comparison(tuple(kept.done[row.key] for row in (Row(DENSE), *(row for _, row in cases))), lower_is_better)
+
+
+def _fill(kept: Folder, run: Run, cases: Sequence[tuple[Contender, Row]], progress: bool) -> None:
+    """Makes the rows that are not there; the scores of one criterion and seed at a time are held."""
+    if Row(DENSE).key not in kept.done:
+        kept.add(run.dense())
+    metrics = list(kept.done[Row(DENSE).key].metrics)
+    missing = [(contender, row) for contender, row in cases if row.key not in kept.done]
+    scored: Scored | None = None
+    for contender, row in track(missing, "compare") if progress else missing:
+        if scored is None or scored.contender is not contender:
+            scored = run.scored(contender)
+        kept.add(run.row(row, scored, metrics))
+
+
+def _again(data: Data | Iterable[Any] | None) -> Data | None:
+    if data is None:
+        return None
+    if isinstance(of(data).batches, Iterator):
+        raise ComparisonError(
+            "the data can be gone through once only, and each criterion reads it: give a list or a DataLoader"
+        )
+    return of(data)
+
+
+def _place(function: Any) -> str:
+    """Where a function is from, the same in every process."""
+    return "none" if function is None else f"{getattr(function, '__module__', '')}:{named(function)}"
+
+
+def _check(planning: Mapping[str, Any], refit: bool, budgets: Collection[Budget]) -> None:
+    options = [p for p in inspect.signature(plan).parameters if p not in _OWN]
+    unknown = [k for k in planning if k not in options]
+    if unknown:
+        raise ComparisonError(f"compare and plan have no option {unknown[0]!r}: those of plan are {', '.join(options)}")
+    if refit and planning.get("on_conflict") == "rebuild":
+        raise ComparisonError("refit solves for weights of the model's own layers: use on_conflict='freeze' or 'raise'")
+    for budget in budgets:
+        priced(budget, planning.get("table"), planning.get("energy"))

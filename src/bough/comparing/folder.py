@@ -1,0 +1,96 @@
+"""A comparison's folder: what run it is of, and the rows that are done, one JSON line each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bough.comparing.rows import Key, Row
+from bough.errors import ComparisonError
+from bough.graph import Graph
+
+RUN, ROWS, PLOT = "run.json", "rows.jsonl", "comparison.png"
+
+
+def weights_of(graph: Graph) -> str:
+    """A digest of all parameters and buffers: rows of other weights are rows of another run."""
+    digest = hashlib.sha256()
+    for name in sorted(graph.states):
+        values = graph.tensor(name).detach().cpu().resolve_conj().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+class Folder:
+    """The rows done of the run that `identity` tells from others; with no path, those of this process alone.
+
+    A row is appended at once when it is done, so whoever is killed loses the one that was being made.
+    """
+
+    def __init__(self, path: str | Path | None, identity: Mapping[str, str]) -> None:
+        self.path = None if path is None else Path(path)
+        self.done: dict[Key, Row] = {}
+        if self.path is not None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _claim(self.path, dict(identity))
+            self.done = {row.key: row for row in _read(self.path / ROWS)}
+
+    def add(self, row: Row) -> None:
+        self.done[row.key] = row
+        if self.path is not None:
+            with open(self.path / ROWS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row.to_dict()) + "\n")
+
+
+def _claim(folder: Path, identity: dict[str, str]) -> None:
+    file = folder / RUN
+    if not file.exists():
+        if (folder / ROWS).exists():
+            raise ComparisonError(f"{folder} has {ROWS} without {RUN}, which tells of which run they are: use another folder")
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+        part.replace(file)
+        return
+    try:
+        there = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ComparisonError(f"{file} is damaged ({error}): use another folder") from None
+    other = [k for k in {**there, **identity} if there.get(k) != identity.get(k)]
+    if other:
+        said = "; ".join(f"{k} is {identity.get(k)!r} here, {there.get(k)!r} there" for k in other)
+        hint = " (is the model built with random weights? seed them)" if other == ["weights"] else ""
+        raise ComparisonError(f"{folder} holds another run: {said}{hint}. Use another folder")
+
+
+def _read(file: Path) -> list[Row]:
+    """The rows of a file; a last line that was cut off is taken away, so that the next one starts on a line of its own."""
+    if not file.exists():
+        return []
+    text = file.read_text(encoding="utf-8", errors="replace")
+    whole, ended, _ = text.rpartition("\n")
+    if text != whole + ended:
+        part = file.with_suffix(".part")
+        part.write_text(whole + ended, encoding="utf-8")
+        part.replace(file)
+    return [_row(file, number, line) for number, line in enumerate(whole.splitlines(), 1)]
+
+
+def _row(file: Path, number: int, line: str) -> Row:
+    try:
+        return Row.of(json.loads(line))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ComparisonError(
+            f"{file}, line {number} is damaged ({error}): take the line out, and its row is made anew"
+        ) from None
+
+
+def identity_of(graph: Graph, inputs: list[Any], told: Mapping[str, str]) -> dict[str, str]:
+    """What tells a run from another: the model and its inputs' shapes, and what the caller tells."""
+    shapes = ", ".join(f"{list(t.shape)} {t.dtype}" for t in inputs)
+    return {"model": graph.fingerprint, "weights": weights_of(graph), "inputs": shapes, **told}

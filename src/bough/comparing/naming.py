@@ -1,0 +1,82 @@
+"""Names of what is compared: the same in every process, short enough for a table."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+from bough.errors import ComparisonError
+from bough.planning import Budget
+
+_LONGEST = 60
+
+
+def named(value: Any) -> str:
+    """A string as it is, a function's name, a dataclass with the fields that are not at their defaults.
+
+    Example:
+        >>> from bough.importance import Magnitude, Taylor
+        >>> named("l2"), named(Magnitude(p=1)), named(Magnitude(p=2)), named(named)
+        ('l2', 'Magnitude(p=1)', 'Magnitude()', 'named')
+    """
+    if isinstance(value, str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        held = [(f, getattr(value, f.name)) for f in fields(value)]
+        told = [f"{f.name}={_told(x)}" for f, x in held if not _is_default(f, x)]
+        return _short(value, f"{type(value).__name__}({', '.join(told)})")
+    name = getattr(value, "__qualname__", None)
+    return name if isinstance(name, str) else _short(value, re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)))
+
+
+def budget_name(budget: Budget) -> str:
+    """Its bounds.
+
+    Example:
+        >>> budget_name(Budget(macs="50%", size="8 MiB"))
+        'macs=50%,size=8 MiB'
+    """
+    bounds = {f.name: getattr(budget, f.name) for f in fields(budget)}
+    return ",".join(f"{name}={value}" for name, value in bounds.items() if value is not None)
+
+
+def listed(given: Any) -> list[Any]:
+    """Several things, or one alone, as a list."""
+    return [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+
+
+def by_name(what: str, given: Any, name: Callable[[Any], str] = named) -> dict[str, Any]:
+    """The given things (or one alone) by their names.
+
+    Raises:
+        ComparisonError: there are none, or two that the table could not tell apart.
+    """
+    found: dict[str, Any] = {}
+    for item in listed(given):
+        if name(item) in found:
+            raise ComparisonError(f"two {what} are called {name(item)!r}: leave one out, or give functions names of their own")
+        found[name(item)] = item
+    if not found:
+        raise ComparisonError(f"compare needs at least one of {what}")
+    return found
+
+
+def _is_default(f: Field[Any], value: Any) -> bool:
+    default = f.default_factory() if f.default_factory is not MISSING else f.default
+    try:
+        return bool(value == default)
+    except (ValueError, RuntimeError):  # arrays and tensors of several elements are no yes or no
+        return False
+
+
+def _told(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else named(value)
+
+
+def _short(value: Any, text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{type(value).__name__}#{hashlib.sha256(text.encode()).hexdigest()[:8]}"
