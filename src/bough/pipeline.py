@@ -13,6 +13,7 @@ from bough.cutting import Verification, cut, rebuild, verify
 from bough.errors import PlanError
 from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
 from bough.planning import Allocator, Budget, Plan, plan
+from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
 from bough.targeting import meet_latency, of_this_machine
 from bough.tracing import trace
@@ -76,8 +77,14 @@ def prune(
         raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
     if refit and on_conflict == "rebuild":
         raise PlanError("prune(refit=True) solves for weights of the model's own layers: use on_conflict='freeze' or 'raise'")
+    criterion = importance or Magnitude(p=2)
+    if isinstance(allocator(allocation), LeastError) and not getattr(criterion, "gives_errors", False):
+        raise PlanError(
+            f"{type(criterion).__name__} does not say that its scores are errors, which allocation='error' takes: use "
+            "importance=OBS(relative=True) with data, or set gives_errors = True on a criterion of your own"
+        )
     graph = trace(model, example_inputs, ignore=ignore)
-    scores = score(graph, importance or Magnitude(p=2), data)
+    scores = score(graph, criterion, data)
     how: dict[str, Any] = {
         "allocation": allocation, "round_to": round_to, "minimum": minimum, "exact_only": exact_only, "uniform": uniform,
         "on_conflict": on_conflict, "energy": energy,

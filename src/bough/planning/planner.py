@@ -55,7 +55,8 @@ def plan(
         keep: instead of a budget: a share (0..1] of every group, or {group or list of layers: how many to keep}.
         allocation: how the budget is met, by name or as an allocator with options of its own: "global" ranks all units
             together, each relative to its group's mean; "uniform" cuts all groups by the same share; "isomorphic" ranks
-            among groups of equal form; "greedy" goes by importance lost per cost saved; "knapsack" and "milp" solve for it.
+            among groups of equal form; "greedy" goes by importance lost per cost saved; "knapsack" and "milp" solve for it;
+            "error" is greedy for scores that are errors, such as OBS and ThiNet give.
         round_to: widths that are cut become multiples of this (heads, counted one by one, excepted): a number, or the name
             of what they are to suit (see `ALIGNMENTS`).
         minimum: least units kept per group: a number of units, or a share below 1.

@@ -20,12 +20,14 @@ class Column:
     """Tied groups and the widths that they may have.
 
     `counts` [steps + 1, groups]: units that remain after so many steps. `drops` [steps, groups]: the summed scores of the
-    units that each step removes, the lowest first. `means` [groups]: the mean score of a unit.
+    units that each step removes, the lowest first. `highest` [steps, groups]: the highest score among the units gone after
+    each step. `means` [groups]: the mean score of a unit.
     """
 
     groups: tuple[Group, ...]
     counts: NDArray[np.int64]
     drops: NDArray[np.float64]
+    highest: NDArray[np.float64]
     means: NDArray[np.float64]
 
     @property
@@ -62,9 +64,12 @@ def columns(
     for groups in classes:
         counts = widths(groups, round_to, minimum, steps)
         if len(counts) > 1:
-            drops = [_drops(counts[:, i], unit_scores(scores, g)) for i, g in enumerate(groups)]
-            means = [float(np.mean(scores[g.name])) or 1.0 for g in groups]
-            result.append(Column(tuple(groups), counts, np.stack(drops, axis=1), np.array(means)))
+            each = [np.sort(unit_scores(scores, g)) for g in groups]
+            gone = counts[0] - counts
+            drops = [np.diff(np.concatenate([[0.0], np.cumsum(s)])[n]) for s, n in zip(each, gone.T, strict=True)]
+            highest = [s[n[1:] - 1] for s, n in zip(each, gone.T, strict=True)]
+            means = [float(np.mean(s)) or 1.0 for s in each]
+            result.append(Column(tuple(groups), counts, np.stack(drops, axis=1), np.stack(highest, axis=1), np.array(means)))
     return result
 
 
@@ -91,8 +96,3 @@ def unit_scores(scores: Scores, group: Group) -> NDArray[np.float64]:
     if given.shape != (group.size,):
         raise PlanError(f"scores[{group.name!r}] has shape {given.shape}, and the group has {group.size} units")
     return given
-
-
-def _drops(counts: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    removed = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
-    return np.diff(removed[len(scores) - counts])
