@@ -94,7 +94,7 @@ def instance(graph, seed):
     """The closed form and the columns of a graph, with random scores."""
     groups = {g.name: g for g in graph.groups}
     classes = [[groups[n] for n in names] for names in ties(graph, {}).classes]
-    made = columns(classes, bough.score(graph, bough.importance.Random(seed)), round_to=1, minimum=1)
+    made = columns(classes, bough.score(graph, bough.importance.Random(seed)))
     return closed_form(graph), made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ def prune(
     ignore: Iterable[str] = (),
     allocation: str | Allocator = "global",
     round_to: int | str = 1,
-    minimum: float = 1,
+    minimum: float | Mapping[str, float] = 1,
     exact_only: bool = False,
     uniform: bool = False,
     on_conflict: str = "freeze",

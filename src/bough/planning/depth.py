@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bough.errors import ConflictError, PlanError
 from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, Storage
+from bough.planning.named import instead
 from bough.tracing.held import held_values
 from bough.tracing.provenance import attributes_in
 from bough.tracing.replay import replay
@@ -39,10 +40,7 @@ def chosen(graph: Graph, drop: Iterable[str], keep: Any, scores: Scores) -> tupl
             names += [entries[i].name for i in np.argsort(given, kind="stable")[: len(entries) - n]]
     for name in names:
         if name not in by_name:
-            there = ", ".join(list(by_name)[:6]) or "none"
-            raise PlanError(
-                f"{name!r} is no layer that can be left out; there are: {there}{', ...' if len(by_name) > 6 else ''}"
-            )
+            raise PlanError(f"{name!r} is no layer that can be left out; {instead(name, by_name)}")
     inner = {n for n in names if any(n.startswith(f"{other}.") for other in names)}
     return tuple(by_name[n] for n in dict.fromkeys(names) if n not in inner)
 

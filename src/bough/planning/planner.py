@@ -13,13 +13,13 @@ from bough.cost import ClosedForm, Cost, EnergyModel, LatencyTable, shown
 from bough.errors import BudgetError, ConflictError, PlanError
 from bough.graph import Graph, Group
 from bough.planning.alignment import aligned
-from bough.planning.allocation import Allocation, Allocator, allocator, columns, unit_scores
-from bough.planning.allocation import widths as allowed
+from bough.planning.allocation import Allocation, Allocator, Allowed, allocator, columns, unit_scores
 from bough.planning.budget import Budget, priced
 from bough.planning.depth import chosen, left_out, widths
 from bough.planning.equations import Ties, solve, ties
 from bough.planning.fold import fold
 from bough.planning.isolate import isolate
+from bough.planning.named import instead, least
 from bough.planning.plan import Plan, Scale
 from bough.planning.ragged import differing
 from bough.planning.uniform import Told, Uniform
@@ -36,7 +36,7 @@ def plan(
     keep: float | Mapping[str, int] | None = None,
     allocation: str | Allocator = "global",
     round_to: int | str = 1,
-    minimum: float = 1,
+    minimum: float | Mapping[str, float] = 1,
     drop: Iterable[str] = (),
     ignore: Iterable[str] = (),
     exact_only: bool = False,
@@ -59,7 +59,8 @@ def plan(
             "error" is greedy for scores that are errors, such as OBS and ThiNet give.
         round_to: widths that are cut become multiples of this (heads, counted one by one, excepted): a number, or the name
             of what they are to suit (see `ALIGNMENTS`).
-        minimum: least units kept per group: a number of units, or a share below 1.
+        minimum: least units kept per group: a number of units, or a share below 1; for all groups, or {group or pattern such
+            as "layer1.*": number}, of which the last that fits a group counts.
         drop: names of layers to leave out (see `graph.layers`); what remains of the budget is met by widths.
         ignore: names of groups, modules or parameters to leave.
         exact_only: leave groups over which a statistic runs (LayerNorm, mean, softmax).
@@ -77,7 +78,7 @@ def plan(
 
     Raises:
         BudgetError: the budget can not be reached; the message names what is frozen and the best reachable.
-        PlanError: no group can be cut, or a name in `ignore` or `keep` names nothing.
+        PlanError: no group can be cut, or a name in `ignore`, `keep`, `minimum` or `drop` names nothing.
         ConflictError: the model's Python contradicts the plan, and `on_conflict="raise"`.
     """
     if (budget is None) == (keep is None):
@@ -88,8 +89,9 @@ def plan(
         raise PlanError(f"on_conflict={on_conflict!r} is unknown: use 'freeze', 'raise' or 'rebuild'")
     if uniform and on_conflict == "rebuild":
         raise PlanError("uniform=True keeps a model's own class, and on_conflict='rebuild' gives it up: use one of them")
-    if round_to < 1 or minimum <= 0:
-        raise PlanError(f"round_to={round_to} and minimum={minimum} must be positive")
+    if round_to < 1:
+        raise PlanError(f"round_to={round_to} must be positive")
+    fewest = least(graph.groups, minimum)
     whole, graph = graph, left_out(graph, chosen(graph, drop, keep, scores))
     keep = widths(whole, keep)
     even = Uniform(whole) if uniform else None
@@ -103,8 +105,8 @@ def plan(
     form, original = prices.form(graph), prices.form(whole).cost()
     for _ in range(len(graph.groups) + 1 + (even.patience if even else 0)):
         tied = ties(binding, {**_unsaid(graph, even), **held}, alike)
-        steps = even.steps if even else {}
-        decided = _decide(graph, form, original, ranked, budget, keep, tied, decide, round_to, minimum, steps)
+        menu = Allowed(round_to, fewest, even.steps if even else {})
+        decided = _decide(graph, form, original, ranked, budget, keep, tied, decide, menu)
         counts = decided.counts
         kept: dict[Atom, Kept] = {**_choose(graph, scores, counts), **free.chosen(graph, counts)}
         numbers = {a: len(i) for a, i in kept.items()}
@@ -141,7 +143,8 @@ def _held(graph: Graph, ignore: Iterable[str], exact_only: bool) -> dict[str, st
     for name in (ignore,) if isinstance(ignore, str) else ignore:
         hit = [g.name for g in graph.groups if g.name == name or any(_within(m.name, name) for m in g.members)]
         if not hit and not any(_within(s, name) for s in graph.states):
-            raise PlanError(f"ignore={name!r} names no group, module or parameter")
+            there = (*(g.name for g in graph.groups), *dict(graph.model.named_modules()), *graph.states)
+            raise PlanError(f"ignore={name!r} names no group, module or parameter; {instead(name, dict.fromkeys(there))}")
         held.update(dict.fromkeys(hit, "ignored on request"))
     if exact_only:
         held.update({g.name: "a statistic runs over it, and exact_only is set" for g in graph.groups if not g.exact})
@@ -161,16 +164,15 @@ def _within(name: str, prefix: str) -> bool:
 
 def _decide(
     graph: Graph, form: ClosedForm, original: Cost, scores: Mapping[str, NDArray[np.float64]], budget: Budget | None,
-    keep: float | Mapping[str, int] | None, tied: Ties, decide: Allocator, round_to: int, minimum: float,
-    steps: Mapping[str, int],
+    keep: float | Mapping[str, int] | None, tied: Ties, decide: Allocator, menu: Allowed,
 ) -> Allocation:  # fmt: skip
     by_name = {g.name: g for g in graph.groups}
     classes = [[by_name[n] for n in names] for names in tied.classes]
     if keep is not None:
-        return Allocation(_given(by_name, classes, keep, round_to, steps), True)
+        return Allocation(_given(by_name, classes, keep, menu), True)
     assert budget is not None
     limits = budget.limits(original)
-    found = decide(form, columns(classes, scores, round_to=round_to, minimum=minimum, steps=steps), limits)
+    found = decide(form, columns(classes, scores, menu), limits)
     if not found.met:
         best = form.cost(form.vector(found.counts))
         raise BudgetError(_unreachable(graph, original, tied, limits, best))
@@ -178,21 +180,20 @@ def _decide(
 
 
 def _given(
-    by_name: Mapping[str, Group], classes: list[list[Group]], keep: float | Mapping[str, int], round_to: int,
-    steps: Mapping[str, int],
-) -> dict[str, int]:  # fmt: skip
+    by_name: Mapping[str, Group], classes: list[list[Group]], keep: float | Mapping[str, int], menu: Allowed
+) -> dict[str, int]:
     counts = {n: g.size for n, g in by_name.items()}
     if isinstance(keep, Mapping):
         unknown = [n for n in keep if n not in by_name]
         if unknown:
-            raise PlanError(f"keep names {unknown[0]!r}, which is no group")
+            raise PlanError(f"keep names {unknown[0]!r}, which is no group; {instead(unknown[0], by_name)}")
         bad = [n for n, k in keep.items() if not 1 <= k <= by_name[n].size]
         if bad:
             raise PlanError(f"keep[{bad[0]!r}]={keep[bad[0]]}: must be from 1 to {by_name[bad[0]].size}")
     elif not 0 < keep <= 1:
         raise PlanError(f"keep={keep}: a share of the units must be above 0 and at most 1")
     for groups in classes:
-        counted = allowed(groups, round_to, 1, steps)
+        counted = menu.widths(groups)
         shares = [keep[g.name] / g.size for g in groups if g.name in keep] if isinstance(keep, Mapping) else [keep]
         if shares:
             left = counted[:, 0] / counted[0, 0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil, gcd, lcm
+from dataclasses import dataclass, field
+from math import gcd, lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,24 +45,46 @@ class Column:
         return np.maximum.accumulate((each / self.means if relative else each).mean(axis=1))
 
 
-def columns(
-    classes: Sequence[Sequence[Group]], scores: Scores, *, round_to: int, minimum: float, steps: Mapping[str, int] | None = None
-) -> list[Column]:
-    """One column per class of tied groups that has a width to choose.
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The widths that groups may have.
+
+    `round_to`: widths that are cut are multiples of this (heads, counted one by one, excepted). `least`: least units kept, by
+    group name (1 unless told). `steps`: into how many equal ones the units of some groups may be divided at the most.
+    """
+
+    round_to: int = 1
+    least: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+    def widths(self, groups: Sequence[Group]) -> NDArray[np.int64]:
+        """The counts [widths, groups] that tied groups may have, from all units down."""
+        parts = gcd(*(g.size for g in groups), *(self.steps.get(g.name, 0) for g in groups))
+        sizes = np.array([g.size // parts for g in groups])
+        kept = np.arange(parts, 0, -1)
+        allowed = np.ones(len(kept), dtype=bool)
+        for g, unit in zip(groups, sizes, strict=True):
+            allowed &= kept * unit >= min(max(g.least, self.least.get(g.name, 1)), g.size)
+            step = g.multiple if g.kind == "head" else lcm(g.multiple, self.round_to)
+            allowed &= (kept * unit) % step == 0
+        allowed[0] = True
+        return kept[allowed][:, None] * sizes[None, :]
+
+
+def columns(classes: Sequence[Sequence[Group]], scores: Scores, allowed: Allowed | None = None) -> list[Column]:
+    """One column per class of tied groups (which are cut in proportion) that has a width to choose.
 
     Args:
-        classes: groups that are cut in proportion.
+        classes: groups, tied ones together.
         scores: one array [units] per group name.
-        round_to: widths that are cut are multiples of this (heads, counted one by one, excepted).
-        minimum: least units kept per group: a number, or a share below 1.
-        steps: into how many equal ones the units of some groups may be divided at the most.
+        allowed: the widths to choose from; all unless given.
 
     Raises:
         PlanError: scores that are missing or of a wrong shape.
     """
     result = []
     for groups in classes:
-        counts = widths(groups, round_to, minimum, steps)
+        counts = (allowed or Allowed()).widths(groups)
         if len(counts) > 1:
             each = [np.sort(unit_scores(scores, g)) for g in groups]
             gone = counts[0] - counts
@@ -71,21 +93,6 @@ def columns(
             means = [float(np.mean(s)) or 1.0 for s in each]
             result.append(Column(tuple(groups), counts, np.stack(drops, axis=1), np.stack(highest, axis=1), np.array(means)))
     return result
-
-
-def widths(groups: Sequence[Group], round_to: int, minimum: float, steps: Mapping[str, int] | None = None) -> NDArray[np.int64]:
-    """The counts [widths, groups] that tied groups may have, from all units down."""
-    parts = gcd(*(g.size for g in groups), *((steps or {}).get(g.name, 0) for g in groups))
-    sizes = np.array([g.size // parts for g in groups])
-    kept = np.arange(parts, 0, -1)
-    allowed = np.ones(len(kept), dtype=bool)
-    for g, unit in zip(groups, sizes, strict=True):
-        least = max(g.least, minimum if minimum >= 1 else ceil(minimum * g.size))
-        allowed &= kept * unit >= min(least, g.size)
-        step = g.multiple if g.kind == "head" else lcm(g.multiple, round_to)
-        allowed &= (kept * unit) % step == 0
-    allowed[0] = True
-    return kept[allowed][:, None] * sizes[None, :]
 
 
 def unit_scores(scores: Scores, group: Group) -> NDArray[np.float64]:
