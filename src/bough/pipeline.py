@@ -53,8 +53,10 @@ def prune(
     allocation: str | Allocator = "global",
     round_to: int | str = 1,
     minimum: float | Mapping[str, float] = 1,
+    drop: Iterable[str] = (),
     exact_only: bool = False,
     uniform: bool = False,
+    ragged: bool = False,
     on_conflict: str = "freeze",
     table: LatencyTable | None = None,
     energy: EnergyModel | None = None,
@@ -86,8 +88,8 @@ def prune(
     graph = trace(model, example_inputs, ignore=ignore)
     scores = score(graph, criterion, data)
     how: dict[str, Any] = {
-        "allocation": allocation, "round_to": round_to, "minimum": minimum, "exact_only": exact_only, "uniform": uniform,
-        "on_conflict": on_conflict, "energy": energy,
+        "allocation": allocation, "round_to": round_to, "minimum": minimum, "drop": drop, "exact_only": exact_only,
+        "uniform": uniform, "ragged": ragged, "on_conflict": on_conflict, "energy": energy,
     }  # fmt: skip
     if budget.latency is not None and table is not None and of_this_machine(table, graph):
         timed = meet_latency(graph, scores, budget, table, **how)
