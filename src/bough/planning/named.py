@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from math import ceil
 
 from bough.errors import PlanError
-from bough.graph import Group
+from bough.graph import Graph, Group
 
 _SHOWN = 6
 
@@ -20,6 +20,33 @@ def instead(name: str, names: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     return f"there are: {', '.join(there[:_SHOWN]) or 'none'}{', ...' if len(there) > _SHOWN else ''}"
+
+
+def held(graph: Graph, ignore: Iterable[str], exact_only: bool) -> dict[str, str]:
+    """The names of the groups that are to stay -> why.
+
+    Raises:
+        PlanError: a name that means nothing, or no group that can be cut.
+    """
+    if not graph.groups and not graph.left_out:
+        reasons = "; ".join(dict.fromkeys(f"{f.name}: {f.reason}" for f in graph.frozen[:5]))
+        raise PlanError(f"no group of {type(graph.model).__name__} can be cut. {reasons or 'It has no parameters.'}")
+    found: dict[str, str] = {}
+    for name in ignore:
+        hit = [g.name for g in graph.groups if g.name == name or any(_within(m.name, name) for m in g.members)]
+        if not hit and not any(_within(s, name) for s in graph.states):
+            there = (*(g.name for g in graph.groups), *dict(graph.model.named_modules()), *graph.states)
+            raise PlanError(f"ignore={name!r} names no group, module or parameter; {instead(name, dict.fromkeys(there))}")
+        found.update(dict.fromkeys(hit, "ignored on request"))
+    if exact_only:
+        found.update({g.name: "a statistic runs over it, and exact_only is set" for g in graph.groups if not g.exact})
+        if len(found) == len(graph.groups):
+            raise PlanError("no exact group can be cut; without exact_only there are renormalizing ones")
+    return found
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
 
 
 def least(groups: Sequence[Group], minimum: float | Mapping[str, float]) -> dict[str, int]:
