@@ -79,30 +79,29 @@ def plan(
         PlanError: no group can be cut, or a name in `ignore`, `keep`, `minimum` or `drop` names nothing.
         ConflictError: the model's Python contradicts the plan, and `on_conflict="raise"`.
     """
-    if (budget is None) == (keep is None):
+    goal = budget if keep is None else keep
+    if goal is None or (budget is not None and keep is not None):
         raise PlanError("plan needs either a budget or keep, and not both")
     how = Options(
         allocation=allocation, round_to=round_to, minimum=minimum, drop=drop, ignore=ignore, exact_only=exact_only,
         uniform=uniform, ragged=ragged, on_conflict=on_conflict, table=table, energy=energy,
     )  # fmt: skip
-    goal = keep if budget is None else budget
-    assert goal is not None
     return planned(graph, scores, goal, how)
 
 
 def planned(graph: Graph, scores: Mapping[str, NDArray[np.float64]], goal: Goal, how: Options) -> Plan:
     """`plan`, of a goal and options that are one value each."""
     fewest = least(graph.groups, how.minimum)
-    cut = left_out(graph, chosen(graph, how.drop, goal, scores))
+    rest = left_out(graph, chosen(graph, how.drop, goal, scores))
     even = Uniform(graph) if how.uniform else None
-    cut = even.relayered(cut) if even else cut
-    stay = held(cut, how.ignore, how.exact_only)
-    free = differing(cut, scores, how.ragged)
+    rest = even.relayered(rest) if even else rest
+    stay = held(rest, how.ignore, how.exact_only)
+    free = differing(rest, scores, how.ragged)
     prices = priced(goal, how.table, how.energy)
     counting = Counting(
-        cut, prices.form(cut), prices.form(graph).cost(), free.ranked(scores), widths(graph, goal), allocator(how.allocation)
+        rest, prices.form(rest), prices.form(graph).cost(), free.ranked(scores), widths(graph, goal), allocator(how.allocation)
     )
-    found = _Search(cut, scores, counting, Allowed(aligned(how.round_to), fewest), even, free, how.on_conflict).agreed(stay)
+    found = _Search(rest, scores, counting, Allowed(aligned(how.round_to), fewest), even, free, how.on_conflict).agreed(stay)
     return replace(found, notes=(*found.notes, *prices.notes()))
 
 
