@@ -142,11 +142,11 @@ def test_names_that_mean_nothing_are_told_with_those_near():
     )
     scores = bough.score(graph, bough.importance.Magnitude())
     budget = bough.Budget(params="60%")
-    for ask in ({"minimum": {"frist": 2}}, {"ignore": ["frist"]}):
-        with pytest.raises(PlanError, match=r"'frist'.*did you mean 'first'"):
+    for ask in ({"minimum": {"first_": 2}}, {"ignore": ["first_"]}):
+        with pytest.raises(PlanError, match=r"'first_'.*did you mean 'first'"):
             bough.plan(graph, scores, budget, **ask)
-    with pytest.raises(PlanError, match="keep names 'frist', which is no group; did you mean 'first'"):
-        bough.plan(graph, scores, keep={"frist": 2})
+    with pytest.raises(PlanError, match="keep names 'first_', which is no group; did you mean 'first'"):
+        bough.plan(graph, scores, keep={"first_": 2})
     with pytest.raises(PlanError, match=r"minimum names 'x\.\*', which is no group; there are: first, second"):
         bough.plan(graph, scores, budget, minimum={"x.*": 2})
     for wrong in (0, -1, float("nan"), {"first": 0}):
