@@ -26,7 +26,6 @@ import bough
 from benchmarks.cifar import Augmented, batches, images, load_module, predicted, test_images
 from benchmarks.harness import about
 from benchmarks.peers import torch_pruning
-from benchmarks.recovery import least_error
 from bough import recovery
 
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
@@ -50,7 +49,7 @@ def by_refit(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:
 def by_error(model: nn.Module, unlabelled: list[Tensor], share: float) -> bough.Plan:
     graph = bough.trace(model, unlabelled[0][:2])
     scores = bough.score(graph, bough.importance.OBS(sites=64, relative=True), unlabelled[: len(unlabelled) // 2])
-    return bough.plan(graph, scores, keep=least_error(graph, scores, "macs", share, STEM), ignore=STEM)
+    return bough.plan(graph, scores, bough.Budget(macs=f"{share:%}"), allocation="error", ignore=STEM)
 
 
 def by_cut(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:

@@ -86,35 +86,7 @@ CRITERIA: dict[str, Callable[[], Any]] = {
 }
 
 
-def least_error(
-    graph: Graph, scores: dict[str, np.ndarray], field: str, share: float, ignore: tuple[str, ...]
-) -> dict[str, int]:
-    """Counts for errors that add up: units leave where the least error is made for what they cost.
-
-    Of each group the errors at each width are the scores, sorted; a step goes down to the width of the least slope.
-    """
-    counts = {g.name: g.size for g in graph.groups}
-    errors = {n: np.concatenate([[0.0], np.sort(s)]) for n, s in scores.items() if n in counts and n not in ignore}
-    limit = share * getattr(graph.cost(), field)
-    while getattr(graph.cost(counts), field) > limit:
-        now, best = getattr(graph.cost(counts), field), (np.inf, "", 0)
-        for name, error in errors.items():
-            gone, left = len(error) - 1 - counts[name], counts[name] - 1
-            if left < 1:
-                continue
-            saved = now - getattr(graph.cost({**counts, name: left}), field)
-            steps = np.arange(1, min(left, max(len(error) // 4, 1)) + 1)
-            slopes = (error[gone + steps] - error[gone]) / (steps * max(saved, 1e-9))
-            if slopes.min() < best[0]:
-                best = (float(slopes.min()), name, int(steps[slopes.argmin()]))
-        counts[best[1]] -= min(best[2], max(best[2] // 4, 1))
-    return counts
-
-
 def plan_of(graph: Graph, scores: Any, task: Task, allocation: str, percent: int) -> bough.Plan:
-    if allocation == "error":
-        counts = least_error(graph, scores, task.field, percent / 100, task.ignore)
-        return bough.plan(graph, scores, keep=counts, ignore=task.ignore)
     budget = bough.Budget(**{task.field: f"{percent}%"})
     return bough.plan(graph, scores, budget, allocation=allocation, ignore=task.ignore)
 

@@ -38,7 +38,7 @@ def work(name: str, seconds: float, seed: int) -> dict[str, Any]:
 
     import bough
     from bough.cost import closed_form
-    from bough.planning.allocation import columns
+    from bough.planning.allocation import Allowed, columns
     from bough.planning.equations import ties
 
     torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def work(name: str, seconds: float, seed: int) -> dict[str, Any]:
     rates = {"plans_per_cpu_s": PLANS / took["cpu_s"], "plans_per_s": PLANS / took["wall_s"]}
     groups = {g.name: g for g in graph.groups}
     classes = [[groups[n] for n in names] for names in ties(graph, {}).classes]
-    made = columns(classes, bough.score(graph, bough.importance.Random(seed)), round_to=8, minimum=1)
+    made = columns(classes, bough.score(graph, bough.importance.Random(seed)), Allowed(round_to=8))
     whole = form.cost().to_dict()
     gaps = [gap(form, made, {k: share * whole[k] for k, share in shares.items()}, shares, seconds) for shares in LIMITS]
     return {"model": name, "columns": len(made), "steps": sum(c.steps for c in made), **rates, "gaps": gaps}

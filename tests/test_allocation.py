@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bough
+from bough.cli.demo import digits_net
 from bough.cost import closed_form
 from bough.curves import sensitivity
 from bough.errors import BudgetError, PlanError
@@ -21,6 +22,7 @@ from bough.planning.allocation import (
     Greedy,
     Isomorphic,
     Knapsack,
+    LeastError,
     Milp,
     Sensitivity,
     Uniform,
@@ -92,7 +94,7 @@ def instance(graph, seed):
     """The closed form and the columns of a graph, with random scores."""
     groups = {g.name: g for g in graph.groups}
     classes = [[groups[n] for n in names] for names in ties(graph, {}).classes]
-    made = columns(classes, bough.score(graph, bough.importance.Random(seed)), round_to=1, minimum=1)
+    made = columns(classes, bough.score(graph, bough.importance.Random(seed)))
     return closed_form(graph), made
 
 
@@ -208,6 +210,82 @@ def test_weighing_several_limits_anew_never_loses_and_milp_is_never_worse(seed, 
     assert losses[1] <= losses[2]
 
 
+def error_of(plan, scores):
+    """The errors of a plan's groups, added up: the score of the last unit of each that leaves."""
+    return sum(np.sort(scores[n])[size - kept - 1] for n, (kept, size) in plan.groups.items() if kept < size)
+
+
+def least(graph, scores, field, limit):
+    """The least sum of errors of any plan within a limit, by trying them all."""
+    groups = [g for g in graph.groups if g.size > 1]
+    plans = [dict(zip([g.name for g in groups], c, strict=True)) for c in product(*(range(1, g.size + 1) for g in groups))]
+    sizes = {g.name: g.size for g in groups}
+    fits = [p for p in plans if graph.cost(p).to_dict()[field] <= limit]
+    return min(sum(np.sort(scores[n])[sizes[n] - k - 1] for n, k in p.items() if k < sizes[n]) for p in fits)
+
+
+@pytest.mark.parametrize(("name", "field"), [("chain", "macs"), ("branches", "params")])
+@pytest.mark.parametrize("seed", range(3))
+def test_errors_add_up_over_groups_and_not_within_them(name, field, seed):
+    """Against all plans: by a solver the least sum of errors is found, greedily no less than that."""
+    graph = SMALL[name]
+    scores = {n: s**2 for n, s in bough.score(graph, bough.importance.Random(seed)).items()}
+    budget = bough.Budget(**{field: "60%"})
+    best = least(graph, scores, field, 0.6 * graph.cost().to_dict()[field])
+    by_solver, by_steps = (bough.plan(graph, scores, budget, allocation=a) for a in (LeastError(Milp(widths=13)), "error"))
+    assert error_of(by_solver, scores) == pytest.approx(best, abs=1e-12)
+    assert error_of(by_steps, scores) >= best - 1e-12
+    if name == "branches":
+        exact = bough.plan(graph, scores, budget, allocation=LeastError(Knapsack()))
+        assert error_of(exact, scores) == pytest.approx(best, abs=1e-12)
+
+
+def stepwise(graph, scores, limit):
+    """Counts by the least rise of error per MAC, one width after the other, priced by the cost of whole plans."""
+    counts = {g.name: g.size for g in graph.groups}
+    while graph.cost(counts).macs > limit:
+        now, found = graph.cost(counts).macs, []
+        for g in graph.groups:
+            made = np.concatenate([[0.0], np.sort(scores[g.name])])[g.size - counts[g.name]]
+            for kept in range(1, counts[g.name]):
+                saved = now - graph.cost({**counts, g.name: kept}).macs
+                found.append(((np.sort(scores[g.name])[g.size - kept - 1] - made) / max(saved, 1e-9), g.name, kept))
+        _, name, kept = min(found)
+        counts[name] = kept
+    return counts
+
+
+def test_error_goes_down_by_the_least_slope_as_a_search_over_whole_plans_does():
+    torch.manual_seed(0)
+    net = digits_net().eval().double()
+    x = torch.randn(32, 1, 8, 8).double()
+    graph = bough.trace(net, x)
+    scores = bough.score(graph, bough.importance.OBS(sites=16, relative=True), [x])
+    plan = bough.plan(graph, scores, bough.Budget(macs="50%"), allocation="error")
+    other = bough.plan(graph, scores, keep=stepwise(graph, scores, 0.5 * graph.cost().macs))
+    assert all(abs(kept - other.groups[n][0]) <= 2 for n, (kept, _) in plan.groups.items())
+    assert error_of(plan, scores) <= 1.02 * error_of(other, scores)
+    assert error_of(plan, scores) < error_of(bough.plan(graph, scores, bough.Budget(macs="50%"), allocation="greedy"), scores)
+
+
+def test_units_that_add_no_error_go_first_and_scores_below_zero_are_no_errors():
+    graph = traced("branches")
+    scores = {g.name: np.arange(1.0, g.size + 1) for g in graph.groups} | {"a.1": np.full(4, 1.5)}
+    plan = bough.plan(graph, scores, bough.Budget(macs="50%"), allocation="error")
+    assert plan.groups["a.1"][0] == 1
+    with pytest.raises(PlanError, match=r"scores\['a.1'\] are below 0, and LeastError takes errors"):
+        bough.plan(graph, {**scores, "a.1": -scores["a.1"]}, bough.Budget(macs="50%"), allocation="error")
+
+
+def test_prune_by_errors_asks_for_a_criterion_that_gives_errors():
+    model, x = chain()
+    with pytest.raises(PlanError, match="Magnitude does not say that its scores are errors"):
+        bough.prune(model, x, bough.Budget(macs="50%"), allocation="error")
+    criterion = bough.importance.OBS(relative=True)
+    done = bough.prune(model, x, bough.Budget(macs="50%"), importance=criterion, data=[x], allocation="error", refit=True)
+    assert done.plan.cost.macs <= 0.5 * done.plan.original.macs
+
+
 def test_a_solver_without_time_gives_the_greedy_plan_and_says_so():
     form, made = instance(SMALL["residual"], 0)
     limits = limits_of(form, {"macs": 0.6})
@@ -319,3 +397,18 @@ def test_unknown_names_and_scores():
         bough.plan(graph, {**scores, "0": np.ones(3)}, bough.Budget(macs="50%"))
     with pytest.raises(PlanError, match="scores has no '0'"):
         bough.plan(graph, {"2": scores["2"]}, bough.Budget(macs="50%"))
+
+
+@pytest.mark.parametrize("by", [Greedy(), Knapsack(), Milp()], ids=lambda a: type(a).__name__)
+def test_relative_losses_are_of_shares_that_multiply(by):
+    """Scales of groups do not matter; and of two alike groups none is worn down to nothing for the other's sake."""
+    graph = traced("branches")
+    plans = []
+    for scale in (1.0, 1e6):
+        scores = {g.name: (scale if i else 1.0) * np.ones(g.size) for i, g in enumerate(graph.groups)}
+        plans.append(bough.plan(graph, scores, bough.Budget(params="50%"), allocation=by).groups)
+    assert plans[0] == plans[1]
+    assert all(0.25 <= kept / size <= 0.75 for kept, size in plans[0].values())
+    (column,) = columns([graph.groups[:1]], {graph.groups[0].name: np.arange(1.0, 1 + graph.groups[0].size)})
+    kept = 1 - np.cumsum(np.arange(1.0, graph.groups[0].size)) / sum(range(1, 1 + graph.groups[0].size))
+    assert np.allclose(column.losses(True), -np.diff(np.log([1.0, *kept])))

@@ -5,12 +5,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import bough
 from bough.cli.commands import app
 from bough.cost import LatencyTable
 from bough.cost.latency_table import wanted
+from bough.errors import PlanError
+from tests.test_layers import Stack
 from tests.zoo.small import mlp
 
 MODEL = "tests.zoo.small:mlp"
@@ -51,6 +54,51 @@ def test_prune_to_a_latency_and_a_size_at_a_precision(tmp_path):
     assert data["after"]["stored"] <= 0.8 * data["before"]["stored"]
     assert any("a chip" in note for note in data["notes"])
     assert "us" in run("prune", MODEL, *words, "--table", str(tmp_path / "table.json"))
+
+
+def stack():
+    return Stack(), torch.randn(2, 5)
+
+
+def grouped():
+    layers = [torch.nn.Conv1d(3, 4, 1), torch.nn.Conv1d(4, 12, 1, groups=2), torch.nn.ReLU(), torch.nn.Conv1d(12, 2, 1)]
+    return torch.nn.Sequential(*layers), torch.randn(1, 3, 5)
+
+
+def test_prune_takes_what_plan_takes():
+    """Layers, shares of a group, widths alike in repeated layers, units that differ: each of them is seen in the plan."""
+    words = ["prune", "tests.test_cli:stack", "--budget", "params=60%", "--json"]
+    data = json.loads(run(*words, "--drop", "blocks.1", "--drop", "blocks.2"))
+    assert data["left_out"] == ["blocks.1", "blocks.2"]
+    assert data["verification"]["equal"]
+    data = json.loads(run(*words, "--uniform"))
+    inner = [kept for name, kept in data["groups"].items() if name.startswith("blocks")]
+    assert len(inner) > 1
+    assert len(set(map(tuple, inner))) == 1
+    words = ["prune", MODEL, "--budget", "params=60%", "--json"]
+    for name in ("0", "2"):
+        groups = json.loads(run(*words, "--minimum", "1", "--minimum", f"{name}=0.8"))["groups"]
+        assert [n for n, (kept, size) in groups.items() if kept >= 0.8 * size] == [name]
+    words = ["prune", "tests.test_cli:grouped", "--minimum", "0=2", "--ragged"]
+    data = json.loads(run(*words, "--budget", "macs=60%", "--json"))
+    assert data["ragged"] == {"1": "0"}
+    assert data["verification"]["equal"]
+    assert "not ragged: 0#2: 1.weight has it not behind 0" in run(*words, "--budget", "macs=75%", "--minimum", "1=6")
+    assert "left out: blocks.3" in run("prune", "tests.test_cli:stack", "--budget", "params=80%", "--drop", "blocks.3")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--minimum", "0=many"], "write GROUP=N"),
+        (["--minimum", "zero=2"], "which is no group; there are: 0, 2"),
+        (["--drop", "0"], "'0' is no layer that can be left out; there are: none"),
+        (["--drop", "0", "--iterative", "2"], "a layer can be left out once"),
+    ],
+)
+def test_options_of_prune_that_mean_nothing(words, message):
+    with pytest.raises(PlanError, match=message):
+        run("prune", MODEL, "--budget", "params=60%", *words)
 
 
 @pytest.mark.parametrize(

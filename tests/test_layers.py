@@ -102,6 +102,15 @@ def test_layers_and_widths_are_cut_together_and_saved(tmp_path):
     assert torch.equal(bough.load(tmp_path, lambda: Stack().double())(x), small(x))
 
 
+def test_prune_leaves_layers_out_and_meets_the_rest_of_the_budget_by_widths():
+    model, x = make()
+    done = bough.prune(model, x, bough.Budget(params="50%"), drop=(n for n in ("blocks.0", "blocks.3")), allocation="greedy")
+    assert list(done.plan.left_out) == ["blocks.0", "blocks.3"]
+    assert len(done.model.blocks) == 2
+    assert sum(p.numel() for p in done.model.parameters()) <= 0.5 * sum(p.numel() for p in model.parameters())
+    assert done.report.equal
+
+
 def test_lists_are_cut_by_scores():
     model, x = make()
     graph = bough.trace(model, x)

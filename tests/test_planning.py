@@ -1,5 +1,7 @@
 """Budgets are met and not undershot; bad requests give one clear error."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -111,6 +113,45 @@ def test_ignore(graph, scores):
     with pytest.raises(PlanError, match="'nothing' names no"):
         bough.plan(graph, scores, keep=0.5, ignore=["nothing"])
     assert bough.plan(graph, scores, keep=0.5, ignore=["a"]).groups["a"] == (12, 12)
+
+
+def test_a_minimum_of_each_group_its_own(graph, scores):
+    """The last name or pattern that fits a group counts; tied groups keep what each asks for."""
+    names = [g.name for g in graph.groups]
+    size = {g.name: g.size for g in graph.groups}
+    smallest = bough.plan(graph, scores, keep=1e-9).groups
+    asked = {"*": 1, names[0]: 0.5, names[-1]: size[names[-1]]}
+    for plan in (bough.plan(graph, scores, keep=1e-9, minimum=asked), reached(graph, scores, asked)):
+        for name, (kept, _) in plan.groups.items():
+            assert kept >= (asked.get(name, 1) if asked.get(name, 1) >= 1 else asked[name] * size[name])
+            assert kept >= smallest[name][0]
+        assert plan.groups[names[-1]][0] == size[names[-1]]
+    again = bough.plan(graph, scores, keep=1e-9, minimum={**asked, "*": 1, "[!x]*": 1})
+    assert {n: kept for n, (kept, _) in again.groups.items()} == {n: kept for n, (kept, _) in smallest.items()}
+
+
+def reached(graph, scores, minimum):
+    """The plan of the smallest budget of parameters that can be met."""
+    least = bough.plan(graph, scores, keep=1e-9, minimum=minimum).cost.params
+    return bough.plan(graph, scores, bough.Budget(params=least), minimum=minimum)
+
+
+def test_names_that_mean_nothing_are_told_with_those_near():
+    graph = bough.trace(
+        nn.Sequential(OrderedDict(first=nn.Linear(3, 4), second=nn.Linear(4, 5), last=nn.Linear(5, 2))), torch.ones(1, 3)
+    )
+    scores = bough.score(graph, bough.importance.Magnitude())
+    budget = bough.Budget(params="60%")
+    for ask in ({"minimum": {"first_": 2}}, {"ignore": ["first_"]}):
+        with pytest.raises(PlanError, match=r"'first_'.*did you mean 'first'"):
+            bough.plan(graph, scores, budget, **ask)
+    with pytest.raises(PlanError, match="keep names 'first_', which is no group; did you mean 'first'"):
+        bough.plan(graph, scores, keep={"first_": 2})
+    with pytest.raises(PlanError, match=r"minimum names 'x\.\*', which is no group; there are: first, second"):
+        bough.plan(graph, scores, budget, minimum={"x.*": 2})
+    for wrong in (0, -1, float("nan"), {"first": 0}):
+        with pytest.raises(PlanError, match="must be positive"):
+            bough.plan(graph, scores, budget, minimum=wrong)
 
 
 def test_inputs_that_do_not_fit():

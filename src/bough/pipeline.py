@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from bough.cost import EnergyModel, LatencyTable
 from bough.cutting import Verification, cut, rebuild, verify
 from bough.errors import PlanError
 from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
-from bough.planning import Allocator, Budget, Plan, plan
+from bough.planning import Allocator, Budget, Options, Plan, planned
+from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
-from bough.targeting import meet_latency, of_this_machine
+from bough.targeting import of_this_machine, targeted
 from bough.tracing import trace
 
 
@@ -51,9 +52,11 @@ def prune(
     ignore: Iterable[str] = (),
     allocation: str | Allocator = "global",
     round_to: int | str = 1,
-    minimum: float = 1,
+    minimum: float | Mapping[str, float] = 1,
+    drop: Iterable[str] = (),
     exact_only: bool = False,
     uniform: bool = False,
+    ragged: bool = False,
     on_conflict: str = "freeze",
     table: LatencyTable | None = None,
     energy: EnergyModel | None = None,
@@ -76,20 +79,30 @@ def prune(
         raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
     if refit and on_conflict == "rebuild":
         raise PlanError("prune(refit=True) solves for weights of the model's own layers: use on_conflict='freeze' or 'raise'")
+    how = Options(
+        allocation=allocation, round_to=round_to, minimum=minimum, drop=drop, exact_only=exact_only, uniform=uniform,
+        ragged=ragged, on_conflict=on_conflict, table=table, energy=energy,
+    )  # fmt: skip
+    criterion = importance or Magnitude(p=2)
+    _check_errors(criterion, how)
     graph = trace(model, example_inputs, ignore=ignore)
-    scores = score(graph, importance or Magnitude(p=2), data)
-    how: dict[str, Any] = {
-        "allocation": allocation, "round_to": round_to, "minimum": minimum, "exact_only": exact_only, "uniform": uniform,
-        "on_conflict": on_conflict, "energy": energy,
-    }  # fmt: skip
+    scores = score(graph, criterion, data)
     if budget.latency is not None and table is not None and of_this_machine(table, graph):
-        timed = meet_latency(graph, scores, budget, table, **how)
+        timed = targeted(graph, scores, budget, table, how)
         small, decided, seconds = timed.model, timed.plan, timed.seconds
     else:
-        decided, seconds = plan(graph, scores, budget, table=table, **how), None
+        decided, seconds = planned(graph, scores, budget, how), None
         small = rebuild(model, decided, example_inputs) if decided.rebuild else cut(model, decided)
     report = verify(model, small, decided, example_inputs)
     if not refit:
         return Result(small, decided, report, seconds)
     assert data is not None
     return Result(small, decided, report, seconds, refit_(model, small, decided, data, example_inputs=example_inputs))
+
+
+def _check_errors(criterion: Criterion | DataCriterion, how: Options) -> None:
+    if isinstance(allocator(how.allocation), LeastError) and not getattr(criterion, "gives_errors", False):
+        raise PlanError(
+            f"{type(criterion).__name__} does not say that its scores are errors, which allocation='error' takes: use "
+            "importance=OBS(relative=True) with data, or set gives_errors = True on a criterion of your own"
+        )

@@ -15,7 +15,7 @@ from bough.cutting import cut
 from bough.errors import BudgetError
 from bough.graph import Graph
 from bough.measuring import device_name, latency
-from bough.planning import Budget, Plan, plan
+from bough.planning import Budget, Options, Plan, planned
 
 _MARGIN = 0.25  # of the tolerance: how far below the target a latency is to be when measured here
 Measure = Callable[[nn.Module], float]
@@ -58,6 +58,14 @@ def meet_latency(
     Raises:
         BudgetError: the budget bounds no latency, no plan reaches it, or all that were tried were measured above it.
     """
+    return targeted(graph, scores, budget, table, Options(**options), measure, tolerance, rounds)
+
+
+def targeted(
+    graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget, table: LatencyTable, how: Options,
+    measure: Measure | None = None, tolerance: float = 0.05, rounds: int = 10,
+) -> Timed:  # fmt: skip
+    """`meet_latency`, with the options of planning as one value."""
     if budget.latency is None:
         raise BudgetError("meet_latency needs a budget of latency, such as Budget(latency='3 ms')")
     measured = measure or (lambda model: latency(model, _inputs(graph), backend=table.backend).median)
@@ -66,7 +74,7 @@ def meet_latency(
     search = _Search(target, tolerance, table.scaled(original / float(table.seconds(graph)[0])))
     best: Timed | None = None
     while len(search.rounds) < rounds and not search.exhausted:
-        decided = plan(graph, scores, replace(budget, latency=search.limit()), table=search.table, **options)
+        decided = planned(graph, scores, replace(budget, latency=search.limit()), replace(how, table=search.table))
         small = cut(graph.model, decided)
         seconds = measured(small)
         if search.settles(seconds):  # once more, so that it was no lucky moment

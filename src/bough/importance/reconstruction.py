@@ -3,6 +3,8 @@
 The score of a unit is the error of the consumers' outputs once it and all before it are gone: the order of removal, with
 the error that each width costs. Every consumer of a group takes part, its errors added; units are neurons, channels (with
 their kernel positions), heads (with their dims), key-value groups (with the dims of all their queries).
+
+Such scores are no importances to be summed up: `gives_errors` says so, and `allocation="error"` is made for them.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class ThiNet:
     step: int = 1
     relative: bool = False
     needs_data: ClassVar[bool] = True
+    gives_errors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self)
@@ -63,6 +66,7 @@ class OBS:
     step: int = 1
     relative: bool = False
     needs_data: ClassVar[bool] = True
+    gives_errors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self)

@@ -2,7 +2,8 @@
 
 from bough.planning.allocation import Allocator
 from bough.planning.budget import Budget
+from bough.planning.options import Options
 from bough.planning.plan import Plan, Scale
-from bough.planning.planner import plan
+from bough.planning.planner import plan, planned
 
-__all__ = ["Allocator", "Budget", "Plan", "Scale", "plan"]
+__all__ = ["Allocator", "Budget", "Options", "Plan", "Scale", "plan", "planned"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bough.cost import Cost, EnergyModel, LatencyTable, Prices
@@ -64,22 +65,26 @@ class Budget:
         return {k: getattr(self, k) for k in _BASE if getattr(self, k) is not None}
 
 
-def priced(budget: Budget | None, table: LatencyTable | None, energy: EnergyModel | None) -> Prices:
-    """What the costs have to tell for a budget.
+Keep = float | Mapping[str, int]  # a share of every group, or {group or list of layers: how many to keep}
+Goal = Budget | Keep
+
+
+def priced(goal: Goal, table: LatencyTable | None, energy: EnergyModel | None) -> Prices:
+    """What the costs have to tell for a goal.
 
     Raises:
         BudgetError: a budget of latency without a table.
     """
-    if budget is None:
+    if not isinstance(goal, Budget):
         return Prices(None, table, energy)
-    if budget.latency is not None and table is None:
+    if goal.latency is not None and table is None:
         raise BudgetError(
-            f"latency={budget.latency!r} needs a table of times: give table=bough.LatencyTable.measure(graph), or one that was "
+            f"latency={goal.latency!r} needs a table of times: give table=bough.LatencyTable.measure(graph), or one that was "
             "measured elsewhere"
         )
-    if budget.energy is not None and energy is None:
-        energy = EnergyModel.of(budget.precision or "float32")
-    return Prices(budget.precision, table, energy)
+    if goal.energy is not None and energy is None:
+        energy = EnergyModel.of(goal.precision or "float32")
+    return Prices(goal.precision, table, energy)
 
 
 def parse(field: str, value: float | str, original: float) -> float:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from bough.errors import ConflictError, PlanError
 from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, Storage
+from bough.planning.budget import Goal
+from bough.planning.named import instead
 from bough.tracing.held import held_values
 from bough.tracing.provenance import attributes_in
 from bough.tracing.replay import replay
@@ -19,16 +21,16 @@ from bough.tracing.replay import replay
 Scores = Mapping[str, NDArray[np.float64]]
 
 
-def chosen(graph: Graph, drop: Iterable[str], keep: Any, scores: Scores) -> tuple[Layer, ...]:
-    """The layers to leave out: those named in `drop`, and of each list in `keep` those of the lowest scores.
+def chosen(graph: Graph, drop: Iterable[str], goal: Goal, scores: Scores) -> tuple[Layer, ...]:
+    """The layers to leave out: those named in `drop`, and of each list that `goal` keeps in part those of the lowest scores.
 
     Raises:
         PlanError: a name that is no layer that can be left out, or a count that the list does not allow.
     """
     by_name = {x.name: x for x in graph.layers}
-    names = list(dict.fromkeys([drop] if isinstance(drop, str) else drop))
+    names = list(drop)
     lists = containers(graph)
-    for container, n in keep.items() if isinstance(keep, Mapping) else ():
+    for container, n in goal.items() if isinstance(goal, Mapping) else ():
         if container in lists and not any(g.name == container for g in graph.groups):
             entries = lists[container]
             if not 0 <= n <= len(entries):
@@ -39,20 +41,17 @@ def chosen(graph: Graph, drop: Iterable[str], keep: Any, scores: Scores) -> tupl
             names += [entries[i].name for i in np.argsort(given, kind="stable")[: len(entries) - n]]
     for name in names:
         if name not in by_name:
-            there = ", ".join(list(by_name)[:6]) or "none"
-            raise PlanError(
-                f"{name!r} is no layer that can be left out; there are: {there}{', ...' if len(by_name) > 6 else ''}"
-            )
+            raise PlanError(f"{name!r} is no layer that can be left out; {instead(name, by_name)}")
     inner = {n for n in names if any(n.startswith(f"{other}.") for other in names)}
     return tuple(by_name[n] for n in dict.fromkeys(names) if n not in inner)
 
 
-def widths(graph: Graph, keep: float | Mapping[str, int] | None) -> float | Mapping[str, int] | None:
-    """`keep` without what it says of lists of layers."""
-    if not isinstance(keep, Mapping):
-        return keep
+def widths(graph: Graph, goal: Goal) -> Goal:
+    """`goal` without what it says of lists of layers."""
+    if not isinstance(goal, Mapping):
+        return goal
     lists = containers(graph).keys() - {g.name for g in graph.groups}
-    return {n: k for n, k in keep.items() if n not in lists}
+    return {n: k for n, k in goal.items() if n not in lists}
 
 
 def containers(graph: Graph) -> dict[str, list[Layer]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bough.errors import PlanError
 from bough.planning.allocation.along import Global, Isomorphic, Uniform, form_of
-from bough.planning.allocation.columns import Column, columns, unit_scores, widths
+from bough.planning.allocation.columns import Allowed, Column, columns, unit_scores
+from bough.planning.allocation.error import LeastError
 from bough.planning.allocation.greedy import Greedy
 from bough.planning.allocation.knapsack import Knapsack
 from bough.planning.allocation.milp import Milp
@@ -13,7 +14,7 @@ from bough.planning.allocation.sensitivity import Sensitivity
 
 ALLOCATORS: dict[str, Allocator] = {
     "global": Global(), "uniform": Uniform(), "isomorphic": Isomorphic(), "greedy": Greedy(), "knapsack": Knapsack(),
-    "milp": Milp(),
+    "milp": Milp(), "error": LeastError(),
 }  # fmt: skip
 
 
@@ -30,6 +31,6 @@ def allocator(given: str | Allocator) -> Allocator:
 
 
 __all__ = [
-    "ALLOCATORS", "Allocation", "Allocator", "Column", "Global", "Greedy", "Isomorphic", "Knapsack", "Milp", "Sensitivity",
-    "Uniform", "allocator", "columns", "form_of", "unit_scores", "widths",
+    "ALLOCATORS", "Allocation", "Allocator", "Allowed", "Column", "Global", "Greedy", "Isomorphic", "Knapsack", "LeastError",
+    "Milp", "Sensitivity", "Uniform", "allocator", "columns", "form_of", "unit_scores",
 ]  # fmt: skip

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil, gcd, lcm
+from dataclasses import dataclass, field
+from math import gcd, lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bough.errors import PlanError
 from bough.graph import Group
+
+_NOTHING = 1e-12
 
 Scores = Mapping[str, NDArray[np.float64]]
 
@@ -20,12 +22,14 @@ class Column:
     """Tied groups and the widths that they may have.
 
     `counts` [steps + 1, groups]: units that remain after so many steps. `drops` [steps, groups]: the summed scores of the
-    units that each step removes, the lowest first. `means` [groups]: the mean score of a unit.
+    units that each step removes, the lowest first. `highest` [steps, groups]: the highest score among the units gone after
+    each step. `means` [groups]: the mean magnitude of a unit's score.
     """
 
     groups: tuple[Group, ...]
     counts: NDArray[np.int64]
     drops: NDArray[np.float64]
+    highest: NDArray[np.float64]
     means: NDArray[np.float64]
 
     @property
@@ -33,9 +37,17 @@ class Column:
         return len(self.drops)
 
     def losses(self, relative: bool) -> NDArray[np.float64]:
-        """The importance [steps] that each step removes, summed over the tied groups: in the units of the scores, or
-        `relative` to each group's mean, so that scores of different groups need not be comparable."""
-        return (self.drops / self.means if relative else self.drops).sum(axis=1)
+        """What each step loses [steps], summed over the tied groups: the importance it removes, in the units of the scores.
+
+        `relative`, so that scores of different groups need not be comparable: -log of the share that it leaves of the
+        importance that was there. What a net keeps, layer after layer, then multiplies; the last units of a group are never
+        cheap, as they are not where the shares themselves are added.
+        """
+        if not relative:
+            return self.drops.sum(axis=1)
+        gone = np.cumsum(self.drops, axis=0) / (self.means * self.counts[0])
+        left = np.concatenate([np.ones((1, len(self.groups))), 1.0 - gone])
+        return -np.diff(np.log(np.maximum(left, _NOTHING)), axis=0).sum(axis=1)
 
     def ranks(self, relative: bool) -> NDArray[np.float64]:
         """The rank [steps] of each step: the mean score of the units it removes, averaged over the tied groups."""
@@ -43,44 +55,54 @@ class Column:
         return np.maximum.accumulate((each / self.means if relative else each).mean(axis=1))
 
 
-def columns(
-    classes: Sequence[Sequence[Group]], scores: Scores, *, round_to: int, minimum: float, steps: Mapping[str, int] | None = None
-) -> list[Column]:
-    """One column per class of tied groups that has a width to choose.
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The widths that groups may have.
+
+    `round_to`: widths that are cut are multiples of this (heads, counted one by one, excepted). `least`: least units kept, by
+    group name (1 unless told). `steps`: into how many equal ones the units of some groups may be divided at the most.
+    """
+
+    round_to: int = 1
+    least: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+    def widths(self, groups: Sequence[Group]) -> NDArray[np.int64]:
+        """The counts [widths, groups] that tied groups may have, from all units down."""
+        parts = gcd(*(g.size for g in groups), *(self.steps.get(g.name, 0) for g in groups))
+        sizes = np.array([g.size // parts for g in groups])
+        kept = np.arange(parts, 0, -1)
+        allowed = np.ones(len(kept), dtype=bool)
+        for g, unit in zip(groups, sizes, strict=True):
+            allowed &= kept * unit >= min(max(g.least, self.least.get(g.name, 1)), g.size)
+            step = g.multiple if g.kind == "head" else lcm(g.multiple, self.round_to)
+            allowed &= (kept * unit) % step == 0
+        allowed[0] = True
+        return kept[allowed][:, None] * sizes[None, :]
+
+
+def columns(classes: Sequence[Sequence[Group]], scores: Scores, allowed: Allowed | None = None) -> list[Column]:
+    """One column per class of tied groups (which are cut in proportion) that has a width to choose.
 
     Args:
-        classes: groups that are cut in proportion.
+        classes: groups, tied ones together.
         scores: one array [units] per group name.
-        round_to: widths that are cut are multiples of this (heads, counted one by one, excepted).
-        minimum: least units kept per group: a number, or a share below 1.
-        steps: into how many equal ones the units of some groups may be divided at the most.
+        allowed: the widths to choose from; all unless given.
 
     Raises:
         PlanError: scores that are missing or of a wrong shape.
     """
     result = []
     for groups in classes:
-        counts = widths(groups, round_to, minimum, steps)
+        counts = (allowed or Allowed()).widths(groups)
         if len(counts) > 1:
-            drops = [_drops(counts[:, i], unit_scores(scores, g)) for i, g in enumerate(groups)]
-            means = [float(np.mean(scores[g.name])) or 1.0 for g in groups]
-            result.append(Column(tuple(groups), counts, np.stack(drops, axis=1), np.array(means)))
+            each = [np.sort(unit_scores(scores, g)) for g in groups]
+            gone = counts[0] - counts
+            drops = [np.diff(np.concatenate([[0.0], np.cumsum(s)])[n]) for s, n in zip(each, gone.T, strict=True)]
+            highest = [s[n[1:] - 1] for s, n in zip(each, gone.T, strict=True)]
+            means = [float(np.mean(np.abs(s))) or 1.0 for s in each]
+            result.append(Column(tuple(groups), counts, np.stack(drops, axis=1), np.stack(highest, axis=1), np.array(means)))
     return result
-
-
-def widths(groups: Sequence[Group], round_to: int, minimum: float, steps: Mapping[str, int] | None = None) -> NDArray[np.int64]:
-    """The counts [widths, groups] that tied groups may have, from all units down."""
-    parts = gcd(*(g.size for g in groups), *((steps or {}).get(g.name, 0) for g in groups))
-    sizes = np.array([g.size // parts for g in groups])
-    kept = np.arange(parts, 0, -1)
-    allowed = np.ones(len(kept), dtype=bool)
-    for g, unit in zip(groups, sizes, strict=True):
-        least = max(g.least, minimum if minimum >= 1 else ceil(minimum * g.size))
-        allowed &= kept * unit >= min(least, g.size)
-        step = g.multiple if g.kind == "head" else lcm(g.multiple, round_to)
-        allowed &= (kept * unit) % step == 0
-    allowed[0] = True
-    return kept[allowed][:, None] * sizes[None, :]
 
 
 def unit_scores(scores: Scores, group: Group) -> NDArray[np.float64]:
@@ -91,8 +113,3 @@ def unit_scores(scores: Scores, group: Group) -> NDArray[np.float64]:
     if given.shape != (group.size,):
         raise PlanError(f"scores[{group.name!r}] has shape {given.shape}, and the group has {group.size} units")
     return given
-
-
-def _drops(counts: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    removed = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
-    return np.diff(removed[len(scores) - counts])

@@ -25,6 +25,8 @@ class Greedy:
     What a step saves is computed at the widths reached so far, of peak memory too: there, every moment above the limit
     counts. Then steps are put back, those removed last first.
 
+    Unless `relative` is False, importance is lost in shares of its group's, see `Column.losses`.
+
     Of several limits the savings add up, as shares of each limit. Those that the plan ends below then weigh less, and the
     plan is made again, up to `rounds` times: the best is kept.
     """

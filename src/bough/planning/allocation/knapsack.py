@@ -25,7 +25,7 @@ class Knapsack:
     closest to is the knapsack's; the others are met by greedy steps after it.
 
     Args:
-        relative: losses relative to each group's mean.
+        relative: losses of the share of each group's importance, see `Column.losses`.
         rounds: most programs solved.
         bins: parts of the budget; whole numbers that are fewer are taken as they are.
 

@@ -31,7 +31,7 @@ class Milp:
     steps are put back. Never worse than `Greedy`.
 
     Args:
-        relative: losses relative to each group's mean.
+        relative: losses of the share of each group's importance, see `Column.losses`.
         widths: entries of the menu per column.
         rounds: how often menus are refined.
         seconds: for each program; if they run out the note says how far from the optimum the plan can be.

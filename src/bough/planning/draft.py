@@ -1,0 +1,111 @@
+"""Units that stay, held against the model's own Python, and the plan that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bough.cost import Cost
+from bough.graph import Graph
+from bough.planning.allocation import unit_scores
+from bough.planning.equations import Ties, solve
+from bough.planning.fold import fold
+from bough.planning.plan import Plan, Scale
+from bough.planning.uniform import Told
+from bough.spaces import Atom, Each, Kept, indices
+from bough.tracing.provenance import Path, attributes_in
+from bough.tracing.replay import Conflict, replay
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Draft:
+    """Counts, the units that stay, what the model is to be told, and where its Python still does not agree."""
+
+    graph: Graph
+    counts: Mapping[str, int]
+    kept: Mapping[Atom, Kept]
+    told: Told
+    scales: tuple[Scale, ...]
+    conflicts: tuple[Conflict, ...]
+
+    @staticmethod
+    def of(graph: Graph, counts: Mapping[str, int], kept: Mapping[Atom, Kept], told: Told | None = None) -> Draft:
+        """Replays the model at these sizes; what it must be told follows from the equations, unless a config tells."""
+        sizes = {a: len(i) for a, i in kept.items()}
+        told = Told(dict(solve(graph.equations, sizes)[0]), {}) if told is None else told
+        check = replay(graph, sizes, told.numbers)
+        scales, unfolded = fold(graph, check.rescales)
+        return Draft(graph, counts, kept, told, scales, (*check.conflicts, *unfolded))
+
+    @property
+    def sizes(self) -> dict[Atom, int]:
+        """How many units stay of each group that is cut."""
+        return {a: len(i) for a, i in self.kept.items()}
+
+    def for_rebuild(self) -> Draft:
+        """The same without what the model is told: its Python will not be run."""
+        return replace(self, told=Told({}, {}), scales=())
+
+    def plan(self, tied: Ties, cost: Cost, original: Cost) -> Plan:
+        """The plan that keeps these units; `cost` is what the closed form says of the counts."""
+        graph = self.graph
+        about_layers, sequences = graph.layer_notes
+        cut = self._cut()
+        return Plan(
+            fingerprint=graph.fingerprint,
+            kept=cut,
+            groups={g.name: (self.counts[g.name], g.size) for g in graph.groups},
+            attributes={**self._changed(), **about_layers},
+            scales=self.scales,
+            renormalizing=tuple(g.name for g in graph.groups if g.atom in self.kept and not g.exact),
+            frozen=dict(tied.held),
+            cost=self._without_idle(cost, cut),
+            original=original,
+            original_shapes={n: list(graph.tensor(n).shape) for n in cut},
+            left_out={x.name: (x.form, x.container is not None) for x in graph.left_out},
+            sequences=sequences,
+        )
+
+    def _cut(self) -> dict[str, dict[int, list[int]]]:
+        """The indices kept, by tensor and dim; of what nothing comes of, as the class makes it."""
+        graph, cut = self.graph, dict[str, dict[int, list[int]]]()
+        for name, dim in sorted({(m.name, m.dim) for g in graph.groups if g.atom in self.kept for m in g.members}):
+            cut.setdefault(name, {})[dim] = indices(graph.states[name].axes[dim], self.kept).tolist()
+        by_name = {g.name: self.kept.get(g.atom) for g in graph.groups}
+        for (name, dim), (like, n) in self.told.idle.items():
+            units = by_name[like] if like else None
+            cut.setdefault(name, {})[dim] = list(range(n)) if units is None or isinstance(units, Each) else units.tolist()
+        return cut
+
+    def _changed(self) -> dict[str, float]:
+        """What the model is told, as far as it is not what it holds already."""
+        held: dict[Path, float] = {a.path: a.value for e in self.graph.equations for a in attributes_in(e.expression)}
+        return {":".join(path): value for path, value in self.told.numbers.items() if held.get(path) != value}
+
+    def _without_idle(self, cost: Cost, cut: Mapping[str, Mapping[int, list[int]]]) -> Cost:
+        """The cost less what tensors that nothing comes of lose beside what their groups do."""
+        idle, graph = self.told.idle, self.graph
+        params, size = cost.params, cost.size
+        for name in {name for name, _ in idle} & graph.states.keys():
+            state, shape = graph.states[name], list(graph.tensor(name).shape)
+            whole = prod(len(cut[name][d]) if d in cut[name] and (name, d) not in idle else n for d, n in enumerate(shape))
+            less = whole - prod(len(cut[name].get(d, range(n))) for d, n in enumerate(shape))
+            params -= less if state.parameter else 0
+            size -= less * state.itemsize if state.saved else 0
+        return replace(cost, params=params, size=size)
+
+
+def chosen_units(
+    graph: Graph, scores: Mapping[str, NDArray[np.float64]], counts: Mapping[str, int]
+) -> dict[Atom, NDArray[np.int64]]:
+    """The indices of the units with the highest scores, ascending, of each group that is cut."""
+    kept: dict[Atom, NDArray[np.int64]] = {}
+    for g in graph.groups:
+        n = counts[g.name]
+        if n < g.size:
+            kept[g.atom] = np.sort(np.argsort(-unit_scores(scores, g), kind="stable")[:n]).astype(np.int64)
+    return kept

@@ -1,0 +1,67 @@
+"""Names that users give: which groups they mean, and what to say of those that mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from math import ceil
+
+from bough.errors import PlanError
+from bough.graph import Graph, Group
+
+_SHOWN = 6
+
+
+def instead(name: str, names: Iterable[str]) -> str:
+    """What to say to one who gave an unknown name: the nearest of those there are, or some of them."""
+    there = list(names)
+    near = get_close_matches(name, there, 3)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"there are: {', '.join(there[:_SHOWN]) or 'none'}{', ...' if len(there) > _SHOWN else ''}"
+
+
+def held(graph: Graph, ignore: Iterable[str], exact_only: bool) -> dict[str, str]:
+    """The names of the groups that are to stay -> why.
+
+    Raises:
+        PlanError: a name that means nothing, or no group that can be cut.
+    """
+    if not graph.groups and not graph.left_out:
+        reasons = "; ".join(dict.fromkeys(f"{f.name}: {f.reason}" for f in graph.frozen[:5]))
+        raise PlanError(f"no group of {type(graph.model).__name__} can be cut. {reasons or 'It has no parameters.'}")
+    found: dict[str, str] = {}
+    for name in ignore:
+        hit = [g.name for g in graph.groups if g.name == name or any(_within(m.name, name) for m in g.members)]
+        if not hit and not any(_within(s, name) for s in graph.states):
+            there = (*(g.name for g in graph.groups), *dict(graph.model.named_modules()), *graph.states)
+            raise PlanError(f"ignore={name!r} names no group, module or parameter; {instead(name, dict.fromkeys(there))}")
+        found.update(dict.fromkeys(hit, "ignored on request"))
+    if exact_only:
+        found.update({g.name: "a statistic runs over it, and exact_only is set" for g in graph.groups if not g.exact})
+        if len(found) == len(graph.groups):
+            raise PlanError("no exact group can be cut; without exact_only there are renormalizing ones")
+    return found
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def least(groups: Sequence[Group], minimum: float | Mapping[str, float]) -> dict[str, int]:
+    """Least units kept per group name, of all groups or of those that names and patterns (`layer1.*`) fit: the last counts.
+
+    Raises:
+        PlanError: a minimum that is not positive, or a name that fits no group.
+    """
+    given = minimum if isinstance(minimum, Mapping) else {"*": minimum}
+    kept: dict[str, int] = {}
+    for name, n in given.items():
+        if not n > 0:
+            raise PlanError(f"minimum={minimum!r}: {n!r} must be positive: a number of units, or a share below 1")
+        fit = [g for g in groups if g.name == name or fnmatchcase(g.name, name)]
+        if not fit and isinstance(minimum, Mapping):
+            raise PlanError(f"minimum names {name!r}, which is no group; {instead(name, (g.name for g in groups))}")
+        kept.update({g.name: ceil(n if n >= 1 else n * g.size) for g in fit})
+    return kept
