@@ -59,7 +59,7 @@ def by_cut(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:
 
 
 def by_torch_pruning(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:
-    return Cut(*torch_pruning(model, unlabelled[0], "group", share))
+    return Cut(*next(torch_pruning(model, unlabelled[0], "group", [share])))
 
 
 STARTS: dict[str, Callable[[nn.Module, list[Tensor], float], Cut]] = {

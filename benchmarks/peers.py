@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,13 +22,14 @@ CRITERIA: dict[str, Callable[[Any], Any]] = {
 
 
 def torch_pruning(
-    model: nn.Module, x: Tensor, criterion: str, share: float, *, uniform: bool = False, labelled: Iterable[Any] = (),
-    steps: int = 250,
-) -> tuple[nn.Module, float]:  # fmt: skip
-    """(cut model, the share of the MACs that it has, by bough's count): as little as possible below the share asked for.
+    model: nn.Module, x: Tensor, criterion: str, shares: Sequence[float], *, uniform: bool = False,
+    labelled: Sequence[Any] = (), steps: int = 250,
+) -> Iterator[tuple[nn.Module, float]]:  # fmt: skip
+    """For each of `shares`, descending: (cut model, the share of the MACs that it has, by bough's count).
 
-    Torch-Pruning fails on padded shortcuts, so the channels of residual streams are left alone for it: what each layer puts
-    out that shares its channels with another layer's output.
+    It cuts in `steps`, each with scores made anew, those of losses from one batch more; the first step that comes to a share
+    or below it is taken. Torch-Pruning fails on padded shortcuts, so the channels of residual streams are left alone for it:
+    what each layer puts out that shares its channels with another layer's output.
     """
     import torch_pruning as tp
 
@@ -39,26 +40,35 @@ def torch_pruning(
         small, x[:1], importance=importance, iterative_steps=steps, pruning_ratio=1.0, max_pruning_ratio=0.95,
         global_pruning=not uniform, ignored_layers=[small.get_submodule(n) for n in streams(graph)],
     )  # fmt: skip
-    kept = 1.0
-    for _ in range(steps):
-        if criterion == "obd":  # what it prepares by gives None for groups without attention: a slip of version 1.6.1
-            made._downstream_node_as_root_if_attention = lambda group: group
-            importance._prepare_model(small, made)
-            del made._downstream_node_as_root_if_attention
-            importance.Fisher = defaultdict(lambda: torch.zeros(1))  # it also looks at layers that it was told to ignore
-        for images, labels in labelled if criterion in ("taylor", "obd") else ():
-            nn.functional.cross_entropy(small(images), labels).backward()
-            if criterion == "obd":
-                importance.step()
+    wanted = list(shares)
+    for step in range(steps):
+        if criterion in ("taylor", "obd"):
+            _gradients(small, made, importance, labelled[step % len(labelled)])
         made.step()
         if criterion == "obd":
             importance._rm_hooks(small)
             importance._clear_buffer()
         small.zero_grad(set_to_none=True)
         kept = bough.trace(small, x[:2]).cost().macs / graph.cost().macs
-        if kept <= share:
-            break
-    return small.eval(), kept
+        while kept <= wanted[0]:
+            yield copy.deepcopy(small).eval(), kept
+            del wanted[0]
+            if not wanted:
+                return
+
+
+def _gradients(small: nn.Module, pruner: Any, importance: Any, batch: Any) -> None:
+    """What criteria of the loss want before a step."""
+    fisher = hasattr(importance, "_prepare_model")
+    if fisher:  # what it prepares by gives None for groups without attention: a slip of version 1.6.1
+        pruner._downstream_node_as_root_if_attention = lambda group: group
+        importance._prepare_model(small, pruner)
+        del pruner._downstream_node_as_root_if_attention
+        importance.Fisher = defaultdict(lambda: torch.zeros(1))  # it also looks at layers that it was told to ignore
+    images, labels = batch
+    nn.functional.cross_entropy(small(images), labels).backward()
+    if fisher:
+        importance.step()
 
 
 def streams(graph: bough.Graph) -> list[str]:

@@ -11,74 +11,22 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import bough
-from benchmarks.cifar import images, load_module, predicted, test_images
+from benchmarks.cifar import load_module
 from benchmarks.harness import about
+from benchmarks.tasks import TASKS, Task
 from bough.graph import Graph
 from bough.recovery import recalibrate, refit
 
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
 
 
-@dataclass(frozen=True)
-class Task:
-    """A model with its unlabelled calibration batches, what is measured of it, and the groups that stay."""
-
-    model: nn.Module
-    calibration: list[Tensor]
-    measure: Callable[[nn.Module], dict[str, float]]
-    field: str  # of Cost, that budgets bound
-    ignore: tuple[str, ...] = ()
-
-
-def resnet56(load: ModuleType, test: int) -> Task:
-    train, _ = load.cifar10("train")
-    x, y = test_images(load, test)
-
-    def measure(model: nn.Module) -> dict[str, float]:
-        return {"accuracy": float((predicted(model, x) == y).float().mean()), "images": len(y)}
-
-    return Task(load.resnet_cifar10(56), list(images(train[:1024], load).split(128)), measure, "macs", ("conv1",))
-
-
-def mobilenet(load: ModuleType, test: int) -> Task:
-    found, _ = load.imagenet_sample()
-    order = np.random.default_rng(0).permutation(len(found))
-    model, x = load.mobilenetv1_025(), images(found[order[512 : 512 + test]], load)
-    dense = predicted(model, x)
-
-    def measure(small: nn.Module) -> dict[str, float]:
-        return {"agreement": float((predicted(small, x) == dense).float().mean()), "images": len(x)}
-
-    return Task(model, list(images(found[order[:512]], load).split(32)), measure, "macs")
-
-
-def stories(load: ModuleType, test: int) -> Task:
-    tokenizer, end = load.Tok512(), "<|endoftext|>"
-    ids: list[int] = []
-    for paragraph in load.text("tinystories_train_head_197k").split("\n\n"):  # encoding takes the square of the length
-        ids += tokenizer.encode(paragraph.strip() + "\n")
-        if len(ids) > 256 * 127:
-            break
-    rows = [[1, *ids[i : i + 127]] for i in range(0, len(ids) - 126, 127)]
-    held = [s.strip() for s in load.text("tinystories_sample_cs336").split(end) if s.strip()]
-
-    def measure(model: nn.Module) -> dict[str, float]:
-        return {"perplexity": load.perplexity(model, held[:test], tokenizer), "stories": len(held[:test])}
-
-    return Task(load.stories260k(), list(torch.tensor(rows).split(32)), measure, "params")
-
-
-TASKS = {"resnet56": resnet56, "mobilenetv1_025": mobilenet, "stories260k": stories}
 BUDGETS = {"resnet56": (65, 50), "mobilenetv1_025": (80, 65, 50), "stories260k": (80, 60)}
 CRITERIA: dict[str, Callable[[], Any]] = {
     "group": bough.importance.GroupNorm,
@@ -126,7 +74,8 @@ def main() -> None:
     results: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"rows": {}}
     for name in given.models:
         task = TASKS[name](load, given.test)
-        graph = bough.trace(task.model, task.calibration[0][:2])
+        first = task.calibration[0]
+        graph = bough.trace(task.model, (first if isinstance(first, torch.Tensor) else first[0])[:2])
         for criterion in given.criteria:
             scores = None
             for allocation in given.allocations:

@@ -1,0 +1,166 @@
+"""Accuracy right after a cut, with no training at all: every criterion and allocation, beside Torch-Pruning's.
+
+    python -m benchmarks.criteria --data PATH --models resnet56 mobilenetv1_025 stories260k
+
+bough's rows are made by `bough.compare`, in a folder of their own (--runs): what is there is not made again. Torch-Pruning is
+asked for the same shares of the MACs. Of the rows of a budget the best of either tool is chosen on data that is not the test's
+and then measured on all test data. Nothing is refitted or recalibrated: see benchmarks/recovery.py for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+import bough
+from benchmarks import peers
+from benchmarks.cifar import load_module
+from benchmarks.harness import about
+from benchmarks.tasks import TASKS, Task
+from bough.comparing import Row, compare
+from bough.comparing.naming import named
+
+RESULTS = Path(__file__).parent / "results" / "criteria.json"
+BUDGETS = {"resnet56": (75, 60, 50, 40), "mobilenetv1_025": (80, 65, 50), "stories260k": (90, 80, 70)}
+ALLOCATIONS = ("uniform", "global", "isomorphic", "greedy")  # and "error" for scores that are errors
+SLOW = ("shapley", "masked_loss", "hrank")  # --slow: their cost is units x data, or an SVD of every map
+ALL = 10_000
+COUNTS = ("images", "stories")
+
+
+def criteria(task: Task, slow: bool) -> dict[str, Any]:
+    """All that score units, by name, and the two by reconstruction with options that set groups side by side."""
+    table = bough.importance.CRITERIA
+    names = [n for n, e in table.items() if e.scores == "units" and (slow or n not in SLOW)]
+    relative = (bough.importance.OBS(sites=64, relative=True), bough.importance.ThiNet(sites=64, relative=True))
+    return {n: bough.importance.criterion(n, task.loss) for n in names} | {named(c): c for c in relative}
+
+
+def budget(task: Task, percent: int) -> bough.Budget:
+    return bough.Budget(**{task.field: f"{percent}%"})
+
+
+def scored_on(task: Task) -> list[Any]:
+    return task.calibration[: len(task.calibration) // 2]
+
+
+def ours(task: Task, percents: Sequence[int], slow: bool, folder: Path) -> list[Row]:
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        print(".", end="", flush=True)
+        return {**task.measure(model), "choose": task.choose(model)}
+
+    def compared(names: Iterable[str], allocations: Sequence[str]) -> Iterator[Row]:
+        found = compare(
+            task.model, example(task), [n if n in bough.importance.CRITERIA else made[n] for n in names],
+            [budget(task, p) for p in percents], evaluate, allocations=allocations, seeds=(0, 1, 2), data=scored_on(task),
+            loss=task.loss, ignore=task.ignore, folder=folder, lower_is_better=task.lower_is_better,
+        )  # fmt: skip
+        return (r for r in found.rows[1:] if r.criterion in names)
+
+    made = criteria(task, slow)
+    errors = [n for n, c in made.items() if getattr(c, "gives_errors", False)]
+    return [*compared(list(made), ALLOCATIONS), *compared(errors, ["error"])]
+
+
+def example(task: Task) -> Any:
+    batch = task.calibration[0]
+    return (batch[0] if isinstance(batch, (tuple, list)) else batch)[:2]
+
+
+def theirs(task: Task, percents: Sequence[int]) -> Iterator[tuple[dict[str, Any], nn.Module | None]]:
+    """Torch-Pruning's rows, each with its model."""
+    shares = [p / 100 for p in percents]
+    for criterion, allocation in product(peers.CRITERIA, ("global", "uniform")):
+        row, start = {"criterion": criterion, "allocation": allocation}, time.perf_counter()
+        torch.manual_seed(0)
+        try:
+            cut = peers.torch_pruning(
+                task.model, example(task), criterion, shares, uniform=allocation == "uniform", labelled=task.calibration,
+                steps=150,
+            )  # fmt: skip
+            for percent, (model, kept) in zip(percents, cut, strict=False):
+                measured = {k: round(v, 3) for k, v in task.measure(model).items() if k not in COUNTS}
+                name = f"{task.field}={percent}%"
+                yield {**row, "budget": name, "kept": round(kept, 4), **measured, "choose": task.choose(model)}, model
+        except Exception as error:
+            yield {**row, "error": f"{type(error).__name__}: {error}"[:200]}, None
+        print("torch-pruning", row, round(time.perf_counter() - start), "s", flush=True)
+
+
+def short(row: Row, task: Task) -> dict[str, Any]:
+    """What of a row goes into the results."""
+    kind = {"criterion": row.criterion, "allocation": row.allocation, "budget": row.budget}
+    if row.error:
+        return kind | {"error": row.error[:200]}
+    seeds = {} if row.seed is None else {"seed": row.seed}
+    measured = {k: round(v, 3) for k, v in row.metrics.items() if k not in COUNTS}
+    return kind | seeds | {"kept": round(row.kept[task.field], 4), **measured, "score_s": round(row.seconds.get("score", 0), 2)}
+
+
+def run(load: ModuleType, name: str, test: int, slow: bool, folder: Path) -> dict[str, Any]:
+    task, percents, peer = TASKS[name](load, test), BUDGETS[name], name != "stories260k"  # it does not finish on GQA
+    mine = [short(r, task) for r in ours(task, percents, slow, folder / name)]
+    made = list(theirs(task, percents)) if peer else []
+    whole, sign = TASKS[name](load, ALL), -1 if task.lower_is_better else 1
+    bests = []
+    for percent in percents:
+        of_budget = f"{task.field}={percent}%"
+        chosen = max((r for r in mine if r["budget"] == of_budget and "error" not in r), key=lambda r: sign * r["choose"])
+        pair: dict[str, Any] = {"budget": of_budget, "bough": chosen | whole.measure(recut(task, chosen, percent))}
+        candidates = [(r, m) for r, m in made if m is not None and r["budget"] == of_budget]
+        if candidates:
+            row, model = max(candidates, key=lambda c: sign * c[0]["choose"])
+            assert model is not None
+            pair["torch_pruning"] = row | whole.measure(model)
+        bests.append(pair)
+        print(pair, flush=True)
+    dense = whole.measure(copy.deepcopy(task.model))
+    return {"dense": dense, "best": bests, "bough": mine, "torch_pruning": [r for r, _ in made], "about": about()}
+
+
+def recut(task: Task, row: dict[str, Any], percent: int) -> nn.Module:
+    """The model of one of bough's rows, made again."""
+    graph = bough.trace(task.model, example(task))
+    scores = bough.score(graph, criteria(task, True)[row["criterion"]], scored_on(task))
+    return bough.cut(
+        task.model, bough.plan(graph, scores, budget(task, percent), allocation=row["allocation"], ignore=task.ignore)
+    )  # fmt: skip
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    """As JSON with a row to a line."""
+    text = json.dumps(results, indent=1)
+    path.write_text(re.sub(r"\{[^{}]*\}", lambda m: " ".join(m[0].split()), text) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds load.py")
+    parser.add_argument("--models", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--test", type=int, default=2000, help="test samples of each row")
+    parser.add_argument("--slow", action="store_true", help=f"also {', '.join(SLOW)}")
+    parser.add_argument("--runs", type=Path, default=Path(".criteria"), help="folder of the rows made so far")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    load = load_module(given.data)
+    for name in given.models:
+        made = run(load, name, given.test, given.slow, given.runs)
+        results = json.loads(given.out.read_text()) if given.out.exists() else {}
+        write(results | {name: made}, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Trained networks with the data that accuracy after a cut is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.cifar import images, predicted, test_images
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, its calibration batches, what is measured of it, and the groups that stay.
+
+    `loss(model, batch)` is the mean over a calibration batch; only criteria that need it look at labels. `measure` tells the
+    metric on test data; `choose` a figure on data that is neither: by it, and not by the test, one of several is chosen.
+    """
+
+    model: nn.Module
+    calibration: list[Any]
+    loss: Callable[[nn.Module, Any], Tensor]
+    measure: Callable[[nn.Module], dict[str, float]]
+    choose: Callable[[nn.Module], float]
+    field: str  # of Cost, that budgets bound
+    ignore: tuple[str, ...] = ()
+    lower_is_better: bool = False
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def pairs(x: Tensor, y: Tensor, size: int) -> list[Any]:
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def share(model: nn.Module, x: Tensor, wanted: Tensor) -> float:
+    """Percent of the images that are told as wanted."""
+    return 100 * float((predicted(model, x) == wanted).float().mean())
+
+
+def resnet56(load: ModuleType, test: int) -> Task:
+    found, labels = load.cifar10("train")
+    train, truth = images(found[:2048], load), torch.from_numpy(labels[:2048])
+    x, y = test_images(load, test)
+    return Task(
+        load.resnet_cifar10(56), pairs(train[:1024], truth[:1024], 128), cross_entropy,
+        lambda model: {"accuracy": share(model, x, y), "images": len(y)},
+        lambda model: share(model, train[1024:], truth[1024:]), "macs", ("conv1",),
+    )  # fmt: skip
+
+
+def mobilenet(load: ModuleType, test: int) -> Task:
+    found, labels = load.imagenet_sample()
+    order = np.random.default_rng(0).permutation(len(found))
+    train, truth = images(found[order[:512]], load), torch.from_numpy(np.asarray(labels)[order[:512]])
+    model, x = load.mobilenetv1_025(), images(found[order[512 : 512 + test]], load)
+    dense, same = predicted(model, x), predicted(model, train[:256])
+    return Task(
+        model, pairs(train, truth, 32), cross_entropy,
+        lambda small: {"agreement": share(small, x, dense), "images": len(x)},
+        lambda small: share(small, train[:256], same), "macs",
+    )  # fmt: skip
+
+
+def language_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Cross-entropy of each next token."""
+    ids = batch[0] if isinstance(batch, (tuple, list)) else batch
+    loss: Tensor = model(ids, labels=ids).loss
+    return loss
+
+
+def stories(load: ModuleType, test: int) -> Task:
+    tokenizer = load.Tok512()
+    rows = token_rows(load, tokenizer, 288)
+    held = [s.strip() for s in load.text("tinystories_sample_cs336").split("<|endoftext|>") if s.strip()]
+
+    @torch.no_grad()
+    def choose(model: nn.Module) -> float:
+        return float(language_loss(model, rows[256:]).exp())
+
+    return Task(
+        load.stories260k(), list(rows[:256].split(32)), language_loss,
+        lambda model: {"perplexity": load.perplexity(model, held[:test], tokenizer), "stories": len(held[:test])},
+        choose, "params", lower_is_better=True,
+    )  # fmt: skip
+
+
+def token_rows(load: ModuleType, tokenizer: Any, count: int, length: int = 128) -> Tensor:
+    """[count, length] tokens of TinyStories, each row begun as a text is."""
+    ids: list[int] = []
+    for paragraph in load.text("tinystories_train_head_197k").split("\n\n"):  # encoding takes the square of the length
+        ids += tokenizer.encode(paragraph.strip() + "\n")
+        if len(ids) >= count * (length - 1):
+            break
+    cut: Sequence[list[int]] = [[1, *ids[i : i + length - 1]] for i in range(0, len(ids) - length + 2, length - 1)]
+    return torch.tensor(cut[:count])
+
+
+TASKS: dict[str, Callable[[ModuleType, int], Task]] = {
+    "resnet56": resnet56,
+    "mobilenetv1_025": mobilenet,
+    "stories260k": stories,
+}
