@@ -4,6 +4,7 @@ trace -> score -> plan -> cut -> verify -> recover -> save
 """
 
 from bough import errors, importance, recovery
+from bough.comparing import Comparison, compare
 from bough.correcting import correct_table
 from bough.cost import Cost, EnergyModel, LatencyTable
 from bough.curves import sensitivity
@@ -19,8 +20,8 @@ from bough.targeting import meet_latency
 from bough.tracing import trace
 
 __all__ = [
-    "BoughError", "Budget", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer", "Member", "Plan",
-    "Result", "Training", "Verification", "allocation", "correct_table", "cut", "cut_", "distill", "errors", "finetune",
+    "BoughError", "Budget", "Comparison", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer", "Member", "Plan",
+    "Result", "Training", "Verification", "allocation", "compare", "correct_table", "cut", "cut_", "distill", "errors", "finetune",
     "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild", "recalibrate", "recovery", "refit",
     "save", "score", "sensitivity", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip

@@ -74,13 +74,12 @@ def compare(
 
     Example:
         >>> import torch, bough
-        >>> from bough.comparing import compare
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> x = torch.randn(256, 4)
         >>> def error(small):
         ...     return {"error": float((small(x) - net(x)).square().mean().detach())}
         >>> budget = bough.Budget(params="50%")
-        >>> found = compare(net, x[:1], ["l2", "wanda"], [budget], error, data=x.split(64), lower_is_better=True)
+        >>> found = bough.compare(net, x[:1], ["l2", "wanda"], [budget], error, data=x.split(64), lower_is_better=True)
         >>> [row.criterion for row in found.rows], found.best(budget).kept("params") <= 0.5
         (['dense', 'l2', 'wanda', 'random'], True)
     """
