@@ -11,6 +11,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 import bough
 from benchmarks.cifar import load_module
 from benchmarks.harness import about
+from benchmarks.peers import torch_pruning
 from benchmarks.tasks import TASKS, Task
 from bough.graph import Graph
 from bough.recovery import recalibrate, refit
@@ -39,7 +41,7 @@ def plan_of(graph: Graph, scores: Any, task: Task, allocation: str, percent: int
     return bough.plan(graph, scores, budget, allocation=allocation, ignore=task.ignore)
 
 
-def row(task: Task, scores: Any, graph: Graph, allocation: str, percent: int, options: dict[str, Any]) -> dict[str, Any]:
+def row(task: Task, scores: Any, graph: Graph, allocation: str, percent: int) -> dict[str, Any]:
     plan = plan_of(graph, scores, task, allocation, percent)
     small = bough.cut(task.model, plan)
     kept = getattr(plan.cost, task.field) / getattr(plan.original, task.field)
@@ -50,14 +52,30 @@ def row(task: Task, scores: Any, graph: Graph, allocation: str, percent: int, op
         recalibrate(again, task.calibration)
         out["recalibrated"] = task.measure(again)
     start = time.perf_counter()
-    result = refit(task.model, small, plan, task.calibration, **options)
+    result = refit(task.model, small, plan, task.calibration)
     out["refit_s"] = time.perf_counter() - start
     out["refit"] = task.measure(result.model)
     out["skipped"] = result.skipped
+    if task.train is not None:
+        start = time.perf_counter()
+        task.train(result.model, task.model)
+        out["train_s"] = time.perf_counter() - start
+        out["distilled"] = task.measure(result.model)
+        task.train(small, task.model)
+        out["distilled_without_refit"] = task.measure(small)
     if norms:
         recalibrate(result.model, task.calibration)
         out["refit_recalibrated"] = task.measure(result.model)
     return out
+
+
+def peer_row(task: Task, criterion: str, percent: int) -> dict[str, Any]:
+    """Torch-Pruning's one-shot cut, with and without batch norms taken anew."""
+    cut = torch_pruning(task.model, task.calibration[0][0][:2], criterion, [percent / 100], labelled=task.calibration)
+    small, kept = next(cut)
+    out = {"kept": kept, "cut": task.measure(small)}
+    recalibrate(small, task.calibration)
+    return out | {"recalibrated": task.measure(small)}
 
 
 def main() -> None:
@@ -65,6 +83,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds load.py")
     parser.add_argument("--models", nargs="*", default=list(TASKS))
     parser.add_argument("--criteria", nargs="*", default=list(CRITERIA))
+    parser.add_argument("--peers", nargs="*", default=[], help="criteria of Torch-Pruning to set beside")
     parser.add_argument("--allocations", nargs="*", default=["global", "uniform", "error"])
     parser.add_argument("--budgets", nargs="*", type=int, help="percent that remain; of each model its own without")
     parser.add_argument("--test", type=int, default=2000, help="test samples")
@@ -72,27 +91,35 @@ def main() -> None:
     given = parser.parse_args()
     load = load_module(given.data)
     results: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"rows": {}}
+
+    def keep(key: str, made: dict[str, Any]) -> None:
+        results["rows"][key] = {**made, "about": about()}
+        given.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(key, {k: v for k, v in made.items() if k != "skipped"}, flush=True)
+
     for name in given.models:
         task = TASKS[name](load, given.test)
         first = task.calibration[0]
         graph = bough.trace(task.model, (first if isinstance(first, torch.Tensor) else first[0])[:2])
+        budgets = given.budgets or BUDGETS[name]
         for criterion in given.criteria:
             scores = None
-            for allocation in given.allocations:
-                for percent in given.budgets or BUDGETS[name]:
-                    key = f"{name} {criterion} {allocation} {percent}% {given.test}"
-                    if key in results["rows"] or (allocation == "error" and criterion != "obs"):
-                        continue
-                    if scores is None:
-                        data = task.calibration[: max(len(task.calibration) // 2, 1)]
-                        scores = bough.score(graph, CRITERIA[criterion](), data)
-                    results["rows"][key] = {**row(task, scores, graph, allocation, percent, {}), "about": about()}
-                    given.out.write_text(json.dumps(results, indent=1) + "\n")
-                    print(key, {k: v for k, v in results["rows"][key].items() if k not in ("about", "skipped")}, flush=True)
+            ways = [a for a in given.allocations if (a == "error") <= (criterion == "obs")]
+            for allocation, percent in product(ways, budgets):
+                key = f"{name} {criterion} {allocation} {percent}% {given.test}"
+                if key in results["rows"]:
+                    continue
+                if scores is None:
+                    data = task.calibration[: max(len(task.calibration) // 2, 1)]
+                    scores = bough.score(graph, CRITERIA[criterion](), data)
+                keep(key, row(task, scores, graph, allocation, percent))
+        for criterion, percent in product(given.peers, budgets):
+            key = f"{name} torch-pruning {criterion} {percent}% {given.test}"
+            if key not in results["rows"]:
+                keep(key, peer_row(task, criterion, percent))
         dense = f"{name} dense {given.test}"
         if dense not in results["rows"]:
-            results["rows"][dense] = {"dense": task.measure(task.model)}
-            given.out.write_text(json.dumps(results, indent=1) + "\n")
+            keep(dense, {"dense": task.measure(task.model)})
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from bough.targeting import meet_latency
 from bough.tracing import trace
 
 __all__ = [
-    "BoughError", "Budget", "Comparison", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer", "Member", "Plan",
-    "Result", "Training", "Verification", "allocation", "compare", "correct_table", "cut", "cut_", "distill", "errors", "finetune",
-    "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild", "recalibrate", "recovery", "refit",
-    "save", "score", "sensitivity", "trace", "transfer_optimizer", "verify",
+    "BoughError", "Budget", "Comparison", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer",
+    "Member", "Plan", "Result", "Training", "Verification", "allocation", "compare", "correct_table", "cut", "cut_",
+    "distill", "errors", "finetune", "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild",
+    "recalibrate", "recovery", "refit", "save", "score", "sensitivity", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"
