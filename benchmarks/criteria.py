@@ -63,7 +63,8 @@ def ours(task: Task, percents: Sequence[int], slow: bool, folder: Path) -> list[
     def compared(names: Iterable[str], allocations: Sequence[str]) -> Iterator[Row]:
         found = compare(
             task.model, example(task), [n if n in bough.importance.CRITERIA else made[n] for n in names],
-            [budget(task, p) for p in percents], evaluate, allocations=allocations, data=scored_on(task), loss=task.loss, ignore=task.ignore, folder=folder, lower_is_better=task.lower_is_better,
+            [budget(task, p) for p in percents], evaluate, allocations=allocations, data=scored_on(task), loss=task.loss,
+            ignore=task.ignore, folder=folder, lower_is_better=task.lower_is_better,
         )  # fmt: skip
         return (r for r in found.rows[1:] if r.criterion in names)
 
