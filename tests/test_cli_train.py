@@ -52,6 +52,22 @@ def test_refit(tmp_path):
     assert (refitted(x) - dense(x)).norm() < 0.9 * (cut(x) - dense(x)).norm()
 
 
+def test_prune_by_a_criterion_on_data_and_refit(tmp_path):
+    model, data = "tests.zoo.tasks:same_mlp", "tests.zoo.tasks:unlabelled"
+    words = ["prune", model, "--budget", "params=60%", "--importance", "obs", "--allocation", "error", "--data", data, "--json"]
+    plain = json.loads(run(*words, "--out", str(tmp_path / "small")))
+    refitted = json.loads(run(*words, "--refit", "--out", str(tmp_path / "refitted")))
+    assert plain["groups"] == refitted["groups"]
+    assert plain["refit"] is None
+    assert {x["name"] for x in refitted["refit"]["layers"]} <= {"2.weight", "4.weight"}
+    weights = [list(bough.load(tmp_path / f, lambda: tasks.same_mlp()[0]).parameters()) for f in ("small", "refitted")]
+    assert not all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    with pytest.raises(BoughError, match="no pairs"):
+        run("prune", model, "--budget", "params=60%", "--importance", "taylor", "--data", data)
+    with pytest.raises(BoughError, match="needs data"):
+        run("prune", model, "--budget", "params=60%", "--importance", "taylor")
+
+
 def test_prune_iteratively_and_resumed(tmp_path):
     pytest.importorskip("accelerate")
     words = ["prune", "tests.zoo.tasks:same_mlp", "--budget", "params=40%", "--iterative", "3", "--schedule", "cubic"]

@@ -11,6 +11,7 @@ import typer
 
 from bough.recovery import Training
 
+Model = Annotated[str, typer.Argument(help="module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
 Original = Annotated[str, typer.Argument(help="the original: module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
 Checkpoint = Annotated[Path, typer.Option(help="a folder that `bough prune --out` wrote")]
 Shape = Annotated[str | None, typer.Option(help="sizes of the example input, such as 1,3,224,224")]

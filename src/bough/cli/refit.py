@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import bough
-from bough.cli.models import find, pruned, resolve
+from bough.cli.calibration import batches
+from bough.cli.models import pruned, resolve
 from bough.cli.options import Checkpoint, Json, Original, Shape
-from bough.errors import ModelReferenceError
-from bough.importance import Data
 from bough.recovery import refit_
 
 
@@ -30,18 +28,10 @@ def refit(
 ) -> None:
     """Solves a pruned model's weights for what the original computes, layer by layer: no labels, no training."""
     small, (dense, inputs) = pruned(model, checkpoint, input_shape), resolve(model, input_shape)
-    stream = Data(batches(data), progress=not as_json)
+    stream = batches(data, progress=not as_json)
     done = refit_(dense, small.model, small.plan, stream, ridge=ridge, sites=sites, example_inputs=inputs)
     bough.save(small, out)
     if as_json:
         typer.echo(json.dumps({**done.to_dict(), "saved": str(out)}))
     else:
         typer.echo(f"{done}\nsaved in {out}")
-
-
-def batches(reference: str) -> Any:
-    """What `module:callable` returns: an iterable of batches that can be gone through more than once."""
-    made = find(reference)()
-    if not hasattr(made, "__iter__"):
-        raise ModelReferenceError(f"{reference} returned {type(made).__name__}: an iterable of batches is wanted")
-    return list(made) if isinstance(made, Iterator) else made

@@ -74,7 +74,7 @@ def distill(
 
 def prune_iteratively(
     net: nn.Module, inputs: Any, budget: bough.Budget, task: str | None, training: Training, *, steps: int, schedule: str,
-    importance: bough.importance.Criterion, planning: Any, ignore: Iterable[str],
+    importance: Any, data: Any, planning: Any, ignore: Iterable[str],
 ) -> Iterated:  # fmt: skip
     """`bough prune --iterative`: each step's training has a folder in that of the whole, so all of it is resumed."""
     if task is None:
@@ -90,8 +90,8 @@ def prune_iteratively(
         return finetune_model(small, given.train, how, loss=given.loss, evaluate=given.metric, optimizer=optimizer)
 
     return iterate(
-        net, inputs, budget, recover, steps=steps, schedule=SCHEDULES[schedule], importance=importance, planning=planning,
-        ignore=ignore, optimizer=optimizer,
+        net, inputs, budget, recover, steps=steps, schedule=SCHEDULES[schedule], importance=importance, data=data,
+        planning=planning, ignore=ignore, optimizer=optimizer,
     )  # fmt: skip
 
 

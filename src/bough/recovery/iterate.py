@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from bough.cutting import Verification, cut, transfer_optimizer, verify
 from bough.graph import Graph
-from bough.importance import Criterion, Magnitude, score
+from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
 from bough.planning import Budget, Plan, plan
 from bough.planning.compose import compose
 from bough.recovery.schedule import Schedule, budgets, geometric
@@ -60,7 +60,8 @@ def iterate(
     *,
     steps: int = 5,
     schedule: Schedule = geometric,
-    importance: Criterion | None = None,
+    importance: Criterion | DataCriterion | None = None,
+    data: Data | Iterable[Any] | None = None,
     planning: Planner = plan,
     ignore: Iterable[str] = (),
     optimizer: Optimizer | None = None,
@@ -73,7 +74,7 @@ def iterate(
         recover: called with the cut model and the step's number after each cut; trains the model in place.
         steps: number of cuts.
         schedule: shares kept after each step: `geometric`, `linear`, `cubic` or a function of your own.
-        importance: the criterion, `Magnitude(p=2)` unless given. One on data: `lambda graph: bough.score(graph, ..., data)`.
+        importance: the criterion, `Magnitude(p=2)` unless given. data: batches for one that needs them, as for `score`.
         planning: `plan`, or with options: `functools.partial(bough.plan, round_to=8)`.
         optimizer: of `model`; it is carried through each cut with its state, so `recover` can go on with it.
 
@@ -90,12 +91,12 @@ def iterate(
     """
     criterion = importance or Magnitude(p=2)
     graph = trace(model, example_inputs, ignore=ignore)
-    planning(graph, score(graph, criterion), budget)  # can it be reached at all? better told now than after training
+    planning(graph, score(graph, criterion, data), budget)  # can it be reached at all? better told now than after training
     bounds = budgets(budget, graph.cost(), steps, schedule)
     small, whole, done = model, None, []
     for number, bound in enumerate(bounds):
         graph = graph if number == 0 else trace(small, example_inputs, ignore=ignore)
-        decided = planning(graph, score(graph, criterion), bound)
+        decided = planning(graph, score(graph, criterion, data), bound)
         whole = decided if whole is None else compose(whole, decided)
         before, small = small, cut(small, decided)
         done.append(Step(number, bound, decided, verify(before, small, decided, example_inputs)))

@@ -1,0 +1,71 @@
+"""Calibration data and the loss on it, as commands are given them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bough.cli.models import find
+from bough.errors import ModelReferenceError
+from bough.importance import CRITERIA, Data, Loss
+from bough.importance.data import moved, of
+from bough.recovery.finetune import logits_of
+
+KNOWN = ", ".join(name for name, entry in CRITERIA.items() if entry.scores == "units")
+
+Batches = Annotated[str | None, typer.Option(help="module:fn; fn() gives batches, for criteria on data and --refit")]
+LossOf = Annotated[
+    str | None, typer.Option(help="module:fn; fn(model, batch) is the loss; cross-entropy of (inputs, labels) unless given")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Batches, if any, and the loss on them."""
+
+    data: Data | None
+    loss: Loss
+
+
+def calibration(data: str | None, loss: str | None, criteria: Iterable[str], *, progress: bool) -> Calibration:
+    """What `--data` and `--loss` name.
+
+    Raises:
+        ModelReferenceError: `--data` gives no batches, or one of `criteria` needs the loss and the batches are no pairs.
+    """
+    made = None if data is None else batches(data, progress=progress)
+    if loss is not None:
+        return Calibration(made, find(loss))
+    if made is not None and any(n in CRITERIA and CRITERIA[n].needs == "loss" for n in criteria):
+        _pairs(made)
+    return Calibration(made, cross_entropy)
+
+
+def batches(reference: str, *, progress: bool = False) -> Data:
+    """What `module:callable` returns: batches that can be gone through more than once."""
+    made = find(reference)()
+    if not hasattr(of(made).batches, "__iter__"):
+        raise ModelReferenceError(f"{reference} returned {type(made).__name__}: an iterable of batches is wanted")
+    if isinstance(made, Data):
+        return made
+    return Data(list(made) if isinstance(made, Iterator) else made, progress=progress)
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """The loss unless one is given: cross-entropy of the logits [N, classes, ...] of a pair (inputs, labels)."""
+    x, labels = moved(batch, next(model.parameters()).device)
+    return F.cross_entropy(logits_of(model(x)), labels)
+
+
+def _pairs(data: Data) -> None:
+    batch = next(iter(data.batches), None)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise ModelReferenceError(
+            f"--data gives batches ({type(batch).__name__}) that are no pairs (inputs, labels), which cross-entropy needs: "
+            "give --loss module:fn with fn(model, batch)"
+        )
