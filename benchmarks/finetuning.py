@@ -2,9 +2,10 @@
 
     python -m benchmarks.finetuning --data PATH --depth 56 --starts refit torch-pruning --recipes distill --times 2.57
 
-A row per (network, start, recipe, cut, epochs, seed): how the network was cut, how it was trained on. Every row has the same
-order of the data, the same augmentation, number of epochs, optimizer and schedule. The test images choose nothing: what counts
-is the accuracy of the last weights. A killed run goes on where it was; rows in the JSON are not run again.
+A row per (network, start, recipe, cut, epochs, seed): how the network became smaller (benchmarks/starts.py), and how it was
+trained on. Every row has the same order of the data, augmentation, optimizer, and number of epochs, those of iterated and
+regularized starts counted in; each piece of training has a schedule of its own. The test images choose nothing: what counts is
+the accuracy of the last weights. A killed run goes on where it was; rows in the JSON are not run again.
 """
 
 from __future__ import annotations
@@ -14,59 +15,20 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import bough
 from benchmarks.cifar import Augmented, batches, images, load_module, predicted, test_images
 from benchmarks.harness import about
-from benchmarks.peers import torch_pruning
+from benchmarks.starts import STARTS, Setting
 from bough import recovery
 
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
-STEM = ("conv1",)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A smaller network, the share of the MACs it has, and what came before training."""
-
-    model: nn.Module
-    kept: float
-
-
-def by_refit(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:
-    """OBS, the least error that adds up per MAC, and least squares: no labels, no training."""
-    plan = by_error(model, unlabelled, share)
-    return Cut(recovery.refit(model, bough.cut(model, plan), plan, unlabelled).model, plan.cost.macs / plan.original.macs)
-
-
-def by_error(model: nn.Module, unlabelled: list[Tensor], share: float) -> bough.Plan:
-    graph = bough.trace(model, unlabelled[0][:2])
-    scores = bough.score(graph, bough.importance.OBS(sites=64, relative=True), unlabelled[: len(unlabelled) // 2])
-    return bough.plan(graph, scores, bough.Budget(macs=f"{share:%}"), allocation="error", ignore=STEM)
-
-
-def by_cut(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:
-    """The same units, without least squares."""
-    plan = by_error(model, unlabelled, share)
-    return Cut(bough.cut(model, plan), plan.cost.macs / plan.original.macs)
-
-
-def by_torch_pruning(model: nn.Module, unlabelled: list[Tensor], share: float) -> Cut:
-    return Cut(*next(torch_pruning(model, unlabelled[0], "group", [share])))
-
-
-STARTS: dict[str, Callable[[nn.Module, list[Tensor], float], Cut]] = {
-    "refit": by_refit,
-    "cut": by_cut,
-    "torch-pruning": by_torch_pruning,
-}
 
 
 def plain(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
@@ -88,30 +50,33 @@ def row(
     def accuracy(model: nn.Module, count: int = 10_000) -> float:
         return 100 * float((predicted(model, x[:count]) == y[:count]).float().mean())
 
-    model = load.resnet_cifar10(depth)
+    model = load.resnet_cifar10(depth).to(memory_format=torch.channels_last)
     found, _ = load.cifar10("train")
     torch.manual_seed(seed)
-    begin = time.perf_counter()
-    cut = STARTS[start](model, list(images(found[:1024], load).split(128)), 1 / times)
-    small = cut.model.to(memory_format=torch.channels_last)
-    out: dict[str, Any] = {"macs_kept": cut.kept, "cut_s": time.perf_counter() - begin, "before": accuracy(small)}
-    out["params_kept"] = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     training = recovery.Training(
         epochs=epochs, lr=0.02, optimizer="sgd", weight_decay=5e-4, precision="bf16", seed=seed, folder=folder, save_every=200,
         log_every=50,
     )  # fmt: skip
     data = batches(Augmented(load))
+    begin = time.perf_counter()
+    unlabelled = list(images(found[:1024], load).split(128))
+    cut = STARTS[start](Setting(copy.deepcopy(model), unlabelled, 1 / times, data, training))
+    small = cut.model.to(memory_format=torch.channels_last)
+    out: dict[str, Any] = {"macs_kept": cut.kept, "start_s": time.perf_counter() - begin, "before": accuracy(small)}
+    out["params_kept"] = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     curve = folder / "curve.jsonl"
 
     def at_the_end_of_epochs(line: dict[str, Any]) -> None:
         if line["step"] % len(data) == 0:
             with curve.open("a") as file:
-                file.write(json.dumps({"epoch": line["epoch"] + 1, "accuracy_of_2000": accuracy(small, 2000)}) + "\n")
+                file.write(
+                    json.dumps({"epoch": cut.epochs + line["epoch"] + 1, "accuracy_of_2000": accuracy(small, 2000)}) + "\n"
+                )
 
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    teacher = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    RECIPES[recipe](small, teacher, data, training, callback=at_the_end_of_epochs)
+    left = replace(training, epochs=epochs - cut.epochs, folder=folder / "last")
+    RECIPES[recipe](small, model, data, left, callback=at_the_end_of_epochs)
     out |= {"train_s": time.perf_counter() - begin, "after": accuracy(small)}
     return out | {"curve": [json.loads(line) for line in curve.read_text().splitlines()]}
 
