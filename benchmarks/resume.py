@@ -5,7 +5,9 @@
 Handwritten digits with random shifts. *Killed*: a pruned residual net with batch norm is fine-tuned with AdamW in a process
 that is killed (SIGKILL) at random moments and started again, until it has been killed so often; its weights and log are held
 against those of a run that nobody killed, bit for bit. *Processes*: a net without batch norm is distilled in float64 by one
-process and by two (gloo, CPU) that share each batch; their loss curves are compared.
+process and by two that share each batch (`accelerate launch`, gloo, CPU); their loss curves are compared. accelerate's command
+imports timm where it is installed, and fails where timm's torchvision does: then use an environment of `pip install
+'bough[demo,train]'` alone.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ def shared(folder: str) -> None:
         nn.Sequential(nn.Flatten(), nn.Linear(64, n), nn.ReLU(), nn.Linear(n, 10)).double() for n in (24, 48)
     )  # fmt: skip
     distill(small, model, Shifted(torch.float64), Training(epochs=EPOCHS, lr=4e-3, batch_size=BATCH, folder=folder))
+    Path(folder, "processes").write_text(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start(words: list[str]) -> subprocess.Popen[bytes]:
@@ -109,13 +112,15 @@ def kill_often(place: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def compare_processes(place: Path) -> dict[str, Any]:
-    launch = ["torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+    launch += ["--dynamo_backend=no"]  # what it calls multi_gpu is torchrun, with ACCELERATE_USE_CPU on CPUs
     for name, before in (("one", []), ("two", launch)):
         words = [*before, *(["-m"] if before else []), "benchmarks.resume", "--child", "shared", str(place / name)]
         if start(words).wait():
             raise SystemExit(f"the run of {name} failed")
     one, two = ([line["loss"] for line in read_log(place / n / "log.jsonl")] for n in ("one", "two"))
     return {
+        "processes": [int((place / n / "processes").read_text()) for n in ("one", "two")],
         "lines": len(one), "first_loss": one[0], "last_loss": one[-1],
         "largest_difference": max(abs(a - b) for a, b in zip(one, two, strict=True)),
     }  # fmt: skip
@@ -123,6 +128,7 @@ def compare_processes(place: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["processes", "killed"], choices=["processes", "killed"])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=harness.ROOT / "benchmarks" / "results" / "resume.json")
@@ -132,17 +138,14 @@ def main() -> None:
         torch.set_num_threads(1)
         {"killed": killed, "shared": shared}[given.child[0]](given.child[1])
         return
-    about = harness.about()
+    found = json.loads(given.out.read_text()) if given.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        processes = compare_processes(Path(folder))
-        found = {
-            **about,
-            "seed": given.seed,
-            "killed": kill_often(Path(folder), given.kills, given.seed),
-            "processes": processes,
-        }
+        for part in given.parts:
+            place = Path(folder) / part
+            made = kill_often(place, given.kills, given.seed) if part == "killed" else compare_processes(place)
+            found[part] = {**made, "seed": given.seed, "about": harness.about()}
+            print(part, json.dumps(made, indent=1))
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({k: found[k] for k in ("killed", "processes")}, indent=1))
 
 
 if __name__ == "__main__":
