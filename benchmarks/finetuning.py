@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
+import bough
 from benchmarks.cifar import Augmented, batches, images, load_module, predicted, test_images
 from benchmarks.harness import about
-from benchmarks.starts import STARTS, Setting
+from benchmarks.starts import DISTILLATION, STARTS, Setting
 from bough import recovery
 
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
@@ -36,7 +37,7 @@ def plain(small: nn.Module, model: nn.Module, data: Any, training: recovery.Trai
 
 
 def distilled(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
-    recovery.distill(small, model, data, training, distillation=recovery.Distillation(temperature=4, logits=0.9), **more)
+    recovery.distill(small, model, data, training, distillation=DISTILLATION, **more)
 
 
 RECIPES: dict[str, Callable[..., None]] = {"plain": plain, "distill": distilled}
@@ -78,6 +79,8 @@ def row(
     left = replace(training, epochs=epochs - cut.epochs, folder=folder / "last")
     RECIPES[recipe](small, model, data, left, callback=at_the_end_of_epochs)
     out |= {"train_s": time.perf_counter() - begin, "after": accuracy(small)}
+    if cut.plan is not None:
+        bough.save(replace(cut, model=small), folder / "checkpoint")
     return out | {"curve": [json.loads(line) for line in curve.read_text().splitlines()]}
 
 
