@@ -4,6 +4,7 @@
 
 Batch 1, one thread. For each (model, backend) a table is measured once, and corrected by random cuts. For each target a
 plan is made by `meet_latency`, and a process of its own then cuts the original by it and measures both, turn by turn.
+For each (model, backend) half of the MACs is also cut with widths rounded to multiples: the speed-up over the MACs' reduction.
 Tables, plans and rows are kept in --cache: what is there is not done again. Run it on a quiet machine. Where that can not
 be had, --clock cpu takes the CPU time of the one thread in place of the clock, and the rows say so.
 """
@@ -23,6 +24,7 @@ from benchmarks.budget_models import LATENCY, build
 BACKENDS = ("eager", "onnxruntime")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 ROUND_TO, TOLERANCE = 8, 0.05
+MULTIPLES = (1, 4, 8, 16, 32)
 
 
 def side_by_side(models: dict[str, Any], inputs: Any, backend: str, clock: str, repeats: int) -> dict[str, float]:
@@ -126,6 +128,23 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def rounded(args: argparse.Namespace) -> dict[str, Any]:
+    """Half of the MACs, with widths that are multiples of this and that: what of it comes out as speed."""
+    import bough
+
+    model, inputs = build(args.model)
+    graph = bough.trace(model, inputs)
+    scores = bough.score(graph, bough.importance.Magnitude())
+    plans = {f"{n}": bough.plan(graph, scores, bough.Budget(macs="50%"), round_to=n, allocation="greedy") for n in MULTIPLES}
+    models = {"whole": model} | {n: bough.cut(model, p) for n, p in plans.items()}
+    times = side_by_side(models, inputs, args.backend, args.clock, args.repeats)
+    found = {}
+    for n, plan in plans.items():
+        less, faster = plan.original.macs / plan.cost.macs, times["whole"] / times[n]
+        found[n] = {"macs_reduction": less, "speed_up": faster, "ratio": faster / less}
+    return {"whole_ms": 1e3 * times["whole"], "round_to": found}
+
+
 def one(args: argparse.Namespace, model: str, backend: str, target: int) -> dict[str, Any]:
     """A row, from the cache where it is there."""
     kept = args.cache / f"{model}-{backend}-{target}-{args.clock}.row.json"
@@ -141,7 +160,20 @@ def one(args: argparse.Namespace, model: str, backend: str, target: int) -> dict
     return row
 
 
-WORKERS = {"make": make, "time": clock, "check": check}
+def rounding_of(args: argparse.Namespace, model: str, backend: str) -> dict[str, Any]:
+    """A row of `rounded`, from the cache where it is there."""
+    kept = args.cache / f"{model}-{backend}-{args.clock}.rounding.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    args.model, args.backend, args.target = model, backend, 0
+    row: dict[str, Any] = {"model": model, "backend": backend, "clock": args.clock, "about": harness.about()}
+    row |= harness.measure("benchmarks.latency", words(args, "round"), args.timeout)
+    if "error" not in row and "timeout_s" not in row:
+        kept.write_text(json.dumps(row))
+    return row
+
+
+WORKERS = {"make": make, "time": clock, "check": check, "round": rounded}
 
 
 def main() -> None:
@@ -167,13 +199,15 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps(WORKERS[args.worker](args)))
         return
-    rows = []
+    rows, rounding = [], []
     for model in args.models:
         for backend in args.backends:
+            rounding.append(rounding_of(args, model, backend))
+            print(json.dumps({k: v for k, v in rounding[-1].items() if k != "about"}), flush=True)
             for target in args.targets:
                 rows.append(one(args, model, backend, target))
                 print(json.dumps({k: v for k, v in rows[-1].items() if k != "about"}), flush=True)
-    args.out.write_text(json.dumps({**harness.about(), "rows": rows}, indent=1) + "\n")
+    args.out.write_text(json.dumps({**harness.about(), "rows": rows, "half_of_the_macs": rounding}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
