@@ -73,6 +73,31 @@ def ours(task: Task, percents: Sequence[int], slow: bool, folder: Path) -> list[
     return [*compared(list(made), ALLOCATIONS), *compared(errors, ["error"])]
 
 
+def by_layers(task: Task, percents: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Whole layers left out, those of the least influence first: as many as the budget asks for."""
+    graph = bough.trace(task.model, example(task), ignore=task.ignore)
+    scores = bough.score(graph, bough.importance.BlockInfluence(), scored_on(task))
+    influences: dict[str, float] = {}
+    for name in dict.fromkeys(x.container or x.name for x in graph.layers):
+        entries = [x.name for x in graph.layers if (x.container or x.name) == name]
+        influences |= dict(zip(entries, scores[name].tolist(), strict=True))
+    whole, gone = getattr(graph.cost(), task.field), []
+    order = sorted(influences, key=influences.__getitem__)
+    for percent in percents:
+        row = {"criterion": "block_influence", "allocation": "layers", "budget": f"{task.field}={percent}%"}
+        plan = bough.plan(graph, scores, keep={}, drop=gone)
+        while getattr(plan.cost, task.field) > percent / 100 * whole and order:
+            gone.append(order.pop(0))
+            plan = bough.plan(graph, scores, keep={}, drop=gone)
+        if getattr(plan.cost, task.field) > percent / 100 * whole:
+            yield row | {"error": "out of reach by leaving layers out"}
+            continue
+        small = bough.cut(task.model, plan)
+        measured = {k: round(v, 3) for k, v in task.measure(small).items() if k not in COUNTS}
+        kept = round(getattr(plan.cost, task.field) / whole, 4)
+        yield {**row, "kept": kept, **measured, "choose": task.choose(small), "left_out": list(gone)}
+
+
 def example(task: Task) -> Any:
     batch = task.calibration[0]
     return (batch[0] if isinstance(batch, (tuple, list)) else batch)[:2]
@@ -111,6 +136,7 @@ def short(row: Row, task: Task) -> dict[str, Any]:
 def run(load: ModuleType, name: str, test: int, slow: bool, folder: Path) -> dict[str, Any]:
     task, percents, peer = TASKS[name](load, test), BUDGETS[name], name != "stories260k"  # it does not finish on GQA
     mine = [short(r, task) for r in ours(task, percents, slow, folder / name)]
+    layers = list(by_layers(task, percents)) if bough.trace(task.model, example(task)).layers else []
     made = list(theirs(task, percents)) if peer else []
     whole, sign = TASKS[name](load, ALL), -1 if task.lower_is_better else 1
     bests = []
@@ -126,7 +152,7 @@ def run(load: ModuleType, name: str, test: int, slow: bool, folder: Path) -> dic
         bests.append(pair)
         print(pair, flush=True)
     dense = whole.measure(copy.deepcopy(task.model))
-    return {"dense": dense, "best": bests, "bough": mine, "torch_pruning": [r for r, _ in made], "about": about()}
+    return {"dense": dense, "best": bests, "bough": [*mine, *layers], "torch_pruning": [r for r, _ in made], "about": about()}
 
 
 def recut(task: Task, row: dict[str, Any], percent: int) -> nn.Module:

@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.cifar import images, predicted, test_images
 from bough import recovery
+from tests.zoo.shim import declare_torchvision_ops
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def language_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def stories(load: ModuleType, test: int) -> Task:
+    declare_torchvision_ops()  # transformers imports it
     tokenizer = load.Tok512()
     rows = token_rows(load, tokenizer, 800)
     held = [s.strip() for s in load.text("tinystories_sample_cs336").split("<|endoftext|>") if s.strip()]
