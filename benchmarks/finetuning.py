@@ -48,8 +48,8 @@ def row(
 ) -> dict[str, Any]:
     x, y = test_images(load, 10_000)
 
-    def accuracy(model: nn.Module, count: int = 10_000) -> float:
-        return 100 * float((predicted(model, x[:count]) == y[:count]).float().mean())
+    def accuracy(model: nn.Module, every: int = 1) -> float:
+        return 100 * float((predicted(model, x[::every]) == y[::every]).float().mean())
 
     model = load.resnet_cifar10(depth).to(memory_format=torch.channels_last)
     found, _ = load.cifar10("train")
@@ -71,7 +71,7 @@ def row(
         if line["step"] % len(data) == 0:
             with curve.open("a") as file:
                 file.write(
-                    json.dumps({"epoch": cut.epochs + line["epoch"] + 1, "accuracy_of_2000": accuracy(small, 2000)}) + "\n"
+                    json.dumps({"epoch": cut.epochs + line["epoch"] + 1, "accuracy_of_2000": accuracy(small, every=5)}) + "\n"
                 )
 
     folder.mkdir(parents=True, exist_ok=True)
