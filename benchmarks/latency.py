@@ -68,12 +68,15 @@ def make(args: argparse.Namespace) -> dict[str, Any]:
         return whole * both["cut"] / both["whole"]
 
     def afresh(cut: Any) -> float:
-        """The same in a process of its own: how memory is laid out differs from one to the next."""
+        """The same in a process of its own, near the target the median of three: memory is laid out otherwise in each."""
         if cut is model:
             return whole
         torch.save(cut, args.cache / "candidate.pt")
-        both = harness.measure("benchmarks.latency", words(args, "time"), args.timeout)
-        return whole * both["cut"] / both["whole"]
+        shares: list[float] = []
+        while not shares or (len(shares) < 3 and abs(shares[0] / (args.target / 100) - 1) < 2 * TOLERANCE):
+            both = harness.measure("benchmarks.latency", words(args, "time"), args.timeout)
+            shares.append(both["cut"] / both["whole"])
+        return whole * statistics.median(shares)
 
     path = args.cache / f"{args.model}-{args.backend}.json"
     corrected = path.with_suffix(f".{args.clock}.json")
@@ -114,7 +117,7 @@ def words(args: argparse.Namespace, worker: str) -> list[str]:
 
 
 def check(args: argparse.Namespace) -> dict[str, Any]:
-    """Both plans beside the original, in this process, which made neither."""
+    """The plan beside the original, and beside the one by MACs alone, in this process, which made neither."""
     import bough
 
     model, inputs = build(args.model)
@@ -122,12 +125,15 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("latency", "macs"):
         text = (args.cache / f"{args.model}-{args.backend}-{args.target}-{name}.plan.json").read_text()
         models[name] = bough.cut(model, bough.Plan.from_json(text))
-    times = side_by_side(models, inputs, args.backend, args.clock, args.repeats)
+    times, ways = (
+        side_by_side({n: models[n] for n in pair}, inputs, args.backend, args.clock, args.repeats)
+        for pair in (("whole", "latency"), ("latency", "macs"))
+    )
     share = times["latency"] / times["whole"]
     asked = args.target / 100
     return {
         "ms": {n: 1e3 * t for n, t in times.items()}, "share": share,
-        "met": asked * (1 - TOLERANCE) <= share <= asked, "faster_than_by_macs": times["macs"] / times["latency"],
+        "met": asked * (1 - TOLERANCE) <= share <= asked, "faster_than_by_macs": ways["macs"] / ways["latency"],
     }  # fmt: skip
 
 
