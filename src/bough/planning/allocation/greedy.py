@@ -28,7 +28,8 @@ class Greedy:
     Unless `relative` is False, importance is lost in shares of its group's, see `Column.losses`.
 
     Of several limits the savings add up, as shares of each limit. Those that the plan ends below then weigh less, and the
-    plan is made again, up to `rounds` times: the best is kept.
+    plan is made again. So it is at the prices that steps have in the plan found, for those of the first steps were of a net
+    that was larger. Each up to `rounds` times: the best is kept.
     """
 
     relative: bool = True
@@ -37,10 +38,15 @@ class Greedy:
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
         problem = Problem(form, columns, limits)
         lost = cumulated(columns, self.relative)
-        return problem.unreachable() or problem.allocation(weighed(problem, lost, self.rounds))
+        return problem.unreachable() or problem.allocation(cheapest(problem, lost, self.rounds))
 
 
-def weighed(problem: Problem, lost: Arrays, rounds: int) -> Taken:
+def cheapest(problem: Problem, lost: Arrays, rounds: int) -> Taken:
+    """The plan of `Greedy`."""
+    return _repriced(problem, lost, _weighed(problem, lost, rounds), rounds)
+
+
+def _weighed(problem: Problem, lost: Arrays, rounds: int) -> Taken:
     """The best of the greedy plans that are made with limits weighed anew by how close the plan before came to them."""
     best = found = greedy(problem, lost)
     for _ in range(rounds if len(problem.limits) > 1 else 0):
@@ -51,6 +57,41 @@ def weighed(problem: Problem, lost: Arrays, rounds: int) -> Taken:
             best = found
     problem.weights = dict.fromkeys(problem.limits, 1.0)
     return best
+
+
+def _repriced(problem: Problem, lost: Arrays, taken: Taken, rounds: int) -> Taken:
+    """The best of `taken` and of plans made at the prices of the plan before."""
+    best = found = taken
+    seen = {found.tobytes()}
+    for _ in range(rounds):
+        found = greedy(problem, lost, _at_prices(problem, lost, found))
+        if total_loss(lost, found) < total_loss(lost, best):
+            best = found
+        if found.tobytes() in seen:
+            break
+        seen.add(found.tobytes())
+    return best
+
+
+def _at_prices(problem: Problem, lost: Arrays, taken: Taken) -> Taken:
+    """The cheapest steps, at what each saves beside the others of `taken`, until the limit that it is closest to is met.
+
+    Maxima have no such prices: where one of them is the closest, the plan stays.
+    """
+    name, limit = problem.closest(taken)
+    if len(problem.form.parts[name].matrix) > 1:
+        return taken
+    costs = [problem.alone(name, taken, i) for i in range(len(taken))]
+    saved = [-np.diff(c) for c in costs]
+    prices = [
+        np.maximum.accumulate(np.divide(np.diff(loss), s, out=np.full(len(s), np.inf), where=s > 0))
+        for loss, s in zip(lost, saved, strict=True)
+    ]
+    owner = np.repeat(np.arange(len(costs)), problem.steps)
+    order = np.argsort(np.concatenate(prices), kind="stable")
+    over = problem.ratios(taken)[name] * limit - limit + sum(float(c[0] - c[k]) for c, k in zip(costs, taken, strict=True))
+    needed = int(np.searchsorted(np.cumsum(np.concatenate(saved)[order]), over))
+    return np.bincount(owner[order[: needed + 1]], minlength=len(costs)).astype(np.int64)
 
 
 def total_loss(lost: Arrays, taken: Taken) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bough.cost import ClosedForm
 from bough.errors import PlanError
 from bough.planning.allocation.columns import Column
-from bough.planning.allocation.greedy import ROUNDS, Arrays, cumulated, greedy, total_loss, weighed
+from bough.planning.allocation.greedy import ROUNDS, Arrays, cheapest, cumulated, greedy, total_loss
 from bough.planning.allocation.problem import Allocation, Problem, Taken
 
 
@@ -46,7 +46,7 @@ class Knapsack:
         if smallest is not None:
             return smallest
         lost = cumulated(columns, self.relative)
-        best = found = weighed(problem, lost, ROUNDS)
+        best = found = cheapest(problem, lost, ROUNDS)
         seen = {found.tobytes()}
         for _ in range(self.rounds):
             found = greedy(problem, lost, self._near(problem, lost, found))
@@ -59,11 +59,10 @@ class Knapsack:
 
     def _near(self, problem: Problem, lost: Arrays, taken: Taken) -> Taken:
         """The best plan by the costs that each column has beside the others of `taken`."""
-        ratios = problem.ratios(taken)
-        name = max(ratios, key=lambda k: ratios[k])
-        costs = [_alone(problem, name, taken, i) for i in range(len(taken))]
-        fixed = ratios[name] * problem.limits[name] - sum(c[k] for c, k in zip(costs, taken, strict=True))
-        capacity = problem.limits[name] * (1 + 1e-12) - fixed - sum(c[-1] for c in costs)
+        name, limit = problem.closest(taken)
+        costs = [problem.alone(name, taken, i) for i in range(len(taken))]
+        fixed = problem.ratios(taken)[name] * limit - sum(c[k] for c, k in zip(costs, taken, strict=True))
+        capacity = limit * (1 + 1e-12) - fixed - sum(c[-1] for c in costs)
         if capacity <= 0:
             return taken
         weights = [c - c[-1] for c in costs]
@@ -94,10 +93,3 @@ def fit(weights: Sequence[NDArray[np.int64]], lost: Arrays, capacity: int) -> Ta
         taken[i] = choices[i, room]
         room -= int(weights[i][taken[i]])
     return taken
-
-
-def _alone(problem: Problem, name: str, taken: Taken, column: int) -> NDArray[np.float64]:
-    """The cost [steps + 1] at each width of one column, with the others as they are."""
-    plans = np.tile(taken, (int(problem.steps[column]) + 1, 1))
-    plans[:, column] = np.arange(len(plans))
-    return problem.form.rows(problem.counts(plans), name)[:, 0]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bough.cost import ClosedForm
 from bough.errors import PlanError
 from bough.planning.allocation.columns import Column
-from bough.planning.allocation.greedy import ROUNDS, cumulated, greedy, total_loss, weighed
+from bough.planning.allocation.greedy import ROUNDS, cheapest, cumulated, greedy, total_loss
 from bough.planning.allocation.problem import Allocation, Problem, Taken
 
 Menu = Sequence[NDArray[np.int64]]  # of each column, the numbers of steps to choose from
@@ -52,7 +52,7 @@ class Milp:
             return smallest or problem.allocation(problem.none())
         lost = cumulated(columns, self.relative)
         spacing = problem.steps / max(self.widths - 1, 1)
-        best = taken = weighed(problem, lost, ROUNDS)
+        best = taken = cheapest(problem, lost, ROUNDS)
         note = ""
         for _ in range(self.rounds):
             menu = [self._menu(n, s, t) for n, s, t in zip(problem.steps, spacing, taken, strict=True)]

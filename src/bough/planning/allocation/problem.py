@@ -78,6 +78,18 @@ class Problem:
         values = self.form.evaluate(self.counts(taken), self.limits)
         return {name: float(v[0]) / self.limits[name] for name, v in values.items()}
 
+    def closest(self, taken: Taken) -> tuple[str, float]:
+        """The limit that one plan comes closest to, and its value."""
+        ratios = self.ratios(taken)
+        name = max(ratios, key=lambda k: ratios[k])
+        return name, self.limits[name]
+
+    def alone(self, name: str, taken: Taken, column: int) -> NDArray[np.float64]:
+        """An additive cost [steps + 1] at each width of one column, with the others as they are in `taken`."""
+        plans = np.tile(taken, (int(self.steps[column]) + 1, 1))
+        plans[:, column] = np.arange(len(plans))
+        return self.form.rows(self.counts(plans), name)[:, 0]
+
     def put_back(self, taken: Taken, order: Iterable[int]) -> Taken:
         """`taken` with steps put back, column by column in `order` and then the rest, as long as the limits are met.
 
