@@ -23,7 +23,7 @@ from benchmarks.budget_models import LATENCY, build
 
 BACKENDS = ("eager", "onnxruntime")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
-ROUND_TO, TOLERANCE = 8, 0.05
+ROUND_TO, TOLERANCE = 16, 0.05
 AIM, NEAR = 0.985, 0.03  # what the loop aims at, of each target, and how near below: inside the tolerance, whatever the noise
 MULTIPLES = (1, 4, 8, 16, 32)
 
