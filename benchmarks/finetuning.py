@@ -2,7 +2,7 @@
 
     python -m benchmarks.finetuning --data PATH --depth 56 --starts refit torch-pruning --recipes distill --times 2.57
 
-A row per (network, start, recipe, cut, epochs, seed): how the network became smaller (benchmarks/starts.py), and how it was
+A row per (network, start, recipe, cut, epochs, learning rate, seed): how the network became smaller (benchmarks/starts.py), and how it was
 trained on. Every row has the same order of the data, augmentation, optimizer, and number of epochs, those of iterated and
 regularized starts counted in; each piece of training has a schedule of its own. The test images choose nothing: what counts is
 the accuracy of the last weights. A killed run goes on where it was; rows in the JSON are not run again.
@@ -44,7 +44,7 @@ RECIPES: dict[str, Callable[..., None]] = {"plain": plain, "distill": distilled}
 
 
 def row(
-    load: ModuleType, depth: int, start: str, recipe: str, times: float, epochs: int, seed: int, folder: Path
+    load: ModuleType, depth: int, start: str, recipe: str, times: float, epochs: int, lr: float, seed: int, folder: Path
 ) -> dict[str, Any]:
     x, y = test_images(load, 10_000)
 
@@ -55,7 +55,7 @@ def row(
     found, _ = load.cifar10("train")
     torch.manual_seed(seed)
     training = recovery.Training(
-        epochs=epochs, lr=0.02, optimizer="sgd", weight_decay=5e-4, precision="bf16", seed=seed, folder=folder, save_every=200,
+        epochs=epochs, lr=lr, optimizer="sgd", weight_decay=5e-4, precision="bf16", seed=seed, folder=folder, save_every=200,
         log_every=50,
     )  # fmt: skip
     data = batches(Augmented(load))
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--times", nargs="+", type=float, default=[2.57], help="how many times fewer MACs")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--lr", type=float, default=0.02, help="highest learning rate")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=Path, default=Path(".finetuning"), help="folder of the runs' states and logs")
@@ -101,11 +102,11 @@ def main() -> None:
     load = load_module(given.data)
     each = [(s, r, t, seed) for s in given.starts for r in given.recipes for t in given.times for seed in given.seeds]
     for start, recipe, times, seed in each:
-        key = f"resnet{given.depth} {start} {recipe} {times:g}x {given.epochs} epochs seed {seed}"
+        key = f"resnet{given.depth} {start} {recipe} {times:g}x {given.epochs} epochs lr {given.lr:g} seed {seed}"
         if key in read(given.out):
             continue
         folder = given.runs / key.replace(" ", "-")
-        made = row(load, given.depth, start, recipe, times, given.epochs, seed, folder)
+        made = row(load, given.depth, start, recipe, times, given.epochs, given.lr, seed, folder)
         given.out.write_text(json.dumps(read(given.out) | {key: made | {"about": about()}}, indent=1) + "\n")
         print(key, {k: v for k, v in made.items() if k != "curve"}, flush=True)
 

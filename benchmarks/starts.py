@@ -79,7 +79,7 @@ def refit(given: Setting) -> Cut:
 
 
 def onward(given: Setting) -> Cut:
-    """From where the row "refit distill 2.57x 24 epochs" ended, which has to be there: `refit` once more."""
+    """From where the row "refit distill 2.57x 24 epochs" of the same rate ended, which has to be there: `refit` once more."""
     before, epochs = given.folder.parent / FIRST.sub("refit-distill-2.57x-24-epochs", given.folder.name) / "checkpoint", 24
     middle = bough.load(before, lambda: copy.deepcopy(given.model))
     first = (
