@@ -3,9 +3,9 @@
     python -m benchmarks.finetuning --data PATH --depth 56 --starts refit torch-pruning --recipes distill --times 2.57
 
 A row per (network, start, recipe, cut, epochs, learning rate, seed): how the network became smaller (benchmarks/starts.py), and
-how it was trained on. Every row has the same order of the data, augmentation, optimizer, and number of epochs, those of iterated
-and regularized starts counted in; each piece of training has a schedule of its own. The test images choose nothing: what counts
-is the accuracy of the last weights. A killed run goes on where it was; rows in the JSON are not run again.
+how it was trained on. Every row has the same order of the data, augmentation, optimizer, and number of epochs, those of
+iterated and regularized starts counted in; each piece of training has a schedule of its own. The test images choose nothing:
+what counts is the accuracy of the last weights. A killed run goes on where it was; rows in the JSON are not run again.
 """
 
 from __future__ import annotations

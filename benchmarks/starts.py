@@ -79,8 +79,9 @@ def refit(given: Setting) -> Cut:
 
 
 def onward(given: Setting) -> Cut:
-    """From where the row "refit distill 2.57x 24 epochs" of the same rate ended, which has to be there: `refit` once more."""
-    before, epochs = given.folder.parent / FIRST.sub("refit-distill-2.57x-24-epochs", given.folder.name) / "checkpoint", 24
+    """From where the row BEFORE ended, which has to be there with its checkpoint: `refit` once more."""
+    name, epochs = re.sub("onward-.*-seed", f"{BEFORE}-seed", given.folder.name), 24
+    before = given.folder.parent / name / "checkpoint"
     middle = bough.load(before, lambda: copy.deepcopy(given.model))
     first = (
         bough.trace(middle, given.unlabelled[0][:2]).cost().macs / bough.trace(given.model, given.unlabelled[0][:2]).cost().macs
@@ -138,7 +139,7 @@ def peer(given: Setting) -> Cut:
 
 OBS = bough.importance.OBS(sites=64, relative=True)
 DISTILLATION = recovery.Distillation(temperature=4, logits=0.9)
-FIRST = re.compile(r"onward-.*-epochs")
+BEFORE = "refit-distill-2.57x-24-epochs-lr-0.02"
 STARTS: dict[str, Callable[[Setting], Cut]] = {
     "refit": refit, "cut": cut, "onward": onward, "iterate": iterate, "sparse": sparse, "lasso": lasso, "zeroing": zeroing,
     "torch-pruning": peer,
