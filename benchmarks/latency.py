@@ -3,7 +3,8 @@
     python -m benchmarks.latency --models resnet50 vit_s --backends eager onnxruntime --targets 75 50 33
 
 Batch 1, one thread. For each (model, backend) a table is measured once, and corrected by random cuts. For each target a
-plan is made by `meet_latency`, and a process of its own then cuts the original by it and measures both, turn by turn.
+plan is made by `meet_latency`, and processes of their own, three of them, then cut the original by it and measure both, turn by
+turn: memory is laid out otherwise in each, and the median counts.
 For each (model, backend) half of the MACs is also cut with widths rounded to multiples: the speed-up over the MACs' reduction.
 Tables, plans and rows are kept in --cache: what is there is not done again. Run it on a quiet machine. Where that can not
 be had, --clock cpu takes the CPU time of the one thread in place of the clock, and the rows say so.
@@ -23,7 +24,7 @@ from benchmarks.budget_models import LATENCY, build
 
 BACKENDS = ("eager", "onnxruntime")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
-ROUND_TO, TOLERANCE = 16, 0.05
+ROUND_TO, TOLERANCE, CHECKS = 16, 0.05, 3
 AIM, NEAR = 0.985, 0.03  # what the loop aims at, of each target, and how near below: inside the tolerance, whatever the noise
 MULTIPLES = (1, 4, 8, 16, 32)
 
@@ -129,11 +130,9 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
         side_by_side({n: models[n] for n in pair}, inputs, args.backend, args.clock, args.repeats)
         for pair in (("whole", "latency"), ("latency", "macs"))
     )
-    share = times["latency"] / times["whole"]
-    asked = args.target / 100
     return {
-        "ms": {n: 1e3 * t for n, t in times.items()}, "share": share,
-        "met": asked * (1 - TOLERANCE) <= share <= asked, "faster_than_by_macs": ways["macs"] / ways["latency"],
+        "ms": {n: 1e3 * t for n, t in times.items()}, "share": times["latency"] / times["whole"],
+        "faster_than_by_macs": ways["macs"] / ways["latency"],
     }  # fmt: skip
 
 
@@ -161,10 +160,16 @@ def one(args: argparse.Namespace, model: str, backend: str, target: int) -> dict
         return json.loads(kept.read_text())
     args.model, args.backend, args.target = model, backend, target
     row: dict[str, Any] = {"model": model, "backend": backend, "target": target, "clock": args.clock, "about": harness.about()}
-    for step in ("make", "check"):
-        row |= harness.measure("benchmarks.latency", words(args, step), args.timeout)
-        if "error" in row or "timeout_s" in row:
-            return row
+    row |= harness.measure("benchmarks.latency", words(args, "make"), args.timeout)
+    checks = [harness.measure("benchmarks.latency", words(args, "check"), args.timeout) for _ in range(CHECKS)]
+    failed = next((x for x in (row, *checks) if "error" in x or "timeout_s" in x), None)
+    if failed is not None:
+        return row | failed
+    share = statistics.median(x["share"] for x in checks)
+    row |= {
+        "share": share, "met": target / 100 * (1 - TOLERANCE) <= share <= target / 100,
+        "faster_than_by_macs": statistics.median(x["faster_than_by_macs"] for x in checks), "checks": checks,
+    }  # fmt: skip
     kept.write_text(json.dumps(row))
     return row
 
