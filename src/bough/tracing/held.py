@@ -29,50 +29,65 @@ def substituted(model: nn.Module, change: Callable[[Path, int], int], *, only_on
 
     Restores each module's whole instance dictionary, so what the model's forward sets on itself is undone too.
     """
-    undo: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    seen: set[int] = set()
+    changes = _Changes(change)
     failed = True
-
-    def visit(holder: dict[str, Any], path: Path, depth: int, skip: frozenset[str] = frozenset()) -> None:
-        undo.append((holder, dict(holder)))
-        for key, value in list(holder.items()):
-            if key not in skip:
-                new = replace(value, (*path, str(key)), depth)
-                if new is not value:
-                    holder[key] = new
-
-    def replace(value: Any, path: Path, depth: int) -> Any:
-        kind = type(value)
-        if kind is int:
-            return change(path, value) if value > 1 else value
-        if kind in (bool, float, str, type(None)) or isinstance(value, _OPAQUE) or depth == _DEPTH:
-            return value
-        if kind in (tuple, list):
-            items = [replace(v, (*path, str(i)), depth + 1) for i, v in enumerate(value)]
-            return kind(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
-        if id(value) in seen:
-            return value
-        seen.add(id(value))
-        if kind is dict:
-            if all(isinstance(k, str) for k in value):
-                visit(value, path, depth + 1)
-        elif isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch."):
-            visit(value.__dict__, path, depth + 1)
-        return value
-
     try:
-        for name, module in model.named_modules():
-            for inner in _MACHINERY & module.__dict__.keys():  # parameters, buffers, modules, hooks of all kinds
-                if isinstance(module.__dict__[inner], dict):
-                    undo.append((module.__dict__[inner], dict(module.__dict__[inner])))
-            visit(module.__dict__, (name,), 0, _MACHINERY)
+        changes.make(model)
         yield
         failed = False
     finally:
-        for holder, before in reversed(undo) if failed or not only_on_error else ():
+        if failed or not only_on_error:
+            changes.undo()
+
+
+class _Changes:
+    """What was changed in instance dictionaries. No closures: one that calls itself would hold all weights until a collection
+    of cycles."""
+
+    def __init__(self, change: Callable[[Path, int], int]) -> None:
+        self.change = change
+        self.before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.seen: set[int] = set()
+
+    def make(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            for inner in _MACHINERY & module.__dict__.keys():  # parameters, buffers, modules, hooks of all kinds
+                if isinstance(module.__dict__[inner], dict):
+                    self.before.append((module.__dict__[inner], dict(module.__dict__[inner])))
+            self._visit(module.__dict__, (name,), 0, _MACHINERY)
+
+    def undo(self) -> None:
+        for holder, before in reversed(self.before):
             if list(holder) != list(before) or any(holder[k] is not before[k] for k in before):
                 holder.clear()
                 holder.update(before)
+
+    def _visit(self, holder: dict[str, Any], path: Path, depth: int, skip: frozenset[str] = frozenset()) -> None:
+        self.before.append((holder, dict(holder)))
+        for key, value in list(holder.items()):
+            if key not in skip:
+                new = self._replaced(value, (*path, str(key)), depth)
+                if new is not value:
+                    holder[key] = new
+
+    def _replaced(self, value: Any, path: Path, depth: int) -> Any:
+        kind = type(value)
+        if kind is int:
+            return self.change(path, value) if value > 1 else value
+        if kind in (bool, float, str, type(None)) or isinstance(value, _OPAQUE) or depth == _DEPTH:
+            return value
+        if kind in (tuple, list):
+            items = [self._replaced(v, (*path, str(i)), depth + 1) for i, v in enumerate(value)]
+            return kind(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
+        if id(value) in self.seen:
+            return value
+        self.seen.add(id(value))
+        if kind is dict:
+            if all(isinstance(k, str) for k in value):
+                self._visit(value, path, depth + 1)
+        elif isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch."):
+            self._visit(value.__dict__, path, depth + 1)
+        return value
 
 
 def held_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, Any]]:

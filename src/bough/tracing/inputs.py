@@ -36,18 +36,17 @@ def tensors_within(value: Any) -> Iterator[Tensor]:
 
 def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A copy in which each tensor is what `change` makes of it; modules, and what can not be copied, are shared."""
-    memo: dict[int, Any] = {id(t): change(t) for t in tensors_within(value)}
+    return _copied(value, {id(t): change(t) for t in tensors_within(value)})
 
-    def copied(here: Any) -> Any:
-        if type(here) in (tuple, list):
-            return type(here)(copied(v) for v in here)
-        if type(here) is dict:
-            return {k: copied(v) for k, v in here.items()}
-        if isinstance(here, nn.Module):
-            return here
-        try:
-            return copy.deepcopy(here, memo)
-        except Exception:  # a lock, a handle: the model is given it itself
-            return here
 
-    return copied(value)
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(_copied(v, memo) for v in value)
+    if type(value) is dict:
+        return {k: _copied(v, memo) for k, v in value.items()}
+    if isinstance(value, nn.Module):
+        return value
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # a lock, a handle: the model is given it itself
+        return value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import weakref
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -23,14 +24,14 @@ _READING = frozenset(("_local_scalar_dense", "tolist", "numpy"))  # ops that giv
 class Value:
     """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
 
-    __slots__ = ("constant", "number", "recorder", "shape", "state", "storage", "typing", "written")
+    __slots__ = ("constant", "number", "run", "shape", "state", "storage", "typing", "written")
 
     def __init__(self, typing: Typing, number: int, storage: int, state: str = "", constant: bool = False) -> None:
         self.typing, self.number, self.storage, self.state = typing, number, storage, state
         self.written: list[Space] = []  # spaces whose masked units a write to this memory made other than zero; views share it
         self.constant = constant  # depends neither on weights nor on inputs
         self.shape: torch.Size | None = None
-        self.recorder: Recorder | None = None
+        self.run: object = None  # the recorder's mark
 
 
 class Recorder:
@@ -40,12 +41,13 @@ class Recorder:
 
     def __init__(self, model: nn.Module) -> None:
         self.module_names = {id(m): name for name, m in model.named_modules()}
-        self.context = Context(self.typing, self._locate)
+        self.context = Context(_weakly(self.typing), _weakly(self._locate))
         self.ops: list[OpRecord] = []
         self.unknown: list[UnknownOp] = []
         self.equations: list[Equation] = []
         self.states: dict[str, State] = {}
         self.storages: list[list[Any]] = []  # [axes, itemsize, born, dies]
+        self._mark = object()  # in place of the recorder itself, which holds all values
         self._count = 0
         self._alive: list[Tensor] = []
         self.last = Notes()  # what the rule told about the last op
@@ -75,13 +77,13 @@ class Recorder:
         return Value(typing, self._count - 1, storage, constant=constant)
 
     def _attach(self, tensor: Tensor, value: Value) -> None:
-        value.recorder = self
+        value.run = self._mark
         tensor._bough = value  # type: ignore[attr-defined]
 
     def _known(self, tensor: Tensor) -> Value | None:
         """What this run knows of a tensor; what a model keeps in a cache may come from an earlier run."""
         value: Value | None = getattr(tensor, "_bough", None)
-        return value if value is not None and value.recorder is self else None
+        return value if value is not None and value.run is self._mark else None
 
     def value(self, tensor: Tensor) -> Value:
         value = self._known(tensor)
@@ -261,3 +263,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_plain(v) for v in value)
     return value
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that does not hold its object: a cycle would hold all tensors of the run until a collection of cycles."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        found = reference()
+        assert found is not None
+        return found(*args)
+
+    return call

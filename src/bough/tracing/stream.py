@@ -149,17 +149,19 @@ class Stream:
         self.count = first
         self.quiet = False  # set while a handler works: what it calls itself is no part of the run
         self.caller: Any = None  # the function of torch's Python API that is at work
-        self._functions = _FunctionMode(self)
-        self._dispatch = _DispatchMode(self)
+        self._modes: tuple[_DispatchMode, _FunctionMode] | None = None
 
     def __enter__(self) -> Stream:
-        self._dispatch.__enter__()
-        self._functions.__enter__()
+        self._modes = _DispatchMode(self), _FunctionMode(self)
+        for mode in self._modes:
+            mode.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._functions.__exit__(*error)
-        self._dispatch.__exit__(*error)
+        assert self._modes is not None
+        for mode in reversed(self._modes):
+            mode.__exit__(*error)
+        self._modes = None  # they know the stream: kept, they would hold all it knows until a collection of cycles
 
     def submit(self, name: str, func: Any, args: Any, kwargs: Any, pointwise: bool, writes: bool) -> Any:
         module, file, line = here()
