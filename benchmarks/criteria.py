@@ -2,8 +2,8 @@
 
     python -m benchmarks.criteria --data PATH --models resnet56 mobilenetv1_025 stories260k
 
-bough's rows are made by `bough.compare`, in a folder of their own (--runs): what is there is not made again. Torch-Pruning is
-asked for the same shares of the MACs. Of the rows of a budget the best of either tool is chosen on data that is not the test's
+bough's rows are made by `bough.compare`, in one cut, in a folder of their own (--runs): what is there is not made again.
+Torch-Pruning is asked for the same shares of the MACs, and comes there in 150 steps, scored anew in each. Of the rows of a budget the best of either tool is chosen on data that is not the test's
 and then measured on all test data. Nothing is refitted or recalibrated: see benchmarks/recovery.py for that.
 """
 
@@ -35,6 +35,7 @@ RESULTS = Path(__file__).parent / "results" / "criteria.json"
 BUDGETS = {"resnet56": (75, 60, 50, 40), "mobilenetv1_025": (80, 65, 50), "stories260k": (90, 80, 70)}
 ALLOCATIONS = ("uniform", "global", "greedy")  # and "error" for scores that are errors
 SLOW = ("shapley", "masked_loss", "hrank")  # --slow: their cost is units x data, or an SVD of every map
+STEPS = 150  # of Torch-Pruning
 ALL = 10_000
 COUNTS = ("images", "stories")
 
@@ -112,12 +113,15 @@ def theirs(task: Task, percents: Sequence[int]) -> Iterator[tuple[dict[str, Any]
         try:
             cut = peers.torch_pruning(
                 task.model, example(task), criterion, shares, uniform=allocation == "uniform", labelled=task.calibration,
-                steps=150,
+                steps=STEPS,
             )  # fmt: skip
             for percent, (model, kept) in zip(percents, cut, strict=False):
                 measured = {k: round(v, 3) for k, v in task.measure(model).items() if k not in COUNTS}
                 name = f"{task.field}={percent}%"
-                yield {**row, "budget": name, "kept": round(kept, 4), **measured, "choose": task.choose(model)}, model
+                yield (
+                    {**row, "budget": name, "kept": round(kept, 4), **measured, "choose": task.choose(model), "steps": STEPS},
+                    model,
+                )
         except Exception as error:
             yield {**row, "error": f"{type(error).__name__}: {error}"[:200]}, None
         print("torch-pruning", row, round(time.perf_counter() - start), "s", flush=True)
