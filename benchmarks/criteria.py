@@ -3,8 +3,9 @@
     python -m benchmarks.criteria --data PATH --models resnet56 mobilenetv1_025 stories260k
 
 bough's rows are made by `bough.compare`, in one cut, in a folder of their own (--runs): what is there is not made again.
-Torch-Pruning is asked for the same shares of the MACs, and comes there in 150 steps, scored anew in each. Of the rows of a budget the best of either tool is chosen on data that is not the test's
-and then measured on all test data. Nothing is refitted or recalibrated: see benchmarks/recovery.py for that.
+Torch-Pruning is asked for the same shares of the MACs, and comes there in 150 steps, scored anew in each. Of the rows of a
+budget the best of either tool is chosen on data that is not the test's and then measured on all test data. Nothing is refitted
+or recalibrated: see benchmarks/recovery.py for that.
 """
 
 from __future__ import annotations
