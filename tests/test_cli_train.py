@@ -64,6 +64,8 @@ def test_prune_by_a_criterion_on_data_and_refit(tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     with pytest.raises(BoughError, match="no pairs"):
         run("prune", model, "--budget", "params=60%", "--importance", "taylor", "--data", data)
+    with pytest.raises(BoughError, match="followed by training"):
+        run(*words, "--refit", "--task", TASK)
     with pytest.raises(BoughError, match="needs data"):
         run("prune", model, "--budget", "params=60%", "--importance", "taylor")
 

@@ -62,13 +62,14 @@ def prune(
         "uniform": uniform, "ragged": ragged, "exact_only": exact_only, "table": times,
     }  # fmt: skip
     result: bough.Result | Iterated
-    if iterative > 1 and refit:
-        raise PlanError("--refit with --iterative: each step is followed by training already; cut in one step, or leave it out")
+    in_steps = iterative > 1 or task is not None
+    if in_steps and refit:
+        raise PlanError("--refit with --iterative or --task: each cut is followed by training already; leave one of them out")
     if iterative > 1 and drop:
         raise PlanError(
             "--drop with --iterative: a layer can be left out once, and each step would; cut in one step, or by width"
         )
-    if iterative > 1 or task is not None:
+    if in_steps:
         training = Training(epochs=epochs, lr=lr, folder=out, progress=not as_json)
         result = prune_iteratively(
             net, inputs, bounds, task, training, steps=iterative, schedule=schedule, importance=criterion,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,7 @@ class Greedy:
 
 def cheapest(problem: Problem, lost: Arrays, rounds: int) -> Taken:
     """The plan of `Greedy`."""
-    return _repriced(problem, lost, _weighed(problem, lost, rounds), rounds)
+    return improved(problem, lost, _weighed(problem, lost, rounds), rounds, lambda found: _at_prices(problem, lost, found))
 
 
 def _weighed(problem: Problem, lost: Arrays, rounds: int) -> Taken:
@@ -59,12 +59,12 @@ def _weighed(problem: Problem, lost: Arrays, rounds: int) -> Taken:
     return best
 
 
-def _repriced(problem: Problem, lost: Arrays, taken: Taken, rounds: int) -> Taken:
-    """The best of `taken` and of plans made at the prices of the plan before."""
+def improved(problem: Problem, lost: Arrays, taken: Taken, rounds: int, near: Callable[[Taken], Taken]) -> Taken:
+    """The best of `taken` and of plans that greedy steps make of what `near` says beside the plan before, until one returns."""
     best = found = taken
     seen = {found.tobytes()}
     for _ in range(rounds):
-        found = greedy(problem, lost, _at_prices(problem, lost, found))
+        found = greedy(problem, lost, near(found))
         if total_loss(lost, found) < total_loss(lost, best):
             best = found
         if found.tobytes() in seen:

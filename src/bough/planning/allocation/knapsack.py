@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bough.cost import ClosedForm
 from bough.errors import PlanError
 from bough.planning.allocation.columns import Column
-from bough.planning.allocation.greedy import ROUNDS, Arrays, cheapest, cumulated, greedy, total_loss
+from bough.planning.allocation.greedy import ROUNDS, Arrays, cheapest, cumulated, improved
 from bough.planning.allocation.problem import Allocation, Problem, Taken
 
 
@@ -46,15 +46,8 @@ class Knapsack:
         if smallest is not None:
             return smallest
         lost = cumulated(columns, self.relative)
-        best = found = cheapest(problem, lost, ROUNDS)
-        seen = {found.tobytes()}
-        for _ in range(self.rounds):
-            found = greedy(problem, lost, self._near(problem, lost, found))
-            if total_loss(lost, found) < total_loss(lost, best):
-                best = found
-            if found.tobytes() in seen:
-                break
-            seen.add(found.tobytes())
+        first = cheapest(problem, lost, ROUNDS)
+        best = improved(problem, lost, first, self.rounds, lambda found: self._near(problem, lost, found))
         return problem.allocation(best)
 
     def _near(self, problem: Problem, lost: Arrays, taken: Taken) -> Taken:
