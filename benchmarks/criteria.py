@@ -3,9 +3,9 @@
     python -m benchmarks.criteria --data PATH --models resnet56 mobilenetv1_025 stories260k
 
 bough's rows are made by `bough.compare`, in one cut, in a folder of their own (--runs): what is there is not made again.
-Torch-Pruning is asked for the same shares of the MACs, and comes there in 150 steps, scored anew in each. Of the rows of a
-budget the best of either tool is chosen on data that is not the test's and then measured on all test data. Nothing is refitted
-or recalibrated: see benchmarks/recovery.py for that.
+Torch-Pruning is asked for the same shares of the MACs, and comes there in one cut too, and in 150, scored anew for each. Of the
+rows of a budget the best of each is chosen on data that is not the test's and then measured on all test data. Nothing is
+refitted or recalibrated: see benchmarks/recovery.py for that.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -108,21 +109,18 @@ def example(task: Task) -> Any:
 def theirs(task: Task, percents: Sequence[int]) -> Iterator[tuple[dict[str, Any], nn.Module | None]]:
     """Torch-Pruning's rows, each with its model."""
     shares = [p / 100 for p in percents]
-    for criterion, allocation in product(peers.CRITERIA, ("global", "uniform")):
-        row, start = {"criterion": criterion, "allocation": allocation}, time.perf_counter()
+    for steps, criterion, allocation in product((1, STEPS), peers.CRITERIA, ("global", "uniform")):
+        row, start = {"criterion": criterion, "allocation": allocation, "steps": steps}, time.perf_counter()
+        pruned = peers.torch_pruning_at_once if steps == 1 else partial(peers.torch_pruning, steps=steps)
         torch.manual_seed(0)
         try:
-            cut = peers.torch_pruning(
-                task.model, example(task), criterion, shares, uniform=allocation == "uniform", labelled=task.calibration,
-                steps=STEPS,
+            cut = pruned(
+                task.model, example(task), criterion, shares, uniform=allocation == "uniform", labelled=scored_on(task),
             )  # fmt: skip
             for percent, (model, kept) in zip(percents, cut, strict=False):
                 measured = {k: round(v, 3) for k, v in task.measure(model).items() if k not in COUNTS}
                 name = f"{task.field}={percent}%"
-                yield (
-                    {**row, "budget": name, "kept": round(kept, 4), **measured, "choose": task.choose(model), "steps": STEPS},
-                    model,
-                )
+                yield {**row, "budget": name, "kept": round(kept, 4), **measured, "choose": task.choose(model)}, model
         except Exception as error:
             yield {**row, "error": f"{type(error).__name__}: {error}"[:200]}, None
         print("torch-pruning", row, round(time.perf_counter() - start), "s", flush=True)
@@ -149,11 +147,12 @@ def run(load: ModuleType, name: str, test: int, slow: bool, folder: Path) -> dic
         of_budget = f"{task.field}={percent}%"
         chosen = max((r for r in mine if r["budget"] == of_budget and "error" not in r), key=lambda r: sign * r["choose"])
         pair: dict[str, Any] = {"budget": of_budget, "bough": chosen | whole.measure(recut(task, chosen, percent))}
-        candidates = [(r, m) for r, m in made if m is not None and r["budget"] == of_budget]
-        if candidates:
-            row, model = max(candidates, key=lambda c: sign * c[0]["choose"])
-            assert model is not None
-            pair["torch_pruning"] = row | whole.measure(model)
+        for steps, tool in ((1, "torch_pruning"), (STEPS, f"torch_pruning in {STEPS} steps")):
+            candidates = [(r, m) for r, m in made if m is not None and r["budget"] == of_budget and r["steps"] == steps]
+            if candidates:
+                row, model = max(candidates, key=lambda c: sign * c[0]["choose"])
+                assert model is not None
+                pair[tool] = row | whole.measure(model)
         bests.append(pair)
         print(pair, flush=True)
     dense = whole.measure(copy.deepcopy(task.model))

@@ -31,30 +31,66 @@ def torch_pruning(
     or below it is taken. Torch-Pruning fails on padded shortcuts, so the channels of residual streams are left alone for it:
     what each layer puts out that shares its channels with another layer's output.
     """
-    import torch_pruning as tp
-
     small, graph = copy.deepcopy(model).eval(), bough.trace(model, x[:2])
-    importance = CRITERIA[criterion](tp)
-    pruner = tp.pruner.GroupNormPruner if criterion == "group" else tp.pruner.BasePruner
-    made = pruner(
-        small, x[:1], importance=importance, iterative_steps=steps, pruning_ratio=1.0, max_pruning_ratio=0.95,
-        global_pruning=not uniform, ignored_layers=[small.get_submodule(n) for n in streams(graph)],
-    )  # fmt: skip
+    step = _stepper(small, x, criterion, streams(graph), iterative_steps=steps, pruning_ratio=1.0, global_pruning=not uniform)
     wanted = list(shares)
-    for step in range(steps):
-        if criterion in ("taylor", "obd"):
-            _gradients(small, made, importance, labelled[step % len(labelled)])
-        made.step()
-        if criterion == "obd":
-            importance._rm_hooks(small)
-            importance._clear_buffer()
-        small.zero_grad(set_to_none=True)
+    for number in range(steps):
+        step(labelled[number % len(labelled)] if labelled else None)
         kept = bough.trace(small, x[:2]).cost().macs / graph.cost().macs
         while kept <= wanted[0]:
             yield copy.deepcopy(small).eval(), kept
             del wanted[0]
             if not wanted:
                 return
+
+
+def torch_pruning_at_once(
+    model: nn.Module, x: Tensor, criterion: str, shares: Sequence[float], *, uniform: bool = False,
+    labelled: Sequence[Any] = (), tries: int = 8,
+) -> Iterator[tuple[nn.Module, float]]:  # fmt: skip
+    """The same in one step, scored once on all of `labelled`: its ratio of channels is bisected until the MACs are those."""
+    graph, found = bough.trace(model, x[:2]), {}
+    batch = tuple(torch.cat(parts) for parts in zip(*labelled, strict=True)) if labelled else None
+
+    def at(ratio: float) -> tuple[nn.Module, float]:
+        small = copy.deepcopy(model).eval()
+        _stepper(
+            small, x, criterion, streams(graph), iterative_steps=1, pruning_ratio=ratio, global_pruning=not uniform,
+        )(batch)  # fmt: skip
+        return small.eval(), bough.trace(small, x[:2]).cost().macs / graph.cost().macs
+
+    for share in shares:
+        low, high = 0.0, 0.95
+        for _ in range(tries):
+            middle = (low + high) / 2
+            found[middle] = found.get(middle) or at(middle)
+            low, high = (low, middle) if found[middle][1] <= share else (middle, high)
+        yield min((f for f in found.values() if f[1] <= share), key=lambda f: share - f[1])
+
+
+def _stepper(
+    small: nn.Module, x: Tensor, criterion: str, ignored: Sequence[str], **options: Any
+) -> Callable[[Any], None]:  # fmt: skip
+    """Cuts `small` by one step each time it is called, with a batch for criteria of the loss."""
+    import torch_pruning as tp
+
+    importance = CRITERIA[criterion](tp)
+    pruner = tp.pruner.GroupNormPruner if criterion == "group" else tp.pruner.BasePruner
+    made = pruner(
+        small, x[:1], importance=importance, max_pruning_ratio=0.95,
+        ignored_layers=[small.get_submodule(n) for n in ignored], **options,
+    )  # fmt: skip
+
+    def step(batch: Any) -> None:
+        if criterion in ("taylor", "obd"):
+            _gradients(small, made, importance, batch)
+        made.step()
+        if criterion == "obd":
+            importance._rm_hooks(small)
+            importance._clear_buffer()
+        small.zero_grad(set_to_none=True)
+
+    return step
 
 
 def _gradients(small: nn.Module, pruner: Any, importance: Any, batch: Any) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 import bough
 from benchmarks.cifar import load_module
 from benchmarks.harness import about
-from benchmarks.peers import torch_pruning
+from benchmarks.peers import torch_pruning_at_once
 from benchmarks.tasks import TASKS, Task
 from bough.graph import Graph
 from bough.recovery import recalibrate, refit
@@ -71,8 +71,8 @@ def row(task: Task, scores: Any, graph: Graph, allocation: str, percent: int) ->
 
 def peer_row(task: Task, criterion: str, percent: int) -> dict[str, Any]:
     """Torch-Pruning's one-shot cut, with and without batch norms taken anew."""
-    cut = torch_pruning(task.model, task.calibration[0][0][:2], criterion, [percent / 100], labelled=task.calibration)
-    small, kept = next(cut)
+    share, labelled = [percent / 100], task.calibration[:4]
+    small, kept = next(torch_pruning_at_once(task.model, task.calibration[0][0][:2], criterion, share, labelled=labelled))
     out = {"kept": kept, "cut": task.measure(small)}
     recalibrate(small, task.calibration)
     return out | {"recalibrated": task.measure(small)}
