@@ -226,6 +226,44 @@ def test_targets_are_met_within_5_percent_as_measured(law, target):
     assert any("measured" in n and "asked" in n for n in timed.plan.notes)
 
 
+class Cliffs(nn.Sequential):
+    """Layers whose time jumps, each at a width of its own that no table knows of."""
+
+    def __init__(self) -> None:
+        super().__init__(*(layer for _ in range(9) for layer in (nn.Linear(64, 64), nn.ReLU())), nn.Linear(64, 4))
+
+    def seconds(self, height: float) -> float:
+        layers = [x for x in self if isinstance(x, nn.Linear)]
+        return 1e-9 * sum(
+            x.in_features * x.out_features * (1 + height * (x.out_features > 40 + i % 3)) for i, x in enumerate(layers)
+        )
+
+
+@pytest.mark.parametrize("height", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("target", ["85%", "75%", "60%", "33%"])
+def test_where_the_time_jumps_groups_are_mixed(height, target):
+    """Uniform widths are all on one side of their cliffs: no limit on the table's sum gives what is asked for."""
+    graph = bough.trace(Cliffs(), torch.randn(2, 64))
+    scores = bough.score(graph, bough.importance.Random())
+    timed = meet_latency(
+        graph, scores, bough.Budget(latency=target), table_of(graph), allocation="uniform",
+        measure=lambda model: model.seconds(height),
+    )  # fmt: skip
+    assert timed.met
+    assert timed.model.seconds(height) == timed.seconds
+
+
+def test_other_limits_hold_between_two_plans_too():
+    graph = bough.trace(Cliffs(), torch.randn(2, 64))
+    scores = bough.score(graph, bough.importance.Random())
+    budget = bough.Budget(latency="75%", params="66%")
+    timed = meet_latency(
+        graph, scores, budget, table_of(graph), allocation="uniform", measure=lambda model: model.seconds(1.0)
+    )  # fmt: skip
+    assert timed.plan.cost.params <= 0.66 * timed.plan.original.params
+    assert timed.seconds <= timed.target
+
+
 def test_steps_too_coarse_for_the_tolerance_give_the_best_below_and_say_so():
     _, timed = targeted(LAWS["linear"], "50%", tolerance=1e-5, rounds=6, round_to=100)
     assert not timed.met

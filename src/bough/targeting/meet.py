@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from bough.errors import BudgetError
 from bough.graph import Graph
 from bough.measuring import device_name, latency
 from bough.planning import Budget, Options, Plan, planned
+from bough.targeting.search import Search
 
-_MARGIN = 0.25  # of the tolerance: how far below the target a latency is to be when measured here
 Measure = Callable[[nn.Module], float]
 
 
@@ -41,7 +41,7 @@ class Timed:
 
 def meet_latency(
     graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget, table: LatencyTable, *,
-    measure: Measure | None = None, tolerance: float = 0.05, rounds: int = 10, **options: Any,
+    measure: Measure | None = None, tolerance: float = 0.05, rounds: int = 20, **options: Any,
 ) -> Timed:  # fmt: skip
     """Plans to `budget.latency` until the cut model, measured, is within `tolerance` of it and not above it.
 
@@ -63,7 +63,7 @@ def meet_latency(
 
 def targeted(
     graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget, table: LatencyTable, how: Options,
-    measure: Measure | None = None, tolerance: float = 0.05, rounds: int = 10,
+    measure: Measure | None = None, tolerance: float = 0.05, rounds: int = 20,
 ) -> Timed:  # fmt: skip
     """`meet_latency`, with the options of planning as one value."""
     if budget.latency is None:
@@ -71,16 +71,17 @@ def targeted(
     measured = measure or (lambda model: latency(model, _inputs(graph), backend=table.backend).median)
     original = measured(graph.model)
     target = budget.limits(replace(graph.cost(), latency=original))["latency"]
-    search = _Search(target, tolerance, table.scaled(original / float(table.seconds(graph)[0])))
+    search = Search(budget, target, tolerance, table.scaled(original / float(table.seconds(graph)[0])))
     best: Timed | None = None
-    while len(search.rounds) < rounds and not search.exhausted:
-        decided = planned(graph, scores, replace(budget, latency=search.limit()), replace(how, table=search.table))
+    while len(search.rounds) < rounds and (goal := search.goal) is not None:
+        decided = planned(graph, scores, goal, replace(how, table=search.table))
+        if search.known(decided):
+            continue
         small = cut(graph.model, decided)
         seconds = measured(small)
         if search.settles(seconds):  # once more, so that it was no lucky moment
             seconds = (seconds + measured(small)) / 2
-        assert decided.cost.latency is not None
-        search.learn(decided.cost.latency, seconds)
+        search.learn(decided, seconds)
         if seconds <= target and (search.settles(seconds) or best is None or seconds > best.seconds):
             met = seconds >= target * (1 - tolerance)
             note = f"latency: measured {shown('latency', seconds)}, asked {shown('latency', target)}"
@@ -101,47 +102,6 @@ def of_this_machine(table: LatencyTable, graph: Graph) -> bool:
     """Whether a table was measured on the machine at hand, for a model on the device and of the precision of the graph's."""
     tensor = next((graph.tensor(n) for n, s in graph.states.items() if s.parameter), None)
     return tensor is not None and table.device == device_name(tensor.device, tensor.dtype)
-
-
-@dataclass
-class _Search:
-    """What limit to plan for next. Limits are remembered as sums of the table's times at scale 1."""
-
-    target: float
-    tolerance: float
-    table: LatencyTable
-    rounds: list[tuple[float, float]] = field(default_factory=list)
-    low: float = 0.0  # the largest limit that gave what was measured to be too fast
-    high: float = float("inf")  # the smallest sum that was measured to be too slow
-    tried: float = 0.0
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether no plan is left between what is too fast and what is too slow."""
-        return self.high < self.low * 1.001
-
-    def settles(self, measured: float) -> bool:
-        """Whether a latency is within the tolerance, and so far below the target that noise does not lift it above."""
-        return self.target * (1 - self.tolerance) <= measured <= self.target * (1 - _MARGIN * self.tolerance)
-
-    def limit(self) -> float:
-        """In seconds of the present table: the middle of what settles, or where that is known to fail, between the two."""
-        self.tried = self.target * (1 - (1 + _MARGIN) / 2 * self.tolerance) / self.table.scale
-        if not self.low < self.tried < self.high:
-            self.tried = (self.low + min(self.high, 2 * self.low)) / 2 if self.low else self.high * (1 - self.tolerance)
-        return self.tried * self.table.scale
-
-    def learn(self, predicted: float, measured: float) -> None:
-        """Takes a measurement in; one that contradicts an older one is trusted."""
-        self.rounds.append((predicted, measured))
-        plain = predicted / self.table.scale
-        self.table = self.table.scaled(measured / predicted)
-        if measured > self.target * (1 - _MARGIN * self.tolerance):
-            self.high = plain
-            self.low = self.low if self.low < plain else 0.0
-        elif not self.settles(measured):
-            self.low = max(self.tried, plain)  # no plan is between the two
-            self.high = self.high if self.high > plain else float("inf")
 
 
 def _inputs(graph: Graph) -> Any:
