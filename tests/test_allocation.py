@@ -412,3 +412,30 @@ def test_relative_losses_are_of_shares_that_multiply(by):
     (column,) = columns([graph.groups[:1]], {graph.groups[0].name: np.arange(1.0, 1 + graph.groups[0].size)})
     kept = 1 - np.cumsum(np.arange(1.0, graph.groups[0].size)) / sum(range(1, 1 + graph.groups[0].size))
     assert np.allclose(column.losses(True), -np.diff(np.log([1.0, *kept])))
+
+
+class Stream(nn.Module):
+    """A residual stream that each of some blocks reads and adds to."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.up = nn.ModuleList(nn.Linear(8, 16) for _ in range(blocks))
+        self.down = nn.ModuleList(nn.Linear(16, 8) for _ in range(blocks))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.relu(up(x)))
+        return self.last(x)
+
+
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_each_reader_of_a_group_loses_the_share_that_the_group_loses(blocks):
+    graph = bough.trace(Stream(blocks), torch.randn(2, 4))
+    stream = next(g for g in graph.groups if g.kind == "hidden")
+    assert stream.readers == blocks + 1
+    assert {g.readers for g in graph.groups if g is not stream} == {1}
+    (column,) = columns([[stream]], {stream.name: np.ones(8)})
+    assert np.allclose(column.losses(True), (blocks + 1) * np.log([8 / 7, 7 / 6, 6 / 5, 5 / 4, 4 / 3, 3 / 2, 2 / 1]))
+    assert np.allclose(column.losses(False), 1.0)

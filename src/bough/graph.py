@@ -29,7 +29,8 @@ class Group:
 
     `exact`: removing units equals zeroing them. Otherwise a statistic (a mean, a norm, a softmax) runs over the units,
     and removal equals a model that takes it over the kept units only. `multiple`: an op of the model runs only on widths
-    that are multiples of this, `least`: and on no fewer units.
+    that are multiples of this, `least`: and on no fewer units. `readers`: how many times products with the units are summed
+    over them in a run, by all layers that read a residual stream, say; at least 1.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Group:
     atom: Atom
     multiple: int = 1
     least: int = 1
+    readers: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         members = [[m.name, m.dim] for m in self.members]

@@ -40,14 +40,14 @@ class Column:
         """What each step loses [steps], summed over the tied groups: the importance it removes, in the units of the scores.
 
         `relative`, so that scores of different groups need not be comparable: -log of the share that it leaves of the
-        importance that was there. What a net keeps, layer after layer, then multiplies; the last units of a group are never
-        cheap, as they are not where the shares themselves are added.
+        importance that was there, once for each reader of the group. What a net keeps, layer after layer, then multiplies;
+        the last units of a group are never cheap, as they are not where the shares themselves are added.
         """
         if not relative:
             return self.drops.sum(axis=1)
         gone = np.cumsum(self.drops, axis=0) / (self.means * self.counts[0])
         left = np.concatenate([np.ones((1, len(self.groups))), 1.0 - gone])
-        return -np.diff(np.log(np.maximum(left, _NOTHING)), axis=0).sum(axis=1)
+        return -np.diff(np.log(np.maximum(left, _NOTHING)), axis=0) @ np.array([g.readers for g in self.groups])
 
     def ranks(self, relative: bool) -> NDArray[np.float64]:
         """The rank [steps] of each step: the mean score of the units it removes, averaged over the tied groups."""
