@@ -95,7 +95,8 @@ def make(args: argparse.Namespace) -> dict[str, Any]:
     for name, plan in (("latency", timed.plan), ("macs", by_macs)):
         (args.cache / f"{args.model}-{args.backend}-{args.target}-{name}.plan.json").write_text(plan.to_json())
     return {
-        "met_in_the_loop": timed.met, "rounds": len(timed.rounds), "loop_s": seconds,
+        "met_in_the_loop": timed.met, "loop_s": seconds,
+        "rounds_ms": [[1e3 * predicted, 1e3 * measured] for predicted, measured in timed.rounds],
         "macs": [timed.plan.cost.macs, by_macs.cost.macs, timed.plan.original.macs],
     }  # fmt: skip
 
