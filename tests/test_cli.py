@@ -93,7 +93,7 @@ def test_prune_takes_what_plan_takes():
         (["--minimum", "0=many"], "write GROUP=N"),
         (["--minimum", "zero=2"], "which is no group; there are: 0, 2"),
         (["--drop", "0"], "'0' is no layer that can be left out; there are: none"),
-        (["--drop", "0", "--iterative", "2"], "a layer can be left out once"),
+        (["--drop", "0", "--iterative", "2", "--task", "tests.test_cli:stack"], "a layer can be left out once"),
     ],
 )
 def test_options_of_prune_that_mean_nothing(words, message):

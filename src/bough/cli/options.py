@@ -1,4 +1,4 @@
-"""Arguments and options that commands share, and those of training as one value."""
+"""Arguments and options that commands share; those that travel together become one value."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import typer
 
 from bough.recovery import Training
 
+Command = Callable[..., None]
+
 Model = Annotated[str, typer.Argument(help="module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
 Original = Annotated[str, typer.Argument(help="the original: module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
 Checkpoint = Annotated[Path, typer.Option(help="a folder that `bough prune --out` wrote")]
@@ -18,7 +20,7 @@ Shape = Annotated[str | None, typer.Option(help="sizes of the example input, suc
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 
 
-def _training(
+def training_options(
     *,
     out: Annotated[Path, typer.Option(help="folder for the run and the trained checkpoint; a killed run in it is resumed")],
     epochs: Annotated[int, typer.Option(help="passes over the data")] = 10,
@@ -37,20 +39,25 @@ def _training(
     )  # fmt: skip
 
 
-def with_training(command: Callable[..., None]) -> Callable[..., None]:
-    """The command whose keyword `training` is given by the options of training, --out among them."""
-    own = dict(_parameters(command))
-    del own["training"]
-    added = dict(_parameters(_training))
+def given_by(**makers: Callable[..., Any]) -> Callable[[Command], Command]:
+    """For a command that takes values of many options each: {its keyword: the function whose parameters are the options}."""
 
-    def run(**given: Any) -> None:
-        command(training=_training(**{n: given.pop(n) for n in added}), **given)
+    def decorated(command: Command) -> Command:
+        own = {n: p for n, p in _parameters(command) if n not in makers}
+        added = {name: dict(_parameters(make)) for name, make in makers.items()}
 
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own.values(), *added.values())]
-    vars(run)["__signature__"] = inspect.Signature(parameters)
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run
+        def run(**given: Any) -> None:
+            made = {name: make(**{n: given.pop(n) for n in added[name]}) for name, make in makers.items()}
+            command(**made, **given)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        every = [*own.values(), *(p for options in added.values() for p in options.values())]
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in every]
+        vars(run)["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorated
 
 
 def _parameters(function: Callable[..., Any]) -> list[tuple[str, inspect.Parameter]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import bough
 from bough.cli.models import Pruned, find, pruned, resolve
-from bough.cli.options import Checkpoint, Json, Original, Shape, with_training
+from bough.cli.options import Checkpoint, Json, Original, Shape, given_by, training_options
 from bough.errors import ModelReferenceError, TrainingError
 from bough.recovery import Distillation, Features, Iterated, Trained, Training, cubic, geometric, iterate, linear
 from bough.recovery import distill as distill_model
@@ -35,7 +35,7 @@ Task = Annotated[str | None, typer.Option(help="module:callable that returns (tr
 Needed = Annotated[str, typer.Argument(help="module:callable that returns (train, validation, loss, evaluate)")]
 
 
-@with_training
+@given_by(training=training_options)
 def finetune(
     model: Original,
     task: Needed,
@@ -53,7 +53,7 @@ def finetune(
     _finish(small, done, training, as_json)
 
 
-@with_training
+@given_by(training=training_options)
 def distill(
     model: Original, task: Needed, *, checkpoint: Checkpoint, training: Training,
     temperature: Annotated[float, typer.Option(help="of both models' logits")] = 2.0,
@@ -72,27 +72,50 @@ def distill(
     _finish(small, done, training, as_json)
 
 
-def prune_iteratively(
-    net: nn.Module, inputs: Any, budget: bough.Budget, task: str | None, training: Training, *, steps: int, schedule: str,
-    importance: Any, data: Any, planning: Any, ignore: Iterable[str],
-) -> Iterated:  # fmt: skip
-    """`bough prune --iterative`: each step's training has a folder in that of the whole, so all of it is resumed."""
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The cuts of `bough prune --iterative`, and the training after each."""
+
+    count: int
+    schedule: str
+    task: str
+    epochs: int
+    lr: float
+
+
+def step_options(
+    *,
+    iterative: Annotated[int, typer.Option(help="cut in so many steps, with training by --task after each")] = 1,
+    schedule: Annotated[str, typer.Option(help="of the steps: geometric, linear or cubic")] = "geometric",
+    task: Task = None,
+    epochs: Annotated[int, typer.Option(help="of training after each step")] = 1,
+    lr: Annotated[float, typer.Option(help="highest learning rate")] = 1e-3,
+) -> Steps | None:
+    """None for one cut without training."""
+    if iterative == 1 and task is None:
+        return None
     if task is None:
         raise ModelReferenceError("--iterative needs --task module:callable, for the training after each step")
     if schedule not in SCHEDULES:
         raise ModelReferenceError(f"--schedule {schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
-    given = _task(task)
+    return Steps(iterative, schedule, task, epochs, lr)
+
+
+def prune_iteratively(
+    net: nn.Module, inputs: Any, budget: bough.Budget, steps: Steps, *, folder: Path | None, progress: bool, **options: Any
+) -> Iterated:
+    """Each step's training has a folder in that of the whole, so all of it is resumed. `options`: of `iterate`."""
+    given = _task(steps.task)
+    training = Training(epochs=steps.epochs, lr=steps.lr, progress=progress)
     optimizer = training.optimizer_for(net)
 
     def recover(small: nn.Module, step: int) -> Trained:
-        folder = None if training.folder is None else Path(training.folder) / f"step-{step}"
-        how = replace(training, folder=folder)
+        how = replace(training, folder=None if folder is None else folder / f"step-{step}")
         return finetune_model(small, given.train, how, loss=given.loss, evaluate=given.metric, optimizer=optimizer)
 
     return iterate(
-        net, inputs, budget, recover, steps=steps, schedule=SCHEDULES[schedule], importance=importance, data=data,
-        planning=planning, ignore=ignore, optimizer=optimizer,
-    )  # fmt: skip
+        net, inputs, budget, recover, steps=steps.count, schedule=SCHEDULES[steps.schedule], optimizer=optimizer, **options
+    )
 
 
 def accuracy(model: nn.Module, validation: Any) -> float:
