@@ -15,7 +15,7 @@ import copy
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -36,7 +36,7 @@ from bough.comparing.naming import named
 RESULTS = Path(__file__).parent / "results" / "criteria.json"
 BUDGETS = {"resnet56": (75, 60, 50, 40), "mobilenetv1_025": (80, 65, 50), "stories260k": (90, 80, 70)}
 ALLOCATIONS = ("uniform", "global", "greedy")  # and "error" for scores that are errors
-SLOW = ("shapley", "masked_loss", "hrank")  # --slow: their cost is units x data, or an SVD of every map
+SLOW = ("shapley", "masked_loss", "hrank")  # --slow: their cost is units x data, or an SVD of every map; scored on one batch
 STEPS = 150  # of Torch-Pruning
 ALL = 10_000
 COUNTS = ("images", "stories")
@@ -54,8 +54,8 @@ def budget(task: Task, percent: int) -> bough.Budget:
     return bough.Budget(**{task.field: f"{percent}%"})
 
 
-def scored_on(task: Task) -> list[Any]:
-    return task.calibration[: len(task.calibration) // 2]
+def scored_on(task: Task, criterion: str = "") -> list[Any]:
+    return task.calibration[: 1 if criterion in SLOW else len(task.calibration) // 2]
 
 
 def ours(task: Task, percents: Sequence[int], slow: bool, folder: Path) -> list[Row]:
@@ -63,17 +63,18 @@ def ours(task: Task, percents: Sequence[int], slow: bool, folder: Path) -> list[
         print(".", end="", flush=True)
         return {**task.measure(model), "choose": task.choose(model)}
 
-    def compared(names: Iterable[str], allocations: Sequence[str]) -> Iterator[Row]:
+    def compared(names: Sequence[str], allocations: Sequence[str]) -> Iterator[Row]:
         found = compare(
             task.model, example(task), [n if n in bough.importance.CRITERIA else made[n] for n in names],
-            [budget(task, p) for p in percents], evaluate, allocations=allocations, data=scored_on(task), loss=task.loss,
-            ignore=task.ignore, folder=folder, lower_is_better=task.lower_is_better,
+            [budget(task, p) for p in percents], evaluate, allocations=allocations, data=scored_on(task, names[0]),
+            loss=task.loss, ignore=task.ignore, folder=folder, lower_is_better=task.lower_is_better,
         )  # fmt: skip
         return (r for r in found.rows[1:] if r.criterion in names)
 
     made = criteria(task, slow)
     errors = [n for n, c in made.items() if getattr(c, "gives_errors", False)]
-    return [*compared(list(made), ALLOCATIONS), *compared(errors, ["error"])]
+    fast, late = [n for n in made if n not in SLOW], [n for n in made if n in SLOW]
+    return [*compared(fast, ALLOCATIONS), *compared(errors, ["error"]), *(compared(late, ALLOCATIONS) if late else ())]
 
 
 def by_layers(task: Task, percents: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -162,7 +163,7 @@ def run(load: ModuleType, name: str, test: int, slow: bool, folder: Path) -> dic
 def recut(task: Task, row: dict[str, Any], percent: int) -> nn.Module:
     """The model of one of bough's rows, made again."""
     graph = bough.trace(task.model, example(task))
-    scores = bough.score(graph, criteria(task, True)[row["criterion"]], scored_on(task))
+    scores = bough.score(graph, criteria(task, True)[row["criterion"]], scored_on(task, row["criterion"]))
     return bough.cut(
         task.model, bough.plan(graph, scores, budget(task, percent), allocation=row["allocation"], ignore=task.ignore)
     )  # fmt: skip
