@@ -1,5 +1,6 @@
 """Latency tables: sums by hand, monotone stairs, files; and the search for a target. Nothing here is timed."""
 
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -310,6 +311,23 @@ def test_prune_takes_the_word_of_a_table_of_another_machine_and_says_so():
     assert result.latency is None
     assert any("predicted from a table of a chip" in n for n in result.plan.notes)
     assert result.report.equal
+
+
+def test_every_model_of_many_is_compiled_and_for_its_own_shapes(monkeypatch):
+    """torch leaves the ninth version of one function uncompiled, and makes the second for any size."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([tuple(x.shape) for x in inputs])
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    widths = range(2, 14)
+    for n in widths:
+        with evaluating(net := nn.Linear(n, 3)):
+            run = runner(net, torch.randn(2, n), "compile")
+            assert torch.equal(run(), run())
+    assert [(2, n) in shapes for n, shapes in zip(widths, graphs, strict=True)] == [True] * len(widths)
 
 
 def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch):

@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -27,14 +28,14 @@ def runner(model: nn.Module, example_inputs: Any, backend: str = "eager") -> Run
             torch has).
 
     Raises:
-        TraceError: an unknown backend, a package that it needs is not installed, or the export fails.
+        TraceError: an unknown backend, a package that it needs is not installed, or compiling or exporting fails.
     """
     if backend not in BACKENDS:
         raise TraceError(f"backend={backend!r} is unknown: use one of {', '.join(map(repr, BACKENDS))}")
     args, kwargs = split_inputs(example_inputs)
     if backend == "onnxruntime":
         return _onnxruntime(model, args, kwargs)
-    called = torch.compile(model) if backend == "compile" else model
+    called = _compiled(model, args, kwargs) if backend == "compile" else model
 
     def run() -> object:
         with torch.inference_mode():
@@ -57,6 +58,26 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., object]:
+    """Compiled for these shapes, by a function of its own code.
+
+    Of what runs the same code torch keeps a few versions, makes the later ones for shapes of any size, and runs what comes
+    after the eighth uncompiled. Here it would take the models that are timed one after the other for such versions.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> object:
+        return model(*args, **kwargs)
+
+    own = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
+    compiled: Callable[..., object] = torch.compile(own, dynamic=False)
+    try:
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.inference_mode():
+            compiled(*args, **kwargs)
+    except Exception as error:
+        raise TraceError(f"{type(model).__name__} can not be compiled: {type(error).__name__}: {error}") from error
+    return compiled
 
 
 def _onnxruntime(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
