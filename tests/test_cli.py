@@ -56,6 +56,32 @@ def test_prune_to_a_latency_and_a_size_at_a_precision(tmp_path):
     assert "us" in run("prune", MODEL, *words, "--table", str(tmp_path / "table.json"))
 
 
+def test_a_table_measured_here_then_a_plan_by_it(tmp_path):
+    path = str(tmp_path / "table.json")
+    data = json.loads(run("table", MODEL, "--out", path, "--seconds", "0", "--correct", "2", "--json"))
+    assert data["points"] == len(list(wanted(bough.trace(*mlp()))))
+    assert LatencyTable.load(path).seconds(bough.trace(*mlp()))[0] == pytest.approx(data["model_seconds"])
+    assert "saved in" in run("table", MODEL, "--out", path, "--seconds", "0")
+
+
+def test_a_table_asked_for_and_answered_elsewhere(tmp_path):
+    asked, answered, path = (str(tmp_path / name) for name in ("asked.csv", "answered.csv", "table.json"))
+    assert "asked.csv" in run("table", MODEL, "--quantum", "2", "--ask", asked)
+    assert not (tmp_path / "table.json").exists()
+    lines = (tmp_path / "asked.csv").read_text().splitlines()
+    (tmp_path / "answered.csv").write_text("\n".join([lines[0], *(f"{line}1e-6" for line in lines[1:])]))
+    assert "a chip" in run("table", MODEL, "--out", path, "--quantum", "2", "--answers", answered, "--device", "a chip")
+    assert LatencyTable.load(path).seconds(bough.trace(*mlp()))[0] == pytest.approx(5e-6)  # three linear ops, two ReLUs
+    words = ["prune", MODEL, "--budget", "latency=100%", "--table", path]
+    assert "predicted from a table of a chip" in run(*words)
+    (tmp_path / "answered.csv").write_text("\n".join(lines))
+    with pytest.raises(PlanError, match="line 2 of the CSV can not be read"):
+        run("table", MODEL, "--out", path, "--answers", answered)
+    for words in (["--out", path, "--ask", asked], ["--answers", answered, "--ask", asked], []):
+        with pytest.raises(PlanError, match="--ask FILE alone"):
+            run("table", MODEL, *words)
+
+
 def stack():
     return Stack(), torch.randn(2, 5)
 

@@ -14,6 +14,7 @@ from bough.cli.models import resolve
 from bough.cli.options import Json, Model, Shape
 from bough.cli.prune import prune
 from bough.cli.refit import refit
+from bough.cli.table import table
 from bough.cli.train import distill, finetune
 from bough.measuring import latencies
 from bough.report.tables import costs_table, groups_table, show
@@ -30,6 +31,7 @@ app.command()(refit)
 app.command()(finetune)
 app.command()(distill)
 app.command()(compare)
+app.command()(table)
 
 
 @app.command()

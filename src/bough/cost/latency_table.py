@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -140,7 +140,7 @@ class LatencyTable:
 
     def to_csv(self) -> str:
         """The points, a line each: key, widths (such as 64x128), seconds."""
-        return to_csv([(key, w, t) for key, times in self.points.items() for w, t in sorted(times.items())])
+        return to_csv((key, w, t) for key, times in self.points.items() for w, t in sorted(times.items()))
 
     def with_csv(self, text: str) -> LatencyTable:
         """With the points of a CSV with the columns key, widths, seconds: a vendor fills in what `to_csv(wanted(graph))` asks.
@@ -162,7 +162,7 @@ class LatencyTable:
         return replace(self, points=points)
 
 
-def to_csv(lines: list[tuple[str, Widths, float | None]]) -> str:
+def to_csv(lines: Iterable[tuple[str, Widths, float | None]]) -> str:
     """CSV with the columns key, widths, seconds (empty where None)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

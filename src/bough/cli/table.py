@@ -1,0 +1,59 @@
+"""`bough table`: the times of a model's ops, measured here, or taken from what was measured elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import bough
+from bough.cli.models import resolve
+from bough.cli.options import Json, Model, Shape
+from bough.cost import LatencyTable
+from bough.cost.latency_table import to_csv, wanted
+from bough.errors import PlanError
+from bough.measuring import latency, measure_table
+
+
+def table(
+    model: Model,
+    input_shape: Shape = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON of the table, for `bough prune --table`; one that is there is completed")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="eager, compile or onnxruntime")] = "eager",
+    quantum: Annotated[int, typer.Option(help="units that the hardware works on at once")] = 8,
+    seconds: Annotated[float, typer.Option(help="how long to measure, once every op has been timed")] = 60.0,
+    correct: Annotated[int, typer.Option(help="random cuts of the whole model to correct the table by")] = 0,
+    ask: Annotated[Path | None, typer.Option(help="write a CSV of what is to be timed elsewhere, and measure nothing")] = None,
+    answers: Annotated[Path | None, typer.Option(help="that CSV with its seconds filled in; nothing is measured here")] = None,
+    device: Annotated[str, typer.Option(help="with --answers: the machine in words")] = "another machine",
+    as_json: Json = False,
+) -> None:
+    """Times the ops of a model at a grid of widths, so that plans can be made for a latency."""
+    if (ask is None) == (out is None) or (ask is not None and answers is not None):
+        raise PlanError("table wants --out FILE for the table, or --ask FILE alone for the CSV that --answers reads later")
+    net, inputs = resolve(model, input_shape)
+    graph = bough.trace(net, inputs)
+    if ask is not None:
+        lines = to_csv((key, widths, None) for key, widths in wanted(graph, quantum))
+        ask.write_text(lines)
+        typer.echo(json.dumps({"asked": len(lines.splitlines()) - 1, "csv": str(ask)}) if as_json else f"asked in {ask}")
+        return
+    assert out is not None
+    if answers is not None:
+        made = LatencyTable(device, backend, quantum, 0.0, 0.0).with_csv(answers.read_text())
+    else:
+        made = measure_table(graph, backend, quantum=quantum, seconds=seconds, path=out, progress=not as_json)
+        if correct:
+            made = bough.correct_table(graph, made, lambda m: latency(m, inputs, backend=backend).median, plans=correct)
+    predicted = float(made.seconds(graph)[0])  # complains of what is missing
+    made.save(out)
+    found = {"device": made.device, "backend": made.backend, "points": sum(map(len, made.points.values()))}
+    if as_json:
+        typer.echo(json.dumps({**found, "model_seconds": predicted, "saved": str(out)}))
+    else:
+        typer.echo(f"{made.device}, {made.backend}: {found['points']} times, the model takes {1e3 * predicted:.3f} ms by them")
+        typer.echo(f"saved in {out}")
