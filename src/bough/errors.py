@@ -12,6 +12,11 @@ BoughError
 └── ModelReferenceError   a model name on the command line that leads nowhere
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_SHOWN = 6
+
 
 class BoughError(Exception):
     """Base of every error that bough raises on purpose; its message says what, where and what to do."""
@@ -51,3 +56,12 @@ class CheckpointError(BoughError):
 
 class ModelReferenceError(BoughError):
     """A model reference of the command line that leads nowhere."""
+
+
+def instead(name: str, names: Iterable[str]) -> str:
+    """What to say to one who gave an unknown name: the nearest of those there are, or some of them."""
+    there = list(names)
+    near = get_close_matches(name, there, 3)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"there are: {', '.join(there[:_SHOWN]) or 'none'}{', ...' if len(there) > _SHOWN else ''}"

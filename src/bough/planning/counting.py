@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bough.cost import ClosedForm, Cost, shown
-from bough.errors import BudgetError, PlanError
+from bough.errors import BudgetError, PlanError, instead
 from bough.graph import Graph, Group
 from bough.planning.allocation import Allocation, Allocator, Allowed, columns
 from bough.planning.budget import Budget, Goal, Keep
 from bough.planning.equations import Ties
-from bough.planning.named import instead
 
 
 @dataclass(frozen=True, eq=False, slots=True)

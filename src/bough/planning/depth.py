@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bough.errors import ConflictError, PlanError
+from bough.errors import ConflictError, PlanError, instead
 from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, Storage
 from bough.planning.budget import Goal
-from bough.planning.named import instead
 from bough.tracing.held import held_values
 from bough.tracing.provenance import attributes_in
 from bough.tracing.replay import replay

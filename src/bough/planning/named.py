@@ -1,25 +1,13 @@
-"""Names that users give: which groups they mean, and what to say of those that mean nothing."""
+"""Names that users give: which groups they mean."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import ceil
 
-from bough.errors import PlanError
+from bough.errors import PlanError, instead
 from bough.graph import Graph, Group
-
-_SHOWN = 6
-
-
-def instead(name: str, names: Iterable[str]) -> str:
-    """What to say to one who gave an unknown name: the nearest of those there are, or some of them."""
-    there = list(names)
-    near = get_close_matches(name, there, 3)
-    if near:
-        return f"did you mean {' or '.join(map(repr, near))}?"
-    return f"there are: {', '.join(there[:_SHOWN]) or 'none'}{', ...' if len(there) > _SHOWN else ''}"
 
 
 def held(graph: Graph, ignore: Iterable[str], exact_only: bool) -> dict[str, str]:

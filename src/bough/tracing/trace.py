@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bough.errors import PlanError, TraceError
+from bough.errors import PlanError, TraceError, instead
 from bough.graph import Frozen, Graph, Group, Member, OpRecord, State, Storage
 from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, innermost, normal
@@ -81,9 +81,10 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         ragged=ragged(groups, recorder.states, recorder.ops), second=tuple(recorder.ops[len(ops) :]),
         modes={n: m.training for n, m in model.named_modules()},
     )  # fmt: skip
-    missing = [n for n in _names(ignore) if not _matches_anything(n, model, graph)]
-    if missing:
-        raise PlanError(f"ignore={missing[0]!r} names no module, parameter or group of {type(model).__name__}")
+    there = [n for n in (*dict(model.named_modules()), *graph.states) if n]
+    for name in _names(ignore):
+        if name not in there:
+            raise PlanError(f"ignore={name!r} names no module or parameter of {type(model).__name__}; {instead(name, there)}")
     return graph
 
 
@@ -230,11 +231,6 @@ def _ignore(recorder: Recorder, model: nn.Module, names: tuple[str, ...]) -> Non
             if state.name == name or state.name.startswith(f"{name}."):
                 for axis in state.axes[:1]:
                     freeze(axis, "ignored on request")
-
-
-def _matches_anything(name: str, model: nn.Module, graph: Graph) -> bool:
-    modules = {n for n, _ in model.named_modules()}
-    return name in modules or name in graph.states
 
 
 def _storages(recorder: Recorder, outputs: list[Tensor]) -> tuple[Storage, ...]:
