@@ -110,7 +110,7 @@ def test_ignore(graph, scores):
     assert "stem" not in {g.name for g in bough.trace(model, inputs, ignore=["stem"]).groups}
     with pytest.raises(PlanError, match="'nothing' names no"):
         bough.trace(model, inputs, ignore=["nothing"])
-    with pytest.raises(PlanError, match="did you mean 'stem.weight' or"):
+    with pytest.raises(PlanError, match=r"did you mean 'stem[.]weight' or"):
         bough.trace(model, inputs, ignore=["stem.weigth"])
     with pytest.raises(PlanError, match="'nothing' names no"):
         bough.plan(graph, scores, keep=0.5, ignore=["nothing"])
