@@ -3,8 +3,8 @@
     python -m benchmarks.criteria --data PATH --models resnet56 mobilenetv1_025 stories260k
 
 bough's rows are made by `bough.compare`, in one cut, in a folder of their own (--runs): what is there is not made again.
-Torch-Pruning is asked for the same shares of the MACs, and comes there in one cut too, and in 150, scored anew for each. Of the
-rows of a budget the best of each is chosen on data that is not the test's and then measured on all test data. Nothing is
+Torch-Pruning is asked for the same shares of the MACs, and comes there in one cut too, scored on the same data, and in 150,
+scored anew for each, on a batch after the other of twice the data. Of the rows of a budget the best of each is chosen on data that is not the test's and then measured on all test data. Nothing is
 refitted or recalibrated: see benchmarks/recovery.py for that.
 """
 
@@ -113,10 +113,11 @@ def theirs(task: Task, percents: Sequence[int]) -> Iterator[tuple[dict[str, Any]
     for steps, criterion, allocation in product((1, STEPS), peers.CRITERIA, ("global", "uniform")):
         row, start = {"criterion": criterion, "allocation": allocation, "steps": steps}, time.perf_counter()
         pruned = peers.torch_pruning_at_once if steps == 1 else partial(peers.torch_pruning, steps=steps)
+        labelled = scored_on(task) if steps == 1 else task.calibration
         torch.manual_seed(0)
         try:
             cut = pruned(
-                task.model, example(task), criterion, shares, uniform=allocation == "uniform", labelled=scored_on(task),
+                task.model, example(task), criterion, shares, uniform=allocation == "uniform", labelled=labelled,
             )  # fmt: skip
             for percent, (model, kept) in zip(percents, cut, strict=False):
                 measured = {k: round(v, 3) for k, v in task.measure(model).items() if k not in COUNTS}
