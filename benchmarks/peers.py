@@ -108,11 +108,15 @@ def _gradients(small: nn.Module, pruner: Any, importance: Any, batch: Any) -> No
 
 
 def streams(graph: bough.Graph) -> list[str]:
-    """Layers whose outputs share their channels with another's, or are the model's."""
+    """Layers whose outputs share their channels with another's (depthwise ones only pass them on), or are the model's."""
     found = []
     for group in (*graph.groups, *graph.frozen):
         outputs = [m.name.rpartition(".")[0] for m in group.members if m.dim == 0 and m.name.endswith("weight")]
-        layers = [n for n in dict.fromkeys(outputs) if isinstance(graph.model.get_submodule(n), (nn.Conv2d, nn.Linear))]
+        layers = [n for n in dict.fromkeys(outputs) if _mixes(graph.model.get_submodule(n))]
         if len(layers) > 1 or group in graph.frozen:
             found += layers
     return list(dict.fromkeys(found))
+
+
+def _mixes(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
