@@ -16,12 +16,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def measure(module: str, arguments: list[str], timeout: float) -> dict[str, Any]:
+def measure(module: str, arguments: list[str], timeout: float, environment: dict[str, str] | None = None) -> dict[str, Any]:
     """`python -m module arguments`, whose last line is JSON; a failure or a timeout is a result, too."""
     command = [sys.executable, "-m", module, *arguments]
+    env = {**os.environ, **(environment or {})}
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False, env=env)
     except subprocess.TimeoutExpired:
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
         used = now.ru_utime + now.ru_stime - children.ru_utime - children.ru_stime
