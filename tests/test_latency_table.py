@@ -254,6 +254,20 @@ def test_where_the_time_jumps_groups_are_mixed(height, target):
     assert timed.model.seconds(height) == timed.seconds
 
 
+@pytest.mark.parametrize("above", [1.01, 1.03, 1.2])
+def test_targets_just_above_the_smallest_model_are_met(above):
+    """The table takes smaller models for faster than they are, and so the limits that it is asked for become unreachable."""
+    law, model = LAWS["with a floor"], Wide()
+    graph = bough.trace(model, torch.randn(2, 8))
+    scores = bough.score(graph, bough.importance.Random())
+    smallest = bough.cut(model, bough.plan(graph, scores, keep=0.5))
+    share = 100 * above * law(smallest) / law(model)
+    _, timed = targeted(law, f"{share}%", minimum=0.5)
+    assert timed.met
+    with pytest.raises(BudgetError):
+        targeted(law, f"{share * 0.9 / above}%", minimum=0.5)
+
+
 def test_other_limits_hold_between_two_plans_too():
     graph = bough.trace(Cliffs(), torch.randn(2, 64))
     scores = bough.score(graph, bough.importance.Random())

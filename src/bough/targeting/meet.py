@@ -74,7 +74,13 @@ def targeted(
     search = Search(budget, target, tolerance, table.scaled(original / float(table.seconds(graph)[0])))
     best: Timed | None = None
     while len(search.rounds) < rounds and (goal := search.goal) is not None:
-        decided = planned(graph, scores, goal, replace(how, table=search.table))
+        try:
+            decided = planned(graph, scores, goal, replace(how, table=search.table))
+        except BudgetError:
+            if not search.rounds:
+                raise
+            search.unreachable()
+            continue
         if search.known(decided):
             continue
         small = cut(graph.model, decided)

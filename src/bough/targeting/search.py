@@ -126,6 +126,10 @@ class Search:
             return False
         return True
 
+    def unreachable(self) -> None:
+        """No plan is small enough for the last limit, by the table as it now is."""
+        self.low = self.tried
+
     def learn(self, plan: Plan, seconds: float) -> None:
         """Takes a measurement in; one that contradicts an older one is trusted."""
         predicted = plan.cost.latency
