@@ -43,9 +43,9 @@ def predicted(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_images(load: ModuleType, count: int) -> tuple[Tensor, Tensor]:
-    """Images and labels: `count` drawn of the 10,000, whose own order is one of classes."""
+    """Images and labels: `count` drawn of the 10,000, in a random order: their own is one of classes."""
     found, labels = load.cifar10("test")
-    some = np.sort(np.random.default_rng(0).permutation(len(found))[:count])
+    some = np.random.default_rng(0).permutation(len(found))[:count]
     return images(found[some], load), torch.from_numpy(labels[some])
 
 
