@@ -30,6 +30,7 @@ from benchmarks.starts import DISTILLATION, STARTS, Setting
 from bough import recovery
 
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
+DECAY = 5e-4
 
 
 def plain(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
@@ -43,9 +44,8 @@ def distilled(small: nn.Module, model: nn.Module, data: Any, training: recovery.
 RECIPES: dict[str, Callable[..., None]] = {"plain": plain, "distill": distilled}
 
 
-def row(
-    load: ModuleType, depth: int, start: str, recipe: str, times: float, epochs: int, lr: float, seed: int, folder: Path
-) -> dict[str, Any]:
+def row(load: ModuleType, depth: int, start: str, recipe: str, times: float, training: recovery.Training) -> dict[str, Any]:
+    folder, epochs = Path(str(training.folder)), training.epochs
     x, y = test_images(load, 10_000)
 
     def accuracy(model: nn.Module, every: int = 1) -> float:
@@ -53,11 +53,7 @@ def row(
 
     model = load.resnet_cifar10(depth).to(memory_format=torch.channels_last)
     found, _ = load.cifar10("train")
-    torch.manual_seed(seed)
-    training = recovery.Training(
-        epochs=epochs, lr=lr, optimizer="sgd", weight_decay=5e-4, precision="bf16", seed=seed, folder=folder, save_every=200,
-        log_every=50,
-    )  # fmt: skip
+    torch.manual_seed(training.seed)
     data = batches(Augmented(load))
     begin = time.perf_counter()
     unlabelled = list(images(found[:1024], load).split(128))
@@ -93,6 +89,7 @@ def main() -> None:
     parser.add_argument("--times", nargs="+", type=float, default=[2.57], help="how many times fewer MACs")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--lr", type=float, default=0.02, help="highest learning rate")
+    parser.add_argument("--weight-decay", type=float, default=DECAY)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=Path, default=Path(".finetuning"), help="folder of the runs' states and logs")
@@ -102,11 +99,15 @@ def main() -> None:
     load = load_module(given.data)
     each = [(s, r, t, seed) for s in given.starts for r in given.recipes for t in given.times for seed in given.seeds]
     for start, recipe, times, seed in each:
-        key = f"resnet{given.depth} {start} {recipe} {times:g}x {given.epochs} epochs lr {given.lr:g} seed {seed}"
+        decay = "" if given.weight_decay == DECAY else f" decay {given.weight_decay:g}"
+        key = f"resnet{given.depth} {start} {recipe} {times:g}x {given.epochs} epochs lr {given.lr:g}{decay} seed {seed}"
         if key in read(given.out):
             continue
-        folder = given.runs / key.replace(" ", "-")
-        made = row(load, given.depth, start, recipe, times, given.epochs, given.lr, seed, folder)
+        training = recovery.Training(
+            epochs=given.epochs, lr=given.lr, optimizer="sgd", weight_decay=given.weight_decay, precision="bf16", seed=seed,
+            folder=given.runs / key.replace(" ", "-"), save_every=200, log_every=50,
+        )  # fmt: skip
+        made = row(load, given.depth, start, recipe, times, training)
         given.out.write_text(json.dumps(read(given.out) | {key: made | {"about": about()}}, indent=1) + "\n")
         print(key, {k: v for k, v in made.items() if k != "curve"}, flush=True)
 
