@@ -111,7 +111,7 @@ def test_ignore(graph, scores):
     with pytest.raises(PlanError, match="'nothing' names no"):
         bough.trace(model, inputs, ignore=["nothing"])
     with pytest.raises(PlanError, match=r"did you mean 'stem[.]weight' or"):
-        bough.trace(model, inputs, ignore=["stem.weigth"])
+        bough.trace(model, inputs, ignore=["stem.weight_"])
     with pytest.raises(PlanError, match="'nothing' names no"):
         bough.plan(graph, scores, keep=0.5, ignore=["nothing"])
     assert bough.plan(graph, scores, keep=0.5, ignore=["a"]).groups["a"] == (12, 12)
