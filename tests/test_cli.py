@@ -77,6 +77,8 @@ def test_a_table_asked_for_and_answered_elsewhere(tmp_path):
     (tmp_path / "answered.csv").write_text("\n".join(lines))
     with pytest.raises(PlanError, match="line 2 of the CSV can not be read"):
         run("table", MODEL, "--out", path, "--answers", answered)
+    with pytest.raises(PlanError, match="leave one of them out"):
+        run("table", MODEL, "--out", path, "--answers", answered, "--correct", "2")
     for words in (["--out", path, "--ask", asked], ["--answers", answered, "--ask", asked], []):
         with pytest.raises(PlanError, match="--ask FILE alone"):
             run("table", MODEL, *words)

@@ -35,12 +35,14 @@ def table(
     """Times the ops of a model at a grid of widths, so that plans can be made for a latency."""
     if (ask is None) == (out is None) or (ask is not None and answers is not None):
         raise PlanError("table wants --out FILE for the table, or --ask FILE alone for the CSV that --answers reads later")
+    if correct and answers is not None:
+        raise PlanError("--correct times whole models here, and --answers are of another machine: leave one of them out")
     net, inputs = resolve(model, input_shape)
     graph = bough.trace(net, inputs)
     if ask is not None:
-        lines = to_csv((key, widths, None) for key, widths in wanted(graph, quantum))
-        ask.write_text(lines)
-        typer.echo(json.dumps({"asked": len(lines.splitlines()) - 1, "csv": str(ask)}) if as_json else f"asked in {ask}")
+        points = list(wanted(graph, quantum))
+        ask.write_text(to_csv((key, widths, None) for key, widths in points))
+        typer.echo(json.dumps({"asked": len(points), "csv": str(ask)}) if as_json else f"asked in {ask}")
         return
     assert out is not None
     if answers is not None:
