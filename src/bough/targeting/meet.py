@@ -73,13 +73,13 @@ def targeted(
     target = budget.limits(replace(graph.cost(), latency=original))["latency"]
     search = Search(budget, target, tolerance, table.scaled(original / float(table.seconds(graph)[0])))
     best: Timed | None = None
-    while len(search.rounds) < rounds and (goal := search.goal) is not None:
+    while len(search.rounds) < rounds and (goal := search.next()) is not None:
         try:
             decided = planned(graph, scores, goal, replace(how, table=search.table))
         except BudgetError:
             if not search.rounds:
                 raise
-            search.unreachable()
+            search.limits.unreachable()
             continue
         if search.known(decided):
             continue

@@ -51,62 +51,115 @@ class Between:
 
 
 @dataclass
+class Limits:
+    """Limits to plan for, as sums of the table's times at scale 1."""
+
+    low: float = 0.0  # the largest that gave what was measured to be too fast
+    high: float = float("inf")  # the smallest sum that was measured to be too slow
+    tried: float = 0.0
+    fast: Tried | None = None
+    slow: list[Tried] = field(default_factory=list)  # the last is the closest
+
+    def next(self, wanted: float, tolerance: float) -> float | None:
+        """`wanted`, or where that is known to fail, between the two; None where limits lead no further."""
+        if self.high < self.low * 1.001:
+            return None
+        if self.fast and self.slow and self.slow[-1].plain <= self.fast.plain * (1 + tolerance):
+            return None
+        self.tried = wanted
+        if not self.low < self.tried < self.high:
+            self.tried = (self.low + min(self.high, 2 * self.low)) / 2 if self.low else self.high * (1 - tolerance)
+        return self.tried
+
+    def unreachable(self) -> None:
+        """No plan is small enough for the last one, by the table as it now is."""
+        self.low = self.tried
+
+    def too_slow(self, made: Tried) -> None:
+        self.high = made.plain
+        self.slow = sorted([*self.slow, made], key=lambda t: -t.seconds)
+        self.low = self.low if self.low < made.plain else 0.0
+
+    def too_fast(self, made: Tried) -> None:
+        self.low, self.fast = max(self.tried, made.plain), made  # no plan is between the two
+        self.high = self.high if self.high > made.plain else float("inf")
+
+
+@dataclass
+class Paths:
+    """Places on a path from counts that are too fast to ones that are too slow (the last of them the closest); then on the
+    next path, from where the last one has led."""
+
+    start: Counts
+    slow: list[Counts]
+    path: Between | None = None
+    low: float = 0.0  # the last place on the path that is too fast
+    high: float = 0.0  # and the first that is too slow
+    tried: float = 0.0
+    jumping: set[str] = field(default_factory=set)
+
+    def next(self) -> dict[str, int] | None:
+        """None where all paths have been gone to their ends."""
+        if self.high - self.low <= 1 / _FINEST:
+            self.path = self._path()
+        if self.path is None:
+            return None
+        self.tried = (self.low + self.high) / 2
+        return self.path.at(self.tried)
+
+    def is_end(self, counts: Counts) -> bool:
+        """Whether counts are those of an end of the path, and what is known of it taken in."""
+        assert self.path is not None
+        if counts == self.path.fast:
+            self.too_fast()
+        elif counts == self.path.slow:
+            self.too_slow()
+        else:
+            return False
+        return True
+
+    def too_slow(self) -> None:
+        self.high = self.tried
+
+    def too_fast(self) -> None:
+        self.low = self.tried
+
+    def _path(self) -> Between | None:
+        if self.path is not None:
+            self.start = self.path.at(self.low)
+            self.jumping |= set(self.path.differ[int(self.low) : int(self.low) + 1])
+        while self.slow:
+            path = Between(self.start, {n: self.start[n] if n in self.jumping else k for n, k in self.slow[-1].items()})
+            if path.differ:
+                self.low, self.high = 0.0, float(len(path.differ))
+                return path
+            self.slow.pop()
+        return None
+
+
+@dataclass
 class Search:
-    """What to plan for next: `goal`, until it is None; `learn` takes in what was measured of it."""
+    """What to plan for: `next`, until it is None; `learn` takes in what was measured of it."""
 
     budget: Budget
     target: float  # seconds
     tolerance: float
     table: LatencyTable
     rounds: list[tuple[float, float]] = field(default_factory=list)
-    low: float = 0.0  # as limits, in sums of the table's times: the largest that gave what was measured to be too fast,
-    high: float = float("inf")  # and the smallest sum that was measured to be too slow; later, places on `between`
-    tried: float = 0.0
-    fast: Tried | None = None
-    slow: list[Tried] = field(default_factory=list)  # the last is the closest
-    between: Between | None = None
-    jumping: set[str] = field(default_factory=set)
+    limits: Limits = field(default_factory=Limits)
+    paths: Paths | None = None  # once limits lead no further
 
-    @property
-    def goal(self) -> Goal | None:
+    def next(self) -> Goal | None:
         """None where no plan is left between what is too fast and what is too slow."""
-        if self.between is None:
-            limit = self._limit()
+        if self.paths is None:
+            middle = self.target * (1 - (1 + _MARGIN) / 2 * self.tolerance)  # of what settles
+            limit = self.limits.next(middle / self.table.scale, self.tolerance)
             if limit is not None:
                 return replace(self.budget, latency=limit * self.table.scale)
-        if self.between is None or self.high - self.low <= 1 / _FINEST:
-            self.between = self._path()
-        if self.between is None:
-            return None
-        self.tried = (self.low + self.high) / 2
-        return self.between.at(self.tried)
-
-    def _limit(self) -> float | None:
-        """The middle of what settles, or where that is known to fail, between the two; None where limits lead no further."""
-        if self.high < self.low * 1.001:
-            return None
-        if self.fast and self.slow and self.slow[-1].plain <= self.fast.plain * (1 + self.tolerance):
-            return None
-        self.tried = self.target * (1 - (1 + _MARGIN) / 2 * self.tolerance) / self.table.scale
-        if not self.low < self.tried < self.high:
-            self.tried = (self.low + min(self.high, 2 * self.low)) / 2 if self.low else self.high * (1 - self.tolerance)
-        return self.tried
-
-    def _path(self) -> Between | None:
-        """The first, or the next: from where the last one has led."""
-        if self.fast is None:
-            return None
-        start: Counts = self.fast.counts
-        if self.between is not None:
-            start = self.between.at(self.low)
-            self.jumping |= set(self.between.differ[int(self.low) : int(self.low) + 1])
-        while self.slow:
-            path = Between(start, {n: start[n] if n in self.jumping else k for n, k in self.slow[-1].counts.items()})
-            if path.differ:
-                self.low, self.high = 0.0, float(len(path.differ))
-                return path
-            self.slow.pop()
-        return None
+            if self.limits.fast is None:
+                return None
+            self.paths = Paths(self.limits.fast.counts, [t.counts for t in self.limits.slow])
+        return self.paths.next()
 
     def settles(self, seconds: float) -> bool:
         """Whether a latency is within the tolerance, and so far below the target that noise does not lift it above."""
@@ -114,39 +167,35 @@ class Search:
 
     def known(self, plan: Plan) -> bool:
         """Whether a plan on the way between two need not be measured: it is one of them, or misses another limit."""
-        if self.between is None:
+        if self.paths is None:
             return False
-        counts = {n: k for n, (k, _) in plan.groups.items()}
+        if self.paths.is_end(_counts(plan)):
+            return True
         costs, limits = plan.cost.to_dict(), self.budget.limits(plan.original)
-        if counts == self.between.fast:
-            self.low = self.tried
-        elif counts == self.between.slow or any(costs[k] > limit for k, limit in limits.items() if k != "latency"):
-            self.high = self.tried
-        else:
-            return False
-        return True
-
-    def unreachable(self) -> None:
-        """No plan is small enough for the last limit, by the table as it now is."""
-        self.low = self.tried
+        missed = any(costs[k] > limit for k, limit in limits.items() if k != "latency")
+        if missed:
+            self.paths.too_slow()
+        return missed
 
     def learn(self, plan: Plan, seconds: float) -> None:
         """Takes a measurement in; one that contradicts an older one is trusted."""
         predicted = plan.cost.latency
         assert predicted is not None
         self.rounds.append((predicted, seconds))
-        made = Tried({n: k for n, (k, _) in plan.groups.items()}, predicted / self.table.scale, seconds)
+        made = Tried(_counts(plan), predicted / self.table.scale, seconds)
         self.table = self.table.scaled(seconds / predicted)
-        if self.between is not None:
-            self.low, self.high = (self.low, self.tried) if seconds > self._highest else (self.tried, self.high)
-        elif seconds > self._highest:
-            self.high = made.plain
-            self.slow = sorted([*self.slow, made], key=lambda t: -t.seconds)
-            self.low = self.low if self.low < made.plain else 0.0
+        too_slow = seconds > self._highest
+        if self.paths is not None:
+            (self.paths.too_slow if too_slow else self.paths.too_fast)()
+        elif too_slow:
+            self.limits.too_slow(made)
         elif not self.settles(seconds):
-            self.low, self.fast = max(self.tried, made.plain), made  # no plan is between the two
-            self.high = self.high if self.high > made.plain else float("inf")
+            self.limits.too_fast(made)
 
     @property
     def _highest(self) -> float:
         return self.target * (1 - _MARGIN * self.tolerance)
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    return {n: k for n, (k, _) in plan.groups.items()}
