@@ -2,14 +2,12 @@
 
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import bough
 from bough.measuring import Latency
 from bough.planning.alignment import ALIGNMENTS
 from bough.planning.allocation import ALLOCATORS
-
-PAGE = (Path(__file__).parent.parent / "docs" / "budgets.md").read_text(encoding="utf-8")
+from tests import pages
 
 
 def test_the_examples(monkeypatch):
@@ -19,15 +17,14 @@ def test_the_examples(monkeypatch):
         return Latency(1e-9 * sum(p.numel() for p in model.parameters()), 0.0, 1)
 
     monkeypatch.setattr("bough.targeting.meet.latency", made_up)
-    names: dict = {}
-    for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
-        exec(block, names)
+    names = pages.run("budgets.md")
     assert names["plan"].cost.macs <= 0.5 * names["plan"].original.macs
     assert names["plan"].cost.peak_memory <= 100 * 1024
     assert names["result"].latency <= 0.7 * made_up(names["model"]).median
 
 
 def test_what_it_lists():
-    listed = set(re.findall(r"^\| `\"?(\w+)\"?` \|", PAGE, re.MULTILINE))
+    page = pages.text_of("budgets.md")
+    listed = set(re.findall(r"^\| `\"?(\w+)\"?` \|", page, re.MULTILINE))
     assert listed == {f.name for f in fields(bough.Budget)} - {"precision"} | ALLOCATORS.keys()
-    assert set(re.findall(r'(?:round_to=|, )`?"([\w-]+)"`', PAGE)) & ALIGNMENTS.keys() >= {"a100-fp16", "neon"}
+    assert set(re.findall(r'(?:round_to=|, )`?"([\w-]+)"`', page)) & ALIGNMENTS.keys() >= {"a100-fp16", "neon"}

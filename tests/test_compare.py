@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from bough.comparing import Comparison, Row, compare
 from bough.comparing.naming import named
 from bough.errors import BoughError, BudgetError, ComparisonError, PlanError
 from bough.importance import Magnitude, Random, Shapley, Taylor, Wanda
+from tests import pages
 from tests.test_cli import run
 from tests.zoo.tasks import same_mlp
 
@@ -434,9 +434,6 @@ def test_names_are_the_same_in_every_process():
 
 
 def test_the_page():
-    page = (Path(__file__).parent.parent / "docs" / "comparing.md").read_text(encoding="utf-8")
-    names: dict = {}
-    for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
-        exec(block, names)
+    names = pages.run("comparing.md")
     assert len(names["found"].rows) == 1 + 2 * 2 * (3 + 3)
     assert names["best"].kept("macs") <= 0.5

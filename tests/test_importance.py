@@ -3,7 +3,6 @@
 import copy
 import functools
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 import bough
 from bough.errors import PlanError
 from bough.importance import CRITERIA, Combined, criterion
+from tests import pages
 from tests.zoo import randomize
 from tests.zoo.small import ZOO
 
@@ -448,7 +448,7 @@ def test_layers():
 
 
 def test_the_documented_table_is_the_table():
-    text = Path(__file__).parents[1].joinpath("docs", "criteria.md").read_text(encoding="utf-8")
+    text = pages.text_of("criteria.md")
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)\(.*?\)` \|.*\| (weights|inputs|loss) \|", text, re.MULTILINE)
     assert {name: needs for name, _, needs in rows} == {name: e.needs for name, e in CRITERIA.items()}
     assert {name: kind for name, kind, _ in rows} == {n: type(criterion(n, loss)).__name__ for n in CRITERIA}

@@ -3,24 +3,19 @@
 import doctest
 import importlib
 import pkgutil
-import re
-from pathlib import Path
 
 import pytest
 
 import bough.recovery
+from tests import pages
 
 MODULES = ["bough.planning.compose", *(m.name for m in pkgutil.walk_packages(bough.recovery.__path__, "bough.recovery."))]
 
 
 def test_the_page():
     pytest.importorskip("accelerate")
-    page = (Path(__file__).parent.parent / "docs" / "recovery.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(blocks) > 6
-    names: dict = {}
-    for block in blocks:
-        exec(block, names)
+    assert len(pages.blocks("recovery.md")) > 6
+    names = pages.run("recovery.md")
     assert names["tickets"][-1].kept == pytest.approx(0.25, abs=0.01)
 
 
