@@ -133,9 +133,9 @@ def worker(args: argparse.Namespace, name: str) -> dict[str, Any]:
     return harness.measure("benchmarks.latency", words(args, name), args.timeout, environment(args))
 
 
-def words(args: argparse.Namespace, worker: str) -> list[str]:
+def words(args: argparse.Namespace, name: str) -> list[str]:
     """The command line of a worker."""
-    options = {"--worker": worker, "--model": args.model, "--backend": args.backend, "--target": args.target}
+    options = {"--worker": name, "--model": args.model, "--backend": args.backend, "--target": args.target}
     options |= {"--cache": args.cache, "--clock": args.clock, "--repeats": args.repeats, "--seconds": args.seconds}
     options |= {"--plans": args.plans, "--timeout": args.timeout}
     return [str(word) for pair in options.items() for word in pair]

@@ -81,10 +81,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         ragged=ragged(groups, recorder.states, recorder.ops), second=tuple(recorder.ops[len(ops) :]),
         modes={n: m.training for n, m in model.named_modules()},
     )  # fmt: skip
-    there = [n for n in (*dict(model.named_modules()), *graph.states) if n]
-    for name in _names(ignore):
-        if name not in there:
-            raise PlanError(f"ignore={name!r} names no module or parameter of {type(model).__name__}; {instead(name, there)}")
+    _check_names(_names(ignore), graph)
     return graph
 
 
@@ -231,6 +228,14 @@ def _ignore(recorder: Recorder, model: nn.Module, names: tuple[str, ...]) -> Non
             if state.name == name or state.name.startswith(f"{name}."):
                 for axis in state.axes[:1]:
                     freeze(axis, "ignored on request")
+
+
+def _check_names(names: tuple[str, ...], graph: Graph) -> None:
+    there = [n for n in (*dict(graph.model.named_modules()), *graph.states) if n] if names else []
+    for name in names:
+        if name not in there:
+            kind = type(graph.model).__name__
+            raise PlanError(f"ignore={name!r} names no module or parameter of {kind}; {instead(name, there)}")
 
 
 def _storages(recorder: Recorder, outputs: list[Tensor]) -> tuple[Storage, ...]:
