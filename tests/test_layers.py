@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -100,6 +101,20 @@ def test_layers_and_widths_are_cut_together_and_saved(tmp_path):
     assert bough.verify(model, small, plan, x).max_error < 1e-9
     bough.save(bough.Result(small, plan, bough.verify(model, small, plan, x)), tmp_path)
     assert torch.equal(bough.load(tmp_path, lambda: Stack().double())(x), small(x))
+
+
+def test_widths_beside_layers_left_out_are_those_planned_for_the_model_without_them():
+    model, x = make()
+    names = ("blocks.2", "blocks.3", "extra")
+    shallow = bough.cut(model, plan_without(model, x, *names))
+    graph, rest = bough.trace(model, x), bough.trace(shallow, x)
+    budget = bough.Budget(params=rest.cost().params // 2)
+    drawn = np.random.default_rng(0)
+    scores = {g.name: drawn.lognormal(0, 2, g.size) for g in graph.groups}
+    together = bough.plan(graph, scores, budget, allocation="greedy", drop=names)
+    after = bough.plan(rest, {g.name: scores[g.name] for g in rest.groups}, budget, allocation="greedy")
+    shapes = [[p.shape for p in bough.cut(m, plan).parameters()] for m, plan in ((model, together), (shallow, after))]
+    assert shapes[0] == shapes[1] != [p.shape for p in shallow.parameters()]
 
 
 def test_prune_leaves_layers_out_and_meets_the_rest_of_the_budget_by_widths():

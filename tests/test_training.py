@@ -59,6 +59,14 @@ def weights(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
+def test_a_callback_that_leaves_the_model_in_eval_mode_changes_nothing():
+    plain, measured = net(), net()
+    training = Training(epochs=2, lr=0.05, batch_size=16)
+    finetune(plain, Noisy(), training)
+    finetune(measured, Noisy(), training, callback=lambda line: measured.eval())
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(measured).values(), strict=True))
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bough.errors import ConflictError, PlanError, instead
 from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, Storage
 from bough.planning.budget import Goal
+from bough.tracing.contractions import read_by
 from bough.tracing.held import held_values
 from bough.tracing.provenance import attributes_in
 from bough.tracing.replay import replay
@@ -93,10 +94,13 @@ def without(graph: Graph, layers: Sequence[Layer]) -> Graph:
             replace(op, index=place[op.index], inputs=tuple(map(number, op.inputs))) for op in ops if op.index in place
         )
 
+    ops = renumbered(graph.ops)
+    readers = read_by(ops)
+    groups = (replace(g, readers=max(readers[g.atom], 1)) for g in graph.groups)
     return replace(
-        graph, ops=renumbered(graph.ops), second=renumbered(graph.second), states=states,
+        graph, ops=ops, second=renumbered(graph.second), states=states,
         storages=_storages(graph, layers, gone, place),
-        groups=tuple(g for g in (_group(g, states) for g in graph.groups) if g.members),
+        groups=tuple(g for g in (_group(g, states) for g in groups) if g.members),
         frozen=tuple(f for f in (_group(f, states) for f in graph.frozen) if f.members),
         equations=tuple(e for e in graph.equations if not _within(e.expression, names)), layers=(),
         left_out=tuple(layers), layer_notes=bookkeeping(graph, layers),

@@ -42,7 +42,7 @@ def finetune(
         evaluate: model -> metric, after each epoch, in eval mode; the weights of the best epoch are kept.
         optimizer: an own one, such as one carried through a cut; its learning rates are scaled by the schedule.
         regularizers: see `bough.recovery.regularize`; also masks of lottery tickets.
-        callback: told {"step", "epoch", "loss", "lr"} after each step.
+        callback: told {"step", "epoch", "loss", "lr"} after each step; may run the model, in whatever mode.
         accelerator: an own `accelerate.Accelerator`; its precision and accumulation then hold.
 
     Raises:

@@ -144,7 +144,8 @@ class Run:
             self._save()
         self.tick()
         if self.task.callback is not None:
-            self.task.callback(line)
+            with modes_kept(self.model):  # one that measures leaves the model in eval mode
+                self.task.callback(line)
 
     def _epoch_ends(self) -> None:
         at = self.at

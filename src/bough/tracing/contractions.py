@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,11 @@ def contractions(ops: Sequence[OpRecord]) -> Iterator[Contraction]:
     for op in ops:
         for places in _PLACES.get(op.name, lambda _: iter(()))(op):
             yield Contraction(op, places, op.name.endswith("convolution") and op.detail[8] > 1)
+
+
+def read_by(ops: Sequence[OpRecord]) -> Counter[Atom]:
+    """How many contractions of some ops read each atom."""
+    return Counter(a for c in contractions(ops) for a in c.atoms)
 
 
 def weights_of(graph: Graph) -> Callable[[OpRecord, int], frozenset[str] | None]:

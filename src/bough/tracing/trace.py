@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from math import lcm
@@ -18,7 +17,7 @@ from bough.errors import PlanError, TraceError, instead
 from bough.graph import Frozen, Graph, Group, Member, OpRecord, State, Storage
 from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, innermost, normal
-from bough.tracing.contractions import contractions
+from bough.tracing.contractions import read_by
 from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
 from bough.tracing.inputs import tensors_within, with_tensors
@@ -271,7 +270,7 @@ def _groups(recorder: Recorder, ops: tuple[OpRecord, ...]) -> tuple[tuple[Group,
         if isinstance(whole, Atom):
             minima[whole] = max(minima.get(whole, 1), least)
     renormalized = {a for op in ops for s in op.renormalized for a in normal(s).atoms}
-    readers = Counter(a for c in contractions(ops) for a in c.atoms)
+    readers = read_by(ops)
     groups: list[Group] = []
     frozen: list[Frozen] = []
     used: dict[str, int] = {}
