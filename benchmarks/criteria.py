@@ -2,7 +2,7 @@
 
     python -m benchmarks.criteria --data PATH --models resnet56 mobilenetv1_025 stories260k
 
-bough's rows are made by `bough.compare`, in one cut, in a folder of their own (--runs): what is there is not made again.
+bough's rows are made by `bough.compare`, in one cut. All rows are kept in a folder (--runs): what is there is not made again.
 Torch-Pruning is asked for the same shares of the MACs, and comes there in one cut too, scored on the same data, and in 150,
 scored anew for each, on a batch after the other of twice the data. Of the rows of a budget the best of each is chosen on data
 that is not the test's and then measured on all test data. Nothing is refitted or recalibrated: see benchmarks/recovery.py for
@@ -108,25 +108,39 @@ def example(task: Task) -> Any:
     return (batch[0] if isinstance(batch, (tuple, list)) else batch)[:2]
 
 
-def theirs(task: Task, percents: Sequence[int]) -> Iterator[tuple[dict[str, Any], nn.Module | None]]:
-    """Torch-Pruning's rows, each with its model."""
-    shares = [p / 100 for p in percents]
+def theirs(task: Task, percents: Sequence[int], folder: Path) -> list[dict[str, Any]]:
+    """Torch-Pruning's rows, each with the file in `folder` that holds its model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
     for steps, criterion, allocation in product((1, STEPS), peers.CRITERIA, ("global", "uniform")):
-        row, start = {"criterion": criterion, "allocation": allocation, "steps": steps}, time.perf_counter()
-        pruned = peers.torch_pruning_at_once if steps == 1 else partial(peers.torch_pruning, steps=steps)
-        labelled = scored_on(task) if steps == 1 else task.calibration
-        torch.manual_seed(0)
-        try:
-            cut = pruned(
-                task.model, example(task), criterion, shares, uniform=allocation == "uniform", labelled=labelled,
-            )  # fmt: skip
-            for percent, (model, kept) in zip(percents, cut, strict=False):
-                measured = {k: round(v, 3) for k, v in task.measure(model).items() if k not in COUNTS}
-                name = f"{task.field}={percent}%"
-                yield {**row, "budget": name, "kept": round(kept, 4), **measured, "choose": task.choose(model)}, model
-        except Exception as error:
-            yield {**row, "error": f"{type(error).__name__}: {error}"[:200]}, None
-        print("torch-pruning", row, round(time.perf_counter() - start), "s", flush=True)
+        made = folder / f"{criterion}-{allocation}-{steps}.json"
+        if not made.exists():
+            start = time.perf_counter()
+            row = {"criterion": criterion, "allocation": allocation, "steps": steps}
+            made.write_text(json.dumps(list(asked(task, row, percents, made))))
+            print("torch-pruning", row, round(time.perf_counter() - start), "s", flush=True)
+        rows += json.loads(made.read_text())
+    return rows
+
+
+def asked(task: Task, row: dict[str, Any], percents: Sequence[int], file: Path) -> Iterator[dict[str, Any]]:
+    """One way of Torch-Pruning's to all budgets; its models go beside `file`."""
+    pruned = peers.torch_pruning_at_once if row["steps"] == 1 else partial(peers.torch_pruning, steps=row["steps"])
+    labelled = scored_on(task) if row["steps"] == 1 else task.calibration
+    torch.manual_seed(0)
+    try:
+        cut = pruned(
+            task.model, example(task), row["criterion"], [p / 100 for p in percents], uniform=row["allocation"] == "uniform",
+            labelled=labelled,
+        )  # fmt: skip
+        for percent, (model, kept) in zip(percents, cut, strict=False):
+            measured = {k: round(v, 3) for k, v in task.measure(model).items() if k not in COUNTS}
+            at = file.with_suffix(f".{percent}.pt")
+            torch.save(model, at)
+            budget = f"{task.field}={percent}%"
+            yield {**row, "budget": budget, "kept": round(kept, 4), **measured, "choose": task.choose(model), "model": str(at)}
+    except Exception as error:
+        yield {**row, "error": f"{type(error).__name__}: {error}"[:200]}
 
 
 def short(row: Row, task: Task) -> dict[str, Any]:
@@ -143,7 +157,7 @@ def run(load: ModuleType, name: str, test: int, slow: bool, folder: Path) -> dic
     task, percents, peer = TASKS[name](load, test), BUDGETS[name], name != "stories260k"  # it does not finish on GQA
     mine = [short(r, task) for r in ours(task, percents, slow, folder / name)]
     layers = list(by_layers(task, percents)) if bough.trace(task.model, example(task)).layers else []
-    made = list(theirs(task, percents)) if peer else []
+    made = theirs(task, percents, folder / f"{name}-torch-pruning-{test}") if peer else []
     whole, sign = TASKS[name](load, ALL), -1 if task.lower_is_better else 1
     bests = []
     for percent in percents:
@@ -151,15 +165,19 @@ def run(load: ModuleType, name: str, test: int, slow: bool, folder: Path) -> dic
         chosen = max((r for r in mine if r["budget"] == of_budget and "error" not in r), key=lambda r: sign * r["choose"])
         pair: dict[str, Any] = {"budget": of_budget, "bough": chosen | whole.measure(recut(task, chosen, percent))}
         for steps, tool in ((1, "torch_pruning"), (STEPS, f"torch_pruning in {STEPS} steps")):
-            candidates = [(r, m) for r, m in made if m is not None and r["budget"] == of_budget and r["steps"] == steps]
+            candidates = [r for r in made if "error" not in r and r["budget"] == of_budget and r["steps"] == steps]
             if candidates:
-                row, model = max(candidates, key=lambda c: sign * c[0]["choose"])
-                assert model is not None
-                pair[tool] = row | whole.measure(model)
+                row = max(candidates, key=lambda r: sign * r["choose"])
+                pair[tool] = told(row) | whole.measure(torch.load(row["model"], weights_only=False))
         bests.append(pair)
         print(pair, flush=True)
     dense = whole.measure(copy.deepcopy(task.model))
-    return {"dense": dense, "best": bests, "bough": [*mine, *layers], "torch_pruning": [r for r, _ in made], "about": about()}
+    return {"dense": dense, "best": bests, "bough": [*mine, *layers], "torch_pruning": list(map(told, made)), "about": about()}
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the file of the model, which is of the machine."""
+    return {k: v for k, v in row.items() if k != "model"}
 
 
 def recut(task: Task, row: dict[str, Any], percent: int) -> nn.Module:
