@@ -50,11 +50,15 @@ def test_images(load: ModuleType, count: int) -> tuple[Tensor, Tensor]:
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Training images, each cropped at random from itself with 4 pixels around it, and mirrored half of the time."""
+    """Training images, each cropped at random from itself with 4 pixels around it, and mirrored half of the time.
 
-    def __init__(self, load: ModuleType, count: int | None = None) -> None:
+    `pasted`: the share of the batches where each image has a square of another image in it (CutMix, Yun et al., 2019);
+    the label stays that of the image around it.
+    """
+
+    def __init__(self, load: ModuleType, count: int | None = None, pasted: float = 0.0) -> None:
         found, labels = load.cifar10("train")
-        self.load, self.labels = load, torch.from_numpy(labels[:count])
+        self.load, self.labels, self.pasted = load, torch.from_numpy(labels[:count]), pasted
         self.padded = nn.functional.pad(torch.from_numpy(found[:count]).permute(0, 3, 1, 2), (4, 4, 4, 4))
 
     def __len__(self) -> int:
@@ -69,7 +73,17 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
         down, right = torch.randint(0, 9, (2, n, 1)) + torch.arange(32)
         right = torch.where(torch.rand(n, 1) < 0.5, right, right.flip(1))
         x = self.padded[at.view(n, 1, 1), :, down.view(n, 32, 1), right.view(n, 1, 32)]
+        if self.pasted and torch.rand(()) < self.pasted:
+            x = _paste(x, x[torch.randperm(n)])
         return normalized(x.permute(0, 3, 1, 2), self.load).contiguous(memory_format=torch.channels_last), self.labels[at]
+
+
+def _paste(x: Tensor, other: Tensor) -> Tensor:
+    """A square of `other` [N, 32, 32, 3] at its own place in `x`; its area is uniform in [0, 1) of the image's."""
+    side = int(32 * torch.rand(()) ** 0.5)
+    top, left = torch.randint(0, 33 - side, (2,)).tolist()
+    x[:, top : top + side, left : left + side] = other[:, top : top + side, left : left + side]
+    return x
 
 
 def batches(dataset: Augmented, size: int = 128) -> DataLoader[tuple[Tensor, Tensor]]:

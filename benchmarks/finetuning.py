@@ -41,7 +41,13 @@ def distilled(small: nn.Module, model: nn.Module, data: Any, training: recovery.
     recovery.distill(small, model, data, training, distillation=DISTILLATION, **more)
 
 
-RECIPES: dict[str, Callable[..., None]] = {"plain": plain, "distill": distilled}
+def pasted(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
+    """The teacher's answers alone, no labels, and half of the batches of images that are pasted together."""
+    how = replace(DISTILLATION, logits=1.0)
+    recovery.distill(small, model, batches(Augmented(data.dataset.load, pasted=0.5)), training, distillation=how, **more)
+
+
+RECIPES: dict[str, Callable[..., None]] = {"plain": plain, "distill": distilled, "pasted": pasted}
 
 
 def row(load: ModuleType, depth: int, start: str, recipe: str, times: float, training: recovery.Training) -> dict[str, Any]:
