@@ -25,17 +25,19 @@ from bough.importance.moments import Moments, Products, moments
 from bough.importance.outputs import relatively
 from bough.importance.readings import Reading, readings, seen
 from bough.importance.score import UnitScores
+from bough.importance.sensitivity import sensitively
 
 
 @dataclass(frozen=True, slots=True)
 class ThiNet:
     """Greedy reconstruction without repair: I_u = E||sum over removed units v, u included, of x_v W_v||^2 when u leaves (Luo
     et al., 2017), over all outputs, not sampled ones. `sites`: output positions of each sample that a convolution is
-    looked at. `step`: how many units leave between two looks at what each would cost. `relative`: as for `OBS`."""
+    looked at. `step`: how many units leave between two looks at what each would cost. `relative`, `probes`: as for `OBS`."""
 
     sites: int = 128
     step: int = 1
     relative: bool = False
+    probes: int = 0
     needs_data: ClassVar[bool] = True
     gives_errors: ClassVar[bool] = True
 
@@ -43,7 +45,7 @@ class ThiNet:
         _check(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return _removed(graph, data, self, lambda m, g: _Plain(_inner(m, g)), self.relative)
+        return _removed(graph, data, self, lambda m, g: _Plain(_inner(m, g)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,18 @@ class OBS:
 
     `relative`: outputs count as the batch norm after them scales them, and errors as a share of the variance of what comes
     of them (the residual stream, where they are added to it): scores of different groups can then be set side by side.
+
+    `probes`: if not 0, outputs of a layer count by how much what the model returns depends on them (the diagonal of
+    Gauss-Newton): outputs that the next nonlinearity keeps at zero, or that nothing goes on to read, are then free to be wrong.
+    That takes as many backward passes a batch, and no labels. Without `relative`, scores are squared changes of what the model
+    returns, to first order.
     """
 
     ridge: float = 0.01
     sites: int = 128
     step: int = 1
     relative: bool = False
+    probes: int = 0
     needs_data: ClassVar[bool] = True
     gives_errors: ClassVar[bool] = True
 
@@ -80,12 +88,13 @@ class OBS:
             second = found.covariance if found.biased else found.second
             return Repaired(second, found.weight, found.columns(group.atom), self.ridge)
 
-        return _removed(graph, data, self, problem, self.relative)
+        return _removed(graph, data, self, problem)
 
 
 def _check(given: ThiNet | OBS) -> None:
-    if given.sites < 1 or given.step < 1:
-        raise PlanError(f"{type(given).__name__}(sites={given.sites}, step={given.step}): both must be at least 1")
+    if given.sites < 1 or given.step < 1 or given.probes < 0:
+        name, options = type(given).__name__, f"sites={given.sites}, step={given.step}, probes={given.probes}"
+        raise PlanError(f"{name}({options}): sites and step must be at least 1, probes not negative")
 
 
 class Problem(Protocol):
@@ -178,12 +187,14 @@ def greedy(problems: Sequence[Problem], size: int, step: int = 1) -> NDArray[np.
 
 
 def _removed(
-    graph: Graph, data: Data, of: ThiNet | OBS, problem: Callable[[Moments | Products, Group], Problem], relative: bool = False
-) -> UnitScores:
+    graph: Graph, data: Data, of: ThiNet | OBS, problem: Callable[[Moments | Products, Group], Problem]
+) -> UnitScores:  # fmt: skip
     found = {name: _once(rs) for name, rs in readings(graph).items()}
     made = moments(graph, data, [r for rs in found.values() for r in rs], sites=of.sites, title=type(of).__name__)
-    if relative:
+    if of.relative:
         made = relatively(graph, data, made)
+    if of.probes:
+        made = sensitively(graph, data, made, of.probes, of.relative)
     scores = {}
     for group in graph.groups:
         problems = [problem(made[r], group) for r in seen(group.name, found[group.name], made)]
