@@ -454,6 +454,18 @@ def test_the_documented_table_is_the_table():
     assert {name: kind for name, kind, _ in rows} == {n: type(criterion(n, loss)).__name__ for n in CRITERIA}
 
 
+def test_names_take_options():
+    assert criterion("obs(relative=True, probes=2)") == bough.importance.OBS(relative=True, probes=2)
+    assert criterion("l1(p=3)") == bough.importance.Magnitude(p=3)
+    assert criterion('taylor(form="square")', loss) == criterion("taylor_square", loss)
+    for name, told in [
+        ("obs(", "options are"), ("obs(True)", "options are"), ("obs(sites=x)", "options are"), ("obs(sizes=1)", "sites, step"),
+        ("hrankk(rank=1)", "no criterion 'hrankk'"), ("fisher(step=1)", "needs a loss"), ("apoz(a=1)", "it has none"),
+    ]:  # fmt: skip
+        with pytest.raises(PlanError, match=re.escape(told)):
+            criterion(name)
+
+
 def test_prune_scores_on_data():
     model, graph, data = tiny()
     result = bough.prune(model, data[:2], bough.Budget(params="60%"), importance=criterion("wanda"), data=[data])

@@ -14,9 +14,10 @@ from bough.cli.models import find
 from bough.errors import ModelReferenceError
 from bough.importance import CRITERIA, Data, Loss
 from bough.importance.data import moved, of
+from bough.importance.registry import parsed
 from bough.recovery.finetune import logits_of
 
-KNOWN = ", ".join(name for name, entry in CRITERIA.items() if entry.scores == "units")
+KNOWN = ", ".join(name for name, entry in CRITERIA.items() if entry.scores == "units") + "; options as in obs(relative=True)"
 
 Batches = Annotated[str | None, typer.Option(help="module:fn; fn() gives batches, for criteria on data and --refit")]
 LossOf = Annotated[
@@ -41,7 +42,7 @@ def calibration(data: str | None, loss: str | None, criteria: Iterable[str], *, 
     made = None if data is None else batches(data, progress=progress)
     if loss is not None:
         return Calibration(made, find(loss))
-    if made is not None and any(n in CRITERIA and CRITERIA[n].needs == "loss" for n in criteria):
+    if made is not None and any(parsed(n)[0].needs == "loss" for n in criteria):
         _pairs(made)
     return Calibration(made, cross_entropy)
 

@@ -10,6 +10,7 @@ from bough.comparing.naming import by_name
 from bough.errors import ComparisonError
 from bough.importance import CRITERIA, BlockInfluence, Data, Loss, Random
 from bough.importance import criterion as made
+from bough.importance.registry import parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,7 @@ def contenders(criteria: Iterable[Any], seeds: Sequence[int], loss: Loss | None,
 
 
 def _ready(name: str, criterion: Any, loss: Loss | None, data: Data | None) -> Any:
-    needs = CRITERIA[criterion].needs if isinstance(criterion, str) and criterion in CRITERIA else None
-    if needs == "loss" and loss is None:
+    if isinstance(criterion, str) and parsed(criterion)[0].needs == "loss" and loss is None:
         raise ComparisonError(f"the criterion {name!r} needs a loss: give loss=fn with fn(model, batch) -> a number (--loss)")
     ready = made(criterion, loss) if isinstance(criterion, str) else criterion
     if not callable(ready):

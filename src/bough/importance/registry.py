@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 from bough.errors import PlanError
@@ -30,8 +33,8 @@ class Entry:
 
 
 CRITERIA: dict[str, Entry] = {
-    "l1": Entry(lambda: Magnitude(p=1), "weights"),
-    "l2": Entry(lambda: Magnitude(p=2), "weights"),
+    "l1": Entry(partial(Magnitude, p=1), "weights"),
+    "l2": Entry(partial(Magnitude, p=2), "weights"),
     "group": Entry(GroupNorm, "weights"),
     "lamp": Entry(LAMP, "weights"),
     "norm_scale": Entry(NormScale, "weights"),
@@ -39,10 +42,10 @@ CRITERIA: dict[str, Entry] = {
     "cosine": Entry(CosineRedundancy, "weights"),
     "random": Entry(Random, "weights"),
     "taylor": Entry(Taylor, "loss"),
-    "taylor_element": Entry(lambda loss: Taylor(loss, form="element"), "loss"),
-    "taylor_square": Entry(lambda loss: Taylor(loss, form="square"), "loss"),
+    "taylor_element": Entry(partial(Taylor, form="element"), "loss"),
+    "taylor_square": Entry(partial(Taylor, form="square"), "loss"),
     "gate_taylor": Entry(GateTaylor, "loss"),
-    "gate_taylor_signed": Entry(lambda loss: GateTaylor(loss, signed=True), "loss"),
+    "gate_taylor_signed": Entry(partial(GateTaylor, signed=True), "loss"),
     "fisher": Entry(Fisher, "loss"),
     "obd": Entry(OBD, "loss"),
     "sensitivity": Entry(Sensitivity, "loss"),
@@ -61,20 +64,46 @@ CRITERIA: dict[str, Entry] = {
 
 
 def criterion(name: str, loss: Loss | None = None) -> Any:
-    """The criterion called `name`, as its defaults make it.
+    """The criterion called `name`, as its defaults make it but for options in brackets.
 
     Raises:
-        PlanError: an unknown name, or one that needs a loss and is given none.
+        PlanError: an unknown name or option, or one that needs a loss and is given none.
 
     Example:
-        >>> criterion("l1")
-        Magnitude(p=1)
+        >>> criterion("l1"), criterion("thinet(sites=64, relative=True)")
+        (Magnitude(p=1), ThiNet(sites=64, step=1, relative=True, probes=0))
     """
-    if name not in CRITERIA:
-        raise PlanError(f"there is no criterion {name!r}: use one of {', '.join(CRITERIA)}")
-    entry = CRITERIA[name]
-    if entry.needs != "loss":
-        return entry.make()
-    if loss is None:
+    entry, options = parsed(name)
+    if entry.needs == "loss" and loss is None:
         raise PlanError(f"the criterion {name!r} needs a loss: criterion({name!r}, loss) with loss(model, batch) -> a number")
-    return entry.make(loss)
+    there = [n for n in signature(entry.make).parameters if n != "loss"]
+    unknown = [n for n in options if n not in there]
+    if unknown:
+        raise PlanError(f"the criterion {name!r} has no option {unknown[0]!r}: {', '.join(there) or 'it has none'}")
+    try:
+        return entry.make(*([loss] if entry.needs == "loss" else []), **options)
+    except TypeError as error:
+        raise PlanError(f"the criterion {name!r}: {error}") from error
+
+
+def parsed(name: str) -> tuple[Entry, dict[str, Any]]:
+    """The entry of a criterion's name, and the options behind it: "obs(relative=True)".
+
+    Raises:
+        PlanError: an unknown name, or brackets that hold no options.
+    """
+    plain, bracket, _ = name.partition("(")
+    if plain.strip() not in CRITERIA:
+        raise PlanError(f"there is no criterion {plain.strip()!r}: use one of {', '.join(CRITERIA)}")
+    if not bracket:
+        return CRITERIA[name.strip()], {}
+    try:
+        call = ast.parse(name.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError):
+        raise PlanError(
+            f"{name!r}: options are numbers, strings, True or False, as in thinet(sites=64, relative=True)"
+        ) from None
+    return CRITERIA[plain.strip()], options
