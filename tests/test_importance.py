@@ -466,6 +466,20 @@ def test_names_take_options():
             criterion(name)
 
 
+def test_a_name_stands_for_its_criterion():
+    model, graph, data = tiny()
+    by_name, made = bough.score(graph, "wanda(p=1)", [data]), bough.score(graph, bough.importance.Wanda(p=1), [data])
+    assert all(np.array_equal(by_name[n], made[n]) for n in made)
+    budget = bough.Budget(params="60%")
+    options = {"data": [data], "allocation": "error"}
+    plans = [bough.prune(model, data[:2], budget, importance=c, **options).plan for c in ("obs", bough.importance.OBS())]
+    assert plans[0].kept == plans[1].kept
+    with pytest.raises(PlanError, match="'taylor' needs a loss"):
+        bough.score(graph, "taylor", [data])
+    with pytest.raises(PlanError, match="GroupNorm does not say"):
+        bough.prune(model, data[:2], budget, importance="group", **options)
+
+
 def test_prune_scores_on_data():
     model, graph, data = tiny()
     result = bough.prune(model, data[:2], bough.Budget(params="60%"), importance=criterion("wanda"), data=[data])

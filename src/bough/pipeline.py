@@ -12,6 +12,7 @@ from bough.cost import EnergyModel, LatencyTable
 from bough.cutting import Verification, cut, rebuild, verify
 from bough.errors import PlanError
 from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
+from bough.importance.score import called
 from bough.planning import Allocator, Budget, Options, Plan, planned
 from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
@@ -46,7 +47,7 @@ def prune(
     example_inputs: Any,
     budget: Budget,
     *,
-    importance: Criterion | DataCriterion | None = None,
+    importance: str | Criterion | DataCriterion | None = None,
     data: Data | Iterable[Any] | None = None,
     refit: bool = False,
     ignore: Iterable[str] = (),
@@ -83,7 +84,7 @@ def prune(
         allocation=allocation, round_to=round_to, minimum=minimum, drop=drop, exact_only=exact_only, uniform=uniform,
         ragged=ragged, on_conflict=on_conflict, table=table, energy=energy,
     )  # fmt: skip
-    criterion = importance or Magnitude(p=2)
+    criterion = called(importance or Magnitude(p=2))
     _check_errors(criterion, how)
     graph = trace(model, example_inputs, ignore=ignore)
     scores = score(graph, criterion, data)

@@ -31,7 +31,7 @@ class DataCriterion(Protocol):
         """One float64 array [units] per group name."""
 
 
-def score(graph: Graph, criterion: Criterion | DataCriterion, data: Data | Iterable[Any] | None = None) -> UnitScores:
+def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data | Iterable[Any] | None = None) -> UnitScores:
     """The criterion's number for each unit of each group: {group name: float64 array [units]}; low ones go first.
 
     Where units may differ for each unit of another group (`graph.ragged`), criteria that add up over members also give
@@ -39,11 +39,12 @@ def score(graph: Graph, criterion: Criterion | DataCriterion, data: Data | Itera
 
     Args:
         graph: of the model, which stays as it is.
-        criterion: one of `bough.importance`, or any function of the graph (and, with `needs_data`, of the data).
+        criterion: one of `bough.importance`, by name where it needs no loss ("wanda", "obs(relative=True)"), or any function
+            of the graph (and, with `needs_data`, of the data).
         data: batches, or `bough.importance.Data` to say how to go through them; criteria on weights do without.
 
     Raises:
-        PlanError: the criterion needs data and there is none, or the data does not fit the model.
+        PlanError: an unknown name, the criterion needs data and there is none, or the data does not fit the model.
         TraceError: on this data the model takes another path than the traced one.
 
     Example:
@@ -56,8 +57,19 @@ def score(graph: Graph, criterion: Criterion | DataCriterion, data: Data | Itera
         >>> score(graph, bough.importance.Taylor(loss), batches)["0"].shape
         (8,)
     """
+    criterion = called(criterion)
     if not getattr(criterion, "needs_data", False):
         return criterion(graph)  # type: ignore[call-arg]
     if data is None:
         raise PlanError(f"{type(criterion).__name__} needs data: bough.score(graph, {type(criterion).__name__}(...), batches)")
     return criterion(graph, of(data))  # type: ignore[call-arg]
+
+
+def called(criterion: str | Criterion | DataCriterion) -> Criterion | DataCriterion:
+    """The criterion of a name; others as they are."""
+    if not isinstance(criterion, str):
+        return criterion
+    from bough.importance.registry import criterion as made  # which imports the criteria, and they this module
+
+    found: Criterion | DataCriterion = made(criterion)
+    return found

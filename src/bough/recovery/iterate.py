@@ -60,7 +60,7 @@ def iterate(
     *,
     steps: int = 5,
     schedule: Schedule = geometric,
-    importance: Criterion | DataCriterion | None = None,
+    importance: str | Criterion | DataCriterion | None = None,
     data: Data | Iterable[Any] | None = None,
     planning: Planner = plan,
     ignore: Iterable[str] = (),

@@ -122,7 +122,7 @@ def find_tickets(
     schedule: Schedule = geometric,
     rewind_to: State | None = None,
     graph: Graph | None = None,
-    importance: Criterion | None = None,
+    importance: str | Criterion | None = None,
     control: bool = True,
     seed: int = 0,
 ) -> list[Ticket]:
