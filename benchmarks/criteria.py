@@ -44,10 +44,10 @@ COUNTS = ("images", "stories")
 
 
 def criteria(task: Task, slow: bool) -> dict[str, Any]:
-    """All that score units, by name, and the two by reconstruction with options that set groups side by side."""
+    """All that score units, by name, and those by reconstruction with options that set groups side by side."""
     table = bough.importance.CRITERIA
     names = [n for n, e in table.items() if e.scores == "units" and (slow or n not in SLOW)]
-    relative = (bough.importance.OBS(sites=64, relative=True), bough.importance.ThiNet(sites=64, relative=True))
+    relative = [c(sites=64, relative=True, probes=n) for c in (bough.importance.OBS, bough.importance.ThiNet) for n in (0, 1)]
     return {n: bough.importance.criterion(n, task.loss) for n in names} | {named(c): c for c in relative}
 
 
