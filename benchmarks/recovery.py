@@ -33,6 +33,7 @@ BUDGETS = {"resnet56": (65, 50), "mobilenetv1_025": (80, 65, 50), "stories260k":
 CRITERIA: dict[str, Callable[[], Any]] = {
     "group": bough.importance.GroupNorm,
     "obs": lambda: bough.importance.OBS(sites=64, relative=True),
+    "obs_probes": lambda: bough.importance.OBS(sites=64, relative=True, probes=1),
 }
 
 
@@ -104,7 +105,7 @@ def main() -> None:
         budgets = given.budgets or BUDGETS[name]
         for criterion in given.criteria:
             scores = None
-            ways = [a for a in given.allocations if (a == "error") <= (criterion == "obs")]
+            ways = [a for a in given.allocations if (a == "error") <= criterion.startswith("obs")]
             for allocation, percent in product(ways, budgets):
                 key = f"{name} {criterion} {allocation} {percent}% {given.test}"
                 if key in results["rows"]:
