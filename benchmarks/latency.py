@@ -3,7 +3,7 @@
     python -m benchmarks.latency --models resnet50 vit_s --backends eager onnxruntime --targets 75 50 33
 
 Batch 1, one thread. For each (model, backend) a table is measured once, and corrected by random cuts. For each target a
-model is cut by `meet_latency`, and processes of their own, three of them, then load it and measure it beside the original, turn
+model is cut by `meet_latency`, and processes of their own, seven of them, then load it and measure it beside the original, turn
 by turn: memory is laid out otherwise in each, and the median counts.
 For each (model, backend) half of the MACs is also cut with widths rounded to multiples: the speed-up over the MACs' reduction.
 Tables, plans and rows are kept in --cache: what is there is not done again. Run it on a quiet machine. Where that can not
@@ -28,7 +28,8 @@ from benchmarks.budget_models import LATENCY, build
 BACKENDS = ("eager", "onnxruntime")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 ROUND_TO = {"eager": 8, "onnxruntime": 16}  # the latter blocks channels by vector registers
-TOLERANCE, CHECKS = 0.05, 3
+TOLERANCE = 0.05
+CHECKS, LOOKS = 7, 5  # processes that judge a cut model; that the loop asks, near the target
 AIM, NEAR = 0.994, 0.03  # what the loop aims at, of each target, and how near below: the middle of the tolerance
 MULTIPLES = (1, 4, 8, 16, 32)
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "100000000"}
@@ -74,12 +75,12 @@ def make(args: argparse.Namespace) -> dict[str, Any]:
         return whole * both["cut"] / both["whole"]
 
     def afresh(cut: Any) -> float:
-        """The same in a process of its own, near the target the median of three: memory is laid out otherwise in each."""
+        """The same in a process of its own, near the target the median of LOOKS: memory is laid out otherwise in each."""
         if cut is model:
             return whole
         torch.save(cut, args.cache / "candidate.pt")
         shares: list[float] = []
-        while not shares or (len(shares) < 3 and abs(shares[0] / (args.target / 100) - 1) < 2 * TOLERANCE):
+        while not shares or (len(shares) < LOOKS and abs(shares[0] / (args.target / 100) - 1) < 2 * TOLERANCE):
             both = worker(args, "time")
             shares.append(both["cut"] / both["whole"])
         return whole * statistics.median(shares)
