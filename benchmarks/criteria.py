@@ -16,7 +16,7 @@ import copy
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -98,9 +98,14 @@ def by_layers(task: Task, percents: Sequence[int]) -> Iterator[dict[str, Any]]:
             yield row | {"error": "out of reach by leaving layers out"}
             continue
         small = bough.cut(task.model, plan)
-        measured = {k: round(v, 3) for k, v in task.measure(small).items() if k not in COUNTS}
+        measured = figures(task.measure(small))
         kept = round(getattr(plan.cost, task.field) / whole, 4)
         yield {**row, "kept": kept, **measured, "choose": task.choose(small), "left_out": list(gone)}
+
+
+def figures(measured: Mapping[str, float]) -> dict[str, float]:
+    """As they are told, without how many samples there were."""
+    return {k: round(v, 3) for k, v in measured.items() if k not in COUNTS}
 
 
 def example(task: Task) -> Any:
@@ -134,7 +139,7 @@ def asked(task: Task, row: dict[str, Any], percents: Sequence[int], file: Path) 
             labelled=labelled,
         )  # fmt: skip
         for percent, (model, kept) in zip(percents, cut, strict=False):
-            measured = {k: round(v, 3) for k, v in task.measure(model).items() if k not in COUNTS}
+            measured = figures(task.measure(model))
             at = file.with_suffix(f".{percent}.pt")
             torch.save(model, at)
             budget = f"{task.field}={percent}%"
@@ -149,7 +154,7 @@ def short(row: Row, task: Task) -> dict[str, Any]:
     if row.error:
         return kind | {"error": row.error[:200]}
     seeds = {} if row.seed is None else {"seed": row.seed}
-    measured = {k: round(v, 3) for k, v in row.metrics.items() if k not in COUNTS}
+    measured = figures(row.metrics)
     return kind | seeds | {"kept": round(row.kept[task.field], 4), **measured, "score_s": round(row.seconds.get("score", 0), 2)}
 
 

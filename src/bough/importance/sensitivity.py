@@ -40,10 +40,10 @@ def sensitivities(graph: Graph, data: Data, layers: Iterable[int], probes: int) 
             if not given:
                 raise PlanError("nothing that the model returns has a gradient (does it run under no_grad?): set probes=0")
             seen = outputs.taken()
+            edges = [edge for _, edge in seen]
             drawn = torch.Generator().manual_seed(int(sums.get(SAMPLES, 0)))  # a pass that is taken up draws the same
             for k in range(probes):
                 mixed = [torch.randn(z.shape, generator=drawn).to(z) * _scale(z) for z in given]
-                edges = [edge for _, edge in seen]
                 found = torch.autograd.grad(given, edges, mixed, retain_graph=k + 1 < probes, allow_unused=True)
                 for (op, _), g in zip(seen, found, strict=True):
                     if g is not None:
