@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import bough
 from benchmarks.cifar import Augmented, batches, images, load_module, predicted, test_images
@@ -47,7 +47,24 @@ def pasted(small: nn.Module, model: nn.Module, data: Any, training: recovery.Tra
     recovery.distill(small, model, batches(Augmented(data.dataset.load, pasted=0.5)), training, distillation=how, **more)
 
 
-RECIPES: dict[str, Callable[..., None]] = {"plain": plain, "distill": distilled, "pasted": pasted}
+class Mirrored(nn.Module):
+    """The mean of a network's answers to images and to their mirror images."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        there, back = self.model(torch.cat([x, x.flip(-1)])).chunk(2)
+        return (there + back) / 2
+
+
+def mirrored(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
+    """Distillation from a teacher that sees each image and its mirror image."""
+    distilled(small, Mirrored(model), data, training, **more)
+
+
+RECIPES: dict[str, Callable[..., None]] = {"plain": plain, "distill": distilled, "pasted": pasted, "mirrored": mirrored}
 
 
 def row(load: ModuleType, depth: int, start: str, recipe: str, times: float, training: recovery.Training) -> dict[str, Any]:
