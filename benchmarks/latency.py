@@ -5,10 +5,11 @@
 
 Batch 1, one thread. For each (model, backend) a table is measured once, and corrected by random cuts. For each target a
 model is cut by `meet_latency`, and processes of their own, seven of them, then load it and measure it beside the original, turn
-by turn: memory is laid out otherwise in each, and the median counts.
+by turn: memory is laid out otherwise in each, the machine is in another state, and the median counts.
 For each (model, backend) half of the MACs is also cut with widths rounded to multiples: the speed-up over the MACs' reduction.
 Tables, plans and rows are kept in --cache: what is there is not done again. Run it on a quiet machine. Where that can not
-be had, more --repeats let each process see several seconds of it, and --clock cpu takes the CPU time of the one thread in place of the clock, and the rows say so.
+be had, more --repeats let each process see seconds of it, not tenths, and --clock cpu takes the CPU time of the one thread in
+place of the clock; the rows say so.
 
 Eager, malloc keeps the memory it was given (KEEPING). By default glibc hands large tensors back after each op and waits for
 the kernel's pages at the next: 5 of 17 ms of a MobileNetV2, at some widths and in some processes only. Rows say which it was.
@@ -31,6 +32,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 ROUND_TO = {"eager": 8, "onnxruntime": 16}  # the latter blocks channels by vector registers
 TOLERANCE = 0.05
 CHECKS, LOOKS = 7, 5  # processes that judge a cut model; that the loop asks, near the target
+PAUSE = 20.0  # seconds between two of them: what else the machine does changes within a minute, and with it the share
 AIM, NEAR = 0.99, 0.03  # what the loop aims at, of each target, and how near below: the middle of the tolerance
 MULTIPLES = (1, 4, 8, 16, 32)
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "100000000"}
@@ -82,6 +84,8 @@ def make(args: argparse.Namespace) -> dict[str, Any]:
         torch.save(cut, args.cache / "candidate.pt")
         shares: list[float] = []
         while not shares or (len(shares) < LOOKS and abs(shares[0] / (args.target / 100) - 1) < 2 * TOLERANCE):
+            if shares:
+                time.sleep(PAUSE)
             both = worker(args, "time")
             shares.append(both["cut"] / both["whole"])
         return whole * statistics.median(shares)
@@ -183,7 +187,10 @@ def one(args: argparse.Namespace, model: str, backend: str, target: int) -> dict
     args.model, args.backend, args.target = model, backend, target
     row: dict[str, Any] = {"model": model, "backend": backend, "target": target, **conditions(args)}
     row |= worker(args, "make")
-    checks = [worker(args, "check") for _ in range(CHECKS)]
+    checks = []
+    for _ in range(CHECKS):
+        time.sleep(PAUSE)
+        checks.append(worker(args, "check"))
     failed = next((x for x in (row, *checks) if "error" in x or "timeout_s" in x), None)
     if failed is not None:
         return row | failed
