@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bough.cutting import cut
+from bough.cutting.cut import copied
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.planning import plan
@@ -27,11 +29,11 @@ def sensitivity(
 
     Args:
         graph, scores: as for `bough.plan`.
-        evaluate: gives the loss of a model; low is good.
+        evaluate: gives the loss of a model; low is good. It is given models of its own.
         widths: shares of the units kept, each above 0 and below 1.
 
     Raises:
-        PlanError: no widths, or one that is not between 0 and 1.
+        PlanError: no widths, one that is not between 0 and 1, or a loss that is NaN.
 
     Example:
         >>> import torch, bough
@@ -46,7 +48,14 @@ def sensitivity(
     """
     if not widths or not all(0 < w < 1 for w in widths):
         raise PlanError(f"widths={list(widths)!r}: give shares of the units, each above 0 and below 1")
-    whole = float(evaluate(graph.model))
+
+    def loss(model: nn.Module, what: str) -> float:
+        value = float(evaluate(model))
+        if math.isnan(value):
+            raise PlanError(f"evaluate gives NaN for {what}")
+        return value
+
+    whole = loss(copied(graph.model, lambda name, tensor, parameter: tensor.clone())[0], "the whole model")
     curves = {}
     for g in graph.groups:
         points = {g.size: whole}
@@ -54,6 +63,6 @@ def sensitivity(
             decided = plan(graph, scores, keep={g.name: max(1, round(share * g.size))})
             kept = decided.groups[g.name][0]
             if kept not in points:
-                points[kept] = float(evaluate(cut(graph.model, decided)))
+                points[kept] = loss(cut(graph.model, decided), f"{kept} units of {g.name}")
         curves[g.name] = sorted(points.items(), reverse=True)
     return curves

@@ -11,7 +11,7 @@ import typer
 from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
 from bough.cli.models import find, resolve
-from bough.cli.options import Json, Model, Shape
+from bough.cli.options import Json, Model, Shape, writable
 from bough.comparing import compare as compare_criteria
 from bough.comparing.folder import PLOT
 from bough.errors import ComparisonError
@@ -35,8 +35,9 @@ def compare(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compares criteria, allocations and budgets on a metric of your own, with random scores as the control."""
+    writable(out, folder=True)
     names = criteria or ["l2"]
-    bounds = [budget_of(text.split(",")) for text in budgets]
+    bounds = [budget_of([text]) for text in budgets]
     metric = find(evaluate)
     given = calibration(data, loss, names, progress=False)
     net, inputs = resolve(model, input_shape)

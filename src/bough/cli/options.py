@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from bough.errors import CheckpointError
 from bough.recovery import Training
 
 Command = Callable[..., None]
@@ -37,6 +38,20 @@ def training_options(
         epochs=epochs, lr=lr, optimizer=optimizer, batch_size=batch_size, accumulate=accumulate, precision=precision,
         patience=patience, seed=seed, save_every=save_every, folder=out,
     )  # fmt: skip
+
+
+def writable(out: Path | None, *, folder: bool) -> None:
+    """Tells before the work is done if its result could not be written.
+
+    Raises:
+        CheckpointError: a file stands where a folder is to be made, or there is no folder for a file.
+    """
+    if out is None:
+        return
+    if folder and any(p.is_file() for p in (out, *out.parents)):
+        raise CheckpointError(f"{out} can not be a folder: there is a file in the way")
+    if not folder and (out.is_dir() or not out.parent.is_dir()):
+        raise CheckpointError(f"{out} can not be written: {out.parent} is no folder, or {out.name} is one")
 
 
 def given_by(**makers: Callable[..., Any]) -> Callable[[Command], Command]:

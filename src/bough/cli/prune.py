@@ -14,7 +14,7 @@ import bough
 from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
 from bough.cli.models import resolve
-from bough.cli.options import Json, Model, Shape, given_by
+from bough.cli.options import Json, Model, Shape, given_by, writable
 from bough.cli.planning import planning_options
 from bough.cli.train import Steps, prune_iteratively, step_options
 from bough.errors import PlanError
@@ -39,6 +39,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Cuts a model to a budget, at once or in steps with training in between, verifies it and saves it."""
+    writable(out, folder=True)
     bounds = budget_of(budget)
     given = calibration(data, loss, [importance], progress=not as_json)
     options = {"importance": bough.importance.criterion(importance, given.loss), "data": given.data, "ignore": ignore or ()}

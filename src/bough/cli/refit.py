@@ -11,7 +11,7 @@ import typer
 import bough
 from bough.cli.calibration import batches
 from bough.cli.models import pruned, resolve
-from bough.cli.options import Checkpoint, Json, Original, Shape
+from bough.cli.options import Checkpoint, Json, Original, Shape, writable
 from bough.recovery import refit_
 
 
@@ -27,6 +27,7 @@ def refit(
     as_json: Json = False,
 ) -> None:
     """Solves a pruned model's weights for what the original computes, layer by layer: no labels, no training."""
+    writable(out, folder=True)
     small, (dense, inputs) = pruned(model, checkpoint, input_shape), resolve(model, input_shape)
     stream = batches(data, progress=not as_json)
     done = refit_(dense, small.model, small.plan, stream, ridge=ridge, sites=sites, example_inputs=inputs)

@@ -10,7 +10,7 @@ import typer
 
 import bough
 from bough.cli.models import resolve
-from bough.cli.options import Json, Model, Shape
+from bough.cli.options import Json, Model, Shape, writable
 from bough.cost import LatencyTable
 from bough.cost.latency_table import to_csv, wanted
 from bough.errors import PlanError
@@ -37,6 +37,7 @@ def table(
         raise PlanError("table wants --out FILE for the table, or --ask FILE alone for the CSV that --answers reads later")
     if correct and answers is not None:
         raise PlanError("--correct times whole models here, and --answers are of another machine: leave one of them out")
+    writable(out or ask, folder=False)
     net, inputs = resolve(model, input_shape)
     graph = bough.trace(net, inputs)
     if ask is not None:
@@ -46,7 +47,7 @@ def table(
         return
     assert out is not None
     if answers is not None:
-        made = LatencyTable(device, backend, quantum, 0.0, 0.0).with_csv(answers.read_text())
+        made = LatencyTable(device, backend, quantum, 0.0, 0.0).with_csv(answers.read_text(encoding="utf-8-sig"))
     else:
         made = measure_table(graph, backend, quantum=quantum, seconds=seconds, path=out, progress=not as_json)
         if correct:

@@ -10,6 +10,7 @@ keeps the log, the curve and the state: the same command again goes on where it 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import Tensor, nn
 
@@ -47,9 +49,8 @@ def finetune(
 ) -> None:
     """Trains a pruned model on, and saves it with its plan."""
     given, small = _task(task), pruned(model, checkpoint, input_shape)
-    done = finetune_model(
-        small.model, given.train, replace(training, progress=not as_json), loss=given.loss, evaluate=given.metric
-    )  # fmt: skip
+    how = replace(training, progress=not as_json, start=_digest(small.model, small.plan))
+    done = finetune_model(small.model, given.train, how, loss=given.loss, evaluate=given.metric)
     _finish(small, done, training, as_json)
 
 
@@ -65,8 +66,9 @@ def distill(
     given, small = _task(task), pruned(model, checkpoint, input_shape)
     teacher, inputs = resolve(model, input_shape)
     match = Features(bough.trace(teacher, inputs), features, plan=small.plan) if features else None
+    how = replace(training, progress=not as_json, start=_digest(small.model, small.plan))
     done = distill_model(
-        small.model, teacher, given.train, replace(training, progress=not as_json), loss=given.loss, evaluate=given.metric,
+        small.model, teacher, given.train, how, loss=given.loss, evaluate=given.metric,
         distillation=Distillation(temperature=temperature, logits=logits, match=match),
     )  # fmt: skip
     _finish(small, done, training, as_json)
@@ -110,7 +112,7 @@ def prune_iteratively(
     optimizer = training.optimizer_for(net)
 
     def recover(small: nn.Module, step: int) -> Trained:
-        how = replace(training, folder=None if folder is None else folder / f"step-{step}")
+        how = replace(training, folder=None if folder is None else folder / f"step-{step}", start=_digest(small))
         return finetune_model(small, given.train, how, loss=given.loss, evaluate=given.metric, optimizer=optimizer)
 
     return iterate(
@@ -125,6 +127,8 @@ def accuracy(model: nn.Module, validation: Any) -> float:
     for x, y in validation:
         answers = logits_of(run_batch(model, (x.to(device), y))).argmax(1).cpu()
         right, total = right + int((answers == y).sum()), total + y.numel()
+    if total == 0:
+        raise TrainingError("validation is empty: it gives no labels to count")
     return right / total
 
 
@@ -143,6 +147,15 @@ def _task(reference: str) -> _Given:
     train, validation, loss, evaluate = (*parts, None, None, None)[:4]
     measure = evaluate or accuracy
     return _Given(train, loss, None if validation is None else lambda model: measure(model, validation))
+
+
+def _digest(model: nn.Module, plan: bough.Plan | None = None) -> str:
+    """Of the weights and the plan: a run in a folder is not taken up by another model of the same shapes."""
+    found = hashlib.blake2b((plan.to_json() if plan else "").encode(), digest_size=8)
+    for tensor in model.state_dict().values():
+        if isinstance(tensor, Tensor):
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _finish(small: Pruned, done: Trained, training: Training, as_json: bool) -> None:

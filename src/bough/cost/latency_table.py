@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -118,9 +119,10 @@ class LatencyTable:
             points = {key: {tuple(map(int, w)): float(t) for w, t in times} for key, times in data["points"].items()}
             numbers = (int(data["quantum"]), float(data["op_seconds"]), float(data["byte_seconds"]))
             factors = {str(name): float(x) for name, x in data["factors"].items()}
-            return LatencyTable(
+            made = LatencyTable(
                 str(data["device"]), str(data["backend"]), *numbers, points, float(data["scale"]), factors
             )  # fmt: skip
+            return made._checked()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):
                 raise
@@ -135,8 +137,12 @@ class LatencyTable:
 
     @staticmethod
     def load(path: str | Path) -> LatencyTable:
-        """Reads what `save` wrote; errors as `from_json`."""
-        return LatencyTable.from_json(Path(path).read_text())
+        """Reads what `save` wrote; errors as `from_json`, and PlanError where the file can not be read."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"the latency table {path} can not be read: {error}") from None
+        return LatencyTable.from_json(text)
 
     def to_csv(self) -> str:
         """The points, a line each: key, widths (such as 64x128), seconds."""
@@ -149,7 +155,7 @@ class LatencyTable:
             PlanError: a missing column, or a line that can not be read; the message tells the line.
         """
         points = {key: dict(times) for key, times in self.points.items()}
-        for number, line in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+        for number, line in enumerate(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"))), start=2):
             try:
                 widths = tuple(int(w) for w in line["widths"].split("x") if w)
                 json.loads(line["key"])
@@ -159,7 +165,24 @@ class LatencyTable:
                     f"line {number} of the CSV can not be read ({type(error).__name__}: {error}): the columns are key (JSON), "
                     "widths (such as 64x128) and seconds"
                 ) from None
-        return replace(self, points=points)
+        return replace(self, points=points)._checked()
+
+    def _checked(self) -> LatencyTable:
+        """The table itself, if its numbers can be times.
+
+        Raises:
+            PlanError: one that is negative, NaN or infinite, or stairs of no width.
+        """
+        bad = next(((k, w, t) for k, times in self.points.items() for w, t in times.items() if not 0 <= t < math.inf), None)
+        if bad:
+            raise PlanError(f"a latency of {bad[2]} seconds, of {bad[0]} at widths {list(bad[1])}: times are not negative")
+        numbers = {"op_seconds": self.op_seconds, "byte_seconds": self.byte_seconds, "scale": self.scale, **self.factors}
+        for name, value in numbers.items():
+            if not 0 <= value < math.inf:
+                raise PlanError(f"this latency table is damaged: {name} is {value}")
+        if self.quantum < 1:
+            raise PlanError(f"this latency table is damaged: quantum is {self.quantum}")
+        return self
 
 
 def to_csv(lines: Iterable[tuple[str, Widths, float | None]]) -> str:

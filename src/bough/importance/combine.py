@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.data import Data
-from bough.importance.score import Criterion, DataCriterion, UnitScores, score
+from bough.importance.score import Criterion, DataCriterion, UnitScores, called, score
 
 NORMALIZERS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "none": lambda s: s,
@@ -29,7 +29,8 @@ class Combined:
     """A weighted sum of criteria, each normalized within a group first: I_u = sum over i of weight_i * norm(I_i)_u (OTO).
 
     Args:
-        parts: criteria, or (criterion, weight) pairs; a negative weight removes what a criterion finds important.
+        parts: criteria or their names, or (criterion, weight) pairs; a negative weight removes what a criterion finds
+            important.
         normalize: "mean", "max", "sum", "l2" (each by that of the magnitudes), "standard" ((I - mean) / std), "rank" (0 to 1)
             or "none". One part alone is that criterion, normalized.
 
@@ -41,10 +42,12 @@ class Combined:
         (8,)
     """
 
-    parts: Sequence[Criterion | DataCriterion | tuple[Criterion | DataCriterion, float]]
+    parts: Sequence[str | Criterion | DataCriterion | tuple[str | Criterion | DataCriterion, float]]
     normalize: str = "mean"
 
     def __post_init__(self) -> None:
+        if isinstance(self.parts, str) or not isinstance(self.parts, Sequence):
+            raise PlanError(f"Combined({self.parts!r}): give a list of criteria, or of (criterion, weight) pairs")
         if not self.parts:
             raise PlanError("Combined([]) combines nothing: give at least one criterion")
         if self.normalize not in NORMALIZERS:
@@ -64,4 +67,5 @@ class Combined:
         return total
 
     def _weighted(self) -> list[tuple[Criterion | DataCriterion, float]]:
-        return [p if isinstance(p, tuple) else (p, 1.0) for p in self.parts]
+        pairs = [p if isinstance(p, tuple) else (p, 1.0) for p in self.parts]
+        return [(called(c), weight) for c, weight in pairs]

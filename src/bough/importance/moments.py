@@ -7,7 +7,7 @@ stand on this.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,18 @@ from torch import Tensor
 from bough.graph import Graph, OpRecord
 from bough.importance.data import Data, Sums
 from bough.importance.readings import Reading
+from bough.importance.reduce import positions
 from bough.importance.unfold import columns, factors, unfold
 from bough.spaces import Atom, Space
 from bough.tracing.taps import Tap, tapped, undisturbed
+
+TINY = torch.finfo(torch.float64).tiny ** 0.5
+
+
+def rounding(second: Tensor) -> Tensor:
+    """Of E[x x^T] [blocks, d, d]: a variance [blocks, 1, 1] below which what is left of it once means are subtracted may be
+    rounding alone. Whoever divides by a covariance adds it to the diagonal."""
+    return 1e-12 * second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,18 @@ class Moments:
     def columns(self, atom: Atom) -> NDArray[np.int64]:
         """[blocks, units, columns]: the columns of each block that belong to each unit of `atom`."""
         return columns(self.space, atom, len(self.second), self.spread, self.whole)
+
+    def even(self, atom: Atom) -> Moments:
+        """The same, as one block of all where units have more columns in one block than in another: then `columns` can tell
+        them."""
+        if len(self.second) == 1 or not self.whole:
+            return self
+        per_block = positions(self.space, atom) // (self.space.size // len(self.second))
+        counts = np.stack([(per_block == b).sum(1) for b in range(len(self.second))])
+        if (counts == counts.flat[0]).all():
+            return self
+        second, weight = (torch.block_diag(*t)[None] for t in (self.second, self.weight))
+        return replace(self, second=second, weight=weight, mean=self.mean.reshape(1, -1))
 
     @property
     def covariance(self) -> Tensor:

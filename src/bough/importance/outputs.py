@@ -17,7 +17,8 @@ from bough.tracing.taps import Tap, tapped, undisturbed
 
 
 def relatively(graph: Graph, data: Data, made: Mapping[Reading, Moments | Products]) -> dict[Reading, Moments | Products]:
-    """Moments whose weights are scaled such that E|x w|^2 is a share of the variance of what comes of x w.
+    """Moments whose weights are scaled such that E|x w|^2 is a share of the variance of what comes of x w; of its mean square
+    where it does not vary, and 0 where it is 0.
 
     That is the sum it is added to, or else the output itself, behind a batch norm where one follows.
     """
@@ -42,8 +43,10 @@ def relatively(graph: Graph, data: Data, made: Mapping[Reading, Moments | Produc
     for reading, end in ends.items():
         found, n = made[reading], sums[f"{end.index} count"]
         assert isinstance(found, Moments)
-        variance = (sums[f"{end.index} square"] / n - (sums[f"{end.index} mean"] / n).square()).sum()
-        weight = found.weight / variance.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+        power = (sums[f"{end.index} square"] / n).sum()
+        variance = power - (sums[f"{end.index} mean"] / n).square().sum()
+        scale = variance if variance > 1e-12 * power else power  # what does not vary has no share of its variance
+        weight = found.weight / scale.sqrt() if scale > 0 else torch.zeros_like(found.weight)
         norm = flow.norm(graph.ops[reading.op])
         if norm is not None:
             weight = weight * channel_scale(graph, norm).double().reshape(len(weight), 1, -1)

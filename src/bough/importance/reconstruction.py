@@ -10,7 +10,7 @@ Such scores are no importances to be summed up: `gives_errors` says so, and `all
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from bough.errors import PlanError
 from bough.graph import Graph, Group
 from bough.importance.data import Data
-from bough.importance.moments import Moments, Products, moments
+from bough.importance.moments import TINY, Moments, Products, moments, rounding
 from bough.importance.outputs import relatively
 from bough.importance.readings import Reading, readings, seen
 from bough.importance.score import UnitScores
@@ -85,8 +85,9 @@ class OBS:
         def problem(found: Moments | Products, group: Group) -> Problem:
             if isinstance(found, Products):
                 return _Plain(_inner(found, group) / 2)
-            second = found.covariance if found.biased else found.second
-            return Repaired(second, found.weight, found.columns(group.atom), self.ridge)
+            raw = found.even(group.atom)
+            left = replace(found, second=found.covariance).even(group.atom) if found.biased else raw
+            return Repaired(left.second, left.weight, raw.columns(group.atom), self.ridge, rounding(raw.second))
 
         return _removed(graph, data, self, problem)
 
@@ -127,19 +128,26 @@ class _Plain:
 class Repaired:
     """y = x W, blockwise, with W solved anew after each loss: H^-1 and W W^T, all that costs need, are downdated exactly."""
 
-    def __init__(self, second: Tensor, weight: Tensor, columns: NDArray[np.int64], ridge: float) -> None:
+    def __init__(
+        self, second: Tensor, weight: Tensor, columns: NDArray[np.int64], ridge: float, floor: Tensor | float = 0.0
+    ) -> None:  # fmt: skip
         eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
         scale = second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        damped = second + (ridge * scale).clamp_min(torch.finfo(second.dtype).tiny ** 0.5) * eye
+        damped = second + torch.maximum(ridge * scale, torch.as_tensor(floor).to(scale) + TINY) * eye
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         self.outer = weight @ weight.mT
         self.columns = torch.from_numpy(columns).to(second.device)
-        self._left = torch.ones(second.shape[-1], dtype=torch.bool, device=second.device)
+        self._left = torch.ones(second.shape[:2], dtype=torch.bool, device=second.device)
+        self._apart = all(len(np.unique(c)) == c.size for c in columns)  # no column belongs to two units
 
     def costs(self, units: Sequence[int]) -> Tensor:
         total = torch.zeros(len(units), dtype=self.outer.dtype, device=self.outer.device)
-        for inverse, outer, columns in zip(self.inverse, self.outer, self.columns[:, list(units)], strict=True):
+        for inverse, outer, columns, left in zip(
+            self.inverse, self.outer, self.columns[:, list(units)], self._left, strict=True
+        ):  # fmt: skip
             corner, inner = (m[columns[:, :, None], columns[:, None, :]] for m in (inverse, outer))
+            if not self._apart:  # what went with another unit is all zeros
+                corner = corner + torch.diag_embed((~left[columns]).to(corner))
             solved = inner / corner if corner.shape[-1] == 1 else torch.linalg.solve(corner, inner)
             total += solved.diagonal(dim1=-2, dim2=-1).sum(-1) / 2
         return total
@@ -147,25 +155,27 @@ class Repaired:
     def remove(self, units: Sequence[int]) -> float:
         gone = self.columns[:, list(units)].flatten(1)
         cost = 0.0
-        for inverse, outer, columns in zip(self.inverse, self.outer, gone, strict=True):
+        for inverse, outer, every, left in zip(self.inverse, self.outer, gone, self._left, strict=True):
+            columns = every[left[every]].unique() if not self._apart else every
+            left[columns] = False
+            if not len(columns):
+                continue
             across = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])  # [(H^-1)_SS]^-1 (H^-1)_S
             corner = torch.linalg.solve(inverse[columns][:, columns], outer[columns][:, columns])
             cost += float(corner.trace()) / 2
             half = outer[columns] - outer[columns][:, columns] @ across / 2
             outer.addmm_(across.mT, half, alpha=-1).addmm_(half.mT, across, alpha=-1)  # of W - across^T W_S
             inverse.addmm_(inverse[:, columns], across, alpha=-1)
-        if len(self.inverse) == 1:
-            self._left[gone[0]] = False
-            if 2 * int(self._left.sum()) < len(self._left):
-                self._close_up()
+        if len(self.inverse) == 1 and self._apart and 2 * int(self._left.sum()) < self._left.numel():
+            self._close_up()
         return cost
 
     def _close_up(self) -> None:
         """Drops the rows and columns that are gone, so that the next downdates are smaller."""
-        (keep,) = self._left.nonzero(as_tuple=True)
+        (keep,) = self._left[0].nonzero(as_tuple=True)
         self.inverse, self.outer = (m[:, keep][:, :, keep].contiguous() for m in (self.inverse, self.outer))
-        self.columns = (self._left.cumsum(0) - 1)[self.columns].clamp_min(0)
-        self._left = self._left[keep]
+        self.columns = (self._left[0].cumsum(0) - 1)[self.columns].clamp_min(0)
+        self._left = self._left[:, keep]
 
 
 def greedy(problems: Sequence[Problem], size: int, step: int = 1) -> NDArray[np.float64]:
@@ -219,6 +229,7 @@ def _inner(found: Moments | Products, group: Group) -> Tensor:
     """[units, units]: inner products of what the units add to the outputs."""
     if isinstance(found, Products):
         return _per_unit(found.inner, found.columns(group.atom))
+    found = found.even(group.atom)
     parts = found.second * (found.weight @ found.weight.mT)
     return sum(_per_unit(p, c) for p, c in zip(parts, found.columns(group.atom), strict=True))  # type: ignore[return-value]
 

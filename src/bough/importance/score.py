@@ -44,7 +44,8 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
         data: batches, or `bough.importance.Data` to say how to go through them; criteria on weights do without.
 
     Raises:
-        PlanError: an unknown name, the criterion needs data and there is none, or the data does not fit the model.
+        PlanError: an unknown name, the criterion needs data and there is none, the data does not fit the model, or scores
+            are NaN.
         TraceError: on this data the model takes another path than the traced one.
 
     Example:
@@ -59,10 +60,19 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
     """
     criterion = called(criterion)
     if not getattr(criterion, "needs_data", False):
-        return criterion(graph)  # type: ignore[call-arg]
+        return _numbers(criterion(graph), criterion, graph)  # type: ignore[call-arg]
     if data is None:
         raise PlanError(f"{type(criterion).__name__} needs data: bough.score(graph, {type(criterion).__name__}(...), batches)")
-    return criterion(graph, of(data))  # type: ignore[call-arg]
+    return _numbers(criterion(graph, of(data)), criterion, graph)  # type: ignore[call-arg]
+
+
+def _numbers(scores: UnitScores, criterion: Criterion | DataCriterion, graph: Graph) -> UnitScores:
+    bad = next((name for name, values in scores.items() if np.isnan(values).any()), None)
+    if bad is None:
+        return scores
+    weights = next((n for n, p in graph.model.named_parameters() if not p.isfinite().all()), None)
+    why = f"{weights} is not finite" if weights else "weights are finite, so the criterion is at fault"
+    raise PlanError(f"{type(criterion).__name__} gives NaN for {bad!r}: {why}")
 
 
 def called(criterion: str | Criterion | DataCriterion) -> Criterion | DataCriterion:

@@ -98,7 +98,7 @@ def sensitively(graph: Graph, data: Data, made: Made, probes: int, relative: boo
         weight = m.weight * scale.reshape(len(m.weight), 1, -1)
         if relative:
             before, after = (_total(m, w) for w in (m.weight, weight))
-            weight = weight * (before / after.clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
+            weight = weight * (before / after).sqrt() if after > 1e-12 * _total(replace(m, biased=False), weight) else weight
         result[reading] = replace(m, weight=weight)
     return result
 

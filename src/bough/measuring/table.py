@@ -159,4 +159,10 @@ class _Alone(nn.Module):
         if self.op.name == "einsum":
             return function(self.op.options[0], tensors)
         left = iter(tensors)
-        return function(*(next(left, None) if option is None else option for option in self.op.options))
+
+        def filled(option: Any) -> Any:  # a list of tensors, such as the weights of an LSTM, is one of places
+            if isinstance(option, list):
+                return [filled(o) for o in option]
+            return next(left, None) if option is None else option
+
+        return function(*map(filled, self.op.options))

@@ -12,9 +12,9 @@ from bough.errors import BudgetError
 
 _SI = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _IEC = {"KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30}
-_SMALL = {"": 1.0, "m": 1e-3, "u": 1e-6, "µ": 1e-6, "n": 1e-9}
+_SMALL = {"": 1.0, "m": 1e-3, "u": 1e-6, "\u00b5": 1e-6, "\u03bc": 1e-6, "n": 1e-9}  # the micro sign, and the Greek letter
 _BASE = {"params": "", "macs": "MAC", "size": "B", "peak_memory": "B", "latency": "s", "energy": "J"}
-_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[A-Za-zµ]*)\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[A-Za-z\u00b5\u03bc]*)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def priced(goal: Goal, table: LatencyTable | None, energy: EnergyModel | None) -
 def parse(field: str, value: float | str, original: float) -> float:
     """A bound as a number."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value <= 0:
+        if not value > 0:
             raise BudgetError(f"{field}={value!r} leaves nothing: a budget says what remains and must be above 0")
         return float(value)
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None

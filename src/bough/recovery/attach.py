@@ -22,7 +22,10 @@ class Attachment:
 
 
 class Regularizer(Protocol):
-    """What acts on a model before or after each step of its optimizer, and can be saved and resumed."""
+    """What acts on a model before or after each step of its optimizer, and can be saved and resumed.
+
+    One that works towards something has `settled`: whether it is there. Epochs before are never the best ones.
+    """
 
     def attach(self, optimizer: Optimizer) -> Attachment: ...
 

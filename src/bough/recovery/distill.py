@@ -15,16 +15,18 @@ from bough.errors import TrainingError
 from bough.recovery.attach import Regularizer
 from bough.recovery.features import Features
 from bough.recovery.finetune import batch_loss, logits_of, run_batch
+from bough.recovery.identity import settings
 from bough.recovery.loop import Run, Task
 from bough.recovery.modes import modes_kept
 from bough.recovery.training import Trained, Training
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 2.0) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), a mean over all but the last dim (Hinton et al., 2015).
+def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 2.0, dim: int = -1) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), a mean over all dims but that of classes (Hinton et al., 2015).
 
     Args:
-        student, teacher: logits of one shape, classes (or words) last.
+        student, teacher: logits of one shape.
+        dim: where classes (or words) are.
         temperature: T; 1 for language models, 2 to 4 for classifiers of images.
 
     Example:
@@ -38,22 +40,25 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 
     if temperature <= 0:
         raise TrainingError(f"temperature={temperature}: must be positive")
     own, wanted = (
-        F.log_softmax(x.float() if x.itemsize < 4 else x, -1) for x in (student / temperature, teacher / temperature)
+        F.log_softmax(x.float() if x.itemsize < 4 else x, dim) for x in (student / temperature, teacher / temperature)
     )
-    return temperature**2 * F.kl_div(own, wanted, log_target=True, reduction="none").sum(-1).mean()
+    return temperature**2 * F.kl_div(own, wanted, log_target=True, reduction="none").sum(dim).mean()
 
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
     """What is learned from the teacher: (1 - logits) x the task's loss + logits x `distillation_loss` + features x distance.
 
-    `logits`: from 0 to 1; at 1 labels are not needed. `features`: the weight of `match`'s distance. `match`: a `Features`.
+    `logits`: from 0 to 1; at 1 labels are not needed. `dim`: of the logits, where classes are; unless given the last, and 1 of
+    four dims or more, as of maps [N, classes, H, W], and where the default loss takes logits [N, classes, ...] with labels.
+    `features`: the weight of `match`'s distance. `match`: a `Features`.
     """
 
     temperature: float = 2.0
     logits: float = 0.5
     features: float = 1.0
     match: Features | None = None
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.logits <= 1 or self.temperature <= 0 or self.features < 0:
@@ -95,7 +100,10 @@ def distill(
     pair = _Pair(small, model, how, run)
 
     def total(found: _Found, batch: Any) -> Tensor:
-        value = how.logits * distillation_loss(logits_of(found.student), logits_of(found.teacher), temperature=how.temperature)
+        own, wanted = logits_of(found.student), logits_of(found.teacher)
+        labelled = loss is None and how.logits < 1 and own is found.student  # by `batch_loss`, which takes classes from dim 1
+        dim = how.dim if how.dim is not None else 1 if own.dim() > 3 or (labelled and own.dim() > 2) else -1
+        value = how.logits * distillation_loss(own, wanted, temperature=how.temperature, dim=dim)
         if how.logits < 1:
             value = value + (1 - how.logits) * task_loss(found.student, batch)
         return value if found.distance is None else value + how.features * found.distance
@@ -104,7 +112,7 @@ def distill(
         assert evaluate is not None
         return evaluate(small)
 
-    task = Task(lambda trained, batch: trained(batch), total, measured if evaluate else None, callback)
+    task = Task(lambda trained, batch: trained(batch), total, measured if evaluate else None, callback, settings(how))
     with modes_kept(model), modes_kept(small):
         made = Run(pair, train, task, training or Training(), optimizer, regularizers, accelerator)
         model.to(made.accelerator.device)

@@ -39,7 +39,8 @@ def finetune(
         training: the options.
         loss: (output, batch) -> mean over the batch; unless given, the output's own `loss`, or cross-entropy with `batch[1]`.
         forward: (model, batch) -> output; unless given, `model(batch[0])`, or `model(**batch)` for a mapping.
-        evaluate: model -> metric, after each epoch, in eval mode; the weights of the best epoch are kept.
+        evaluate: model -> metric, after each epoch, in eval mode; the weights of the best epoch are kept, of those in which
+            no regularizer had anything left to do (lasso and penalties always have: there the last weights count).
         optimizer: an own one, such as one carried through a cut; its learning rates are scaled by the schedule.
         regularizers: see `bough.recovery.regularize`; also masks of lottery tickets.
         callback: told {"step", "epoch", "loss", "lr"} after each step; may run the model, in whatever mode.

@@ -17,6 +17,7 @@ from bough.importance.readings import Reading
 from bough.importance.unfold import outcome, unfold
 from bough.planning.plan import Plan
 from bough.recovery.consumers import Consumer, Skip, consumers
+from bough.recovery.inputs import first_batch
 from bough.recovery.least_squares import Sums
 from bough.recovery.lockstep import Lockstep, Place, Route, Seen
 from bough.recovery.pairing import kept_units, renamed, select
@@ -24,7 +25,6 @@ from bough.spaces import Space, indices
 from bough.tracing.flow import channel_scale
 from bough.tracing.taps import Tap, tapped
 
-_TINY = torch.finfo(torch.float64).tiny
 _FEW = 10  # rows for each input of a layer, below which a fit may follow the sample more than the model
 
 
@@ -71,7 +71,7 @@ class Fitting:
         self.layers: list[Layer] = []
         self.means: list[tuple[Tensor, Tensor]] = []
         self.weights: dict[str, _Weight] = {}
-        self._batch = next(iter(data.batches))
+        self._batch = first_batch(data)
         self._look(found.found)
         fit = [c for c in found.found if c.name in self.weights]
         if not fit:
@@ -168,7 +168,7 @@ class Fitting:
         weights = None
         if stream is not None:
             each = outcome(c.small, op, tensors, stream, self.options.sites)
-            weights = [1 / e.double().square().sum(1).clamp_min(_TINY) for e in each]
+            weights = [_weights(e.double().square().sum(1)) for e in each]
         weight.sums.add(rows, targets, weights)
 
     def _kept(self, tensor: Tensor, axes: Sequence[Space]) -> Tensor:
@@ -223,6 +223,10 @@ class Fitting:
         shift = torch.zeros(len(start), start.shape[-1], dtype=torch.float64, device=start.device)
         if c.shift and c.constant is not None:
             shift = weight.tensors[c.constant].double().reshape(shift.shape)
+        del self.weights[c.name]
+        if not weight.sums.rows:
+            self.skipped[c.name] = "no row of the data reaches it"
+            return
         solution = weight.sums.solve(start, shift, free=c.shift, ridge=self.options.ridge)
         numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
         places = [numbered if i == _weight(c.small) else t for i, t in enumerate(weight.tensors)]
@@ -237,9 +241,19 @@ class Fitting:
             self.means.append((mean, mean.clone()))
         notes = ["on the dense model's inputs: which rows it sees depends on data"] if c.routed else []
         if solution.rows < _FEW * start.shape[1]:
-            notes.append(f"{solution.rows} rows of data for {start.shape[1]} inputs are few")
+            few = f"{solution.rows} rows of data for {start.shape[1]} inputs are few"
+            notes.append(few if solution.rows else "where no row of data came, it is as it was")
         self.layers.append(Layer(c.name, solution.before, solution.after, "; ".join(notes)))
-        del self.weights[c.name]
+
+
+def _weights(squares: Tensor) -> Tensor:
+    """1 / squares, for rows that count by the share of them that is wrong. One of zeros, such as padding, has no share; one
+    that is next to nothing beside the others does not count for more than a thousand of them."""
+    there = squares > 0
+    if not there.any():
+        return torch.zeros_like(squares)
+    usual = squares[there].median()
+    return torch.where(there, 1 / squares.clamp_min(1e-3 * usual), 0.0)
 
 
 def _weight(reading: Reading) -> int:

@@ -27,17 +27,27 @@ def given(model: nn.Module, batch: Any) -> Any:
     return tuple(batch[: max(len(needed), 1)])
 
 
-def example_of(model: nn.Module, data: Data) -> Any:
-    """Example inputs from the first batch.
+def first_batch(data: Data) -> Any:
+    """The first batch of data that is gone through again and again.
 
     Raises:
-        PlanError: there are no batches or they can not be gone through again, or are given in a way of the data's own.
+        PlanError: there are no batches, or they can be gone through once only.
     """
     if iter(data.batches) is data.batches:
         raise PlanError("the data can be gone through once only: give a list or a DataLoader, which can be gone through again")
     batch = next(iter(data.batches), None)
     if batch is None:
         raise PlanError("the data gives no batches")
+    return batch
+
+
+def example_of(model: nn.Module, data: Data) -> Any:
+    """Example inputs from the first batch.
+
+    Raises:
+        PlanError: there are no batches or they can not be gone through again, or are given in a way of the data's own.
+    """
+    batch = first_batch(data)
     if data.forward is not None:
         raise PlanError("Data(forward=...) gives batches in a way of its own: give example_inputs, as for trace")
     return moved(given(model, batch), next((p.device for p in model.parameters()), torch.device("cpu")))

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from bough.errors import PlanError
+from bough.importance.moments import TINY, rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
     """y ~ x w + shift. w: [blocks, d, outputs]; shift: [blocks, outputs], 0 where no constant can be added.
 
-    `before`, `after`: E|y - x w - shift|^2 as a share of E|y - E y|^2 (of E|y|^2 where no constant can be added).
+    `before`, `after`: E|y - x w - shift|^2 as a share of E|y - E y|^2 (of E|y|^2 where no constant can be added, or y does not
+    vary; not a share where y is 0). A block of which there are no rows is as it was.
     """
 
     weight: Tensor
@@ -44,6 +46,11 @@ class Sums:
         self._products = products if self._products is None else self._products + products
         self._squares = squares if self._squares is None else self._squares + squares
 
+    @property
+    def rows(self) -> int:
+        """Of all blocks together."""
+        return sum(self._rows)
+
     def solve(self, weight: Tensor, shift: Tensor, *, free: bool, ridge: float) -> Solution:
         """The w (and, where `free`, the shift) of least E|y - x w - shift|^2 + ridge mean(diag H) |w - weight|^2.
 
@@ -52,20 +59,23 @@ class Sums:
         assert self._products is not None
         assert self._squares is not None
         n = self._products[:, -1:, -1:]
-        n = torch.where(n > 0, n, 1.0)
+        none = n == 0
+        n = torch.where(none, 1.0, n)
         means, d = self._products / n, self._products.shape[-1] - 1
         second, cross, squares = means[:, :d, :d], means[:, d:-1, :d].mT, self._squares / n[:, 0]
         x, y = means[:, :d, -1], means[:, d:-1, -1]
         if not all(t.isfinite().all() for t in (second, cross, squares)):
             raise PlanError("not finite: the model gives NaN or infinity on this data")
-        start = weight.double()
+        start, power = weight.double(), squares.sum()
         if free:
             second, cross = second - x[:, :, None] * x[:, None, :], cross - x[:, :, None] * y[:, None, :]
             squares = squares - y.square()
-        new = start + _solved(second, cross - second @ start, ridge)
-        moved = y - (x[:, None] @ new)[:, 0] if free else torch.zeros_like(y)
-        off = (y - (x[:, None] @ start)[:, 0] - shift).square().sum() if free else 0.0
-        scale = squares.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        new = start + torch.where(none, 0.0, _solved(second, cross - second @ start, ridge, means[:, :d, :d]))
+        if not new.isfinite().all():
+            raise PlanError("not finite: least squares has no solution on this data")
+        moved = torch.where(none[:, 0], shift, y - (x[:, None] @ new)[:, 0]) if free else torch.zeros_like(y)
+        off = torch.where(none[:, 0], 0.0, y - (x[:, None] @ start)[:, 0] - shift).square().sum() if free else 0.0
+        scale = next((s for s in (squares.sum(), power) if s > 1e-30 * power), torch.ones_like(power))
         before, after = ((_error(second, cross, squares, w) + e) / scale for w, e in ((start, off), (new, 0.0)))
         return Solution(new, moved, float(before.clamp_min(0)), float(after.clamp_min(0)), min(self._rows))
 
@@ -82,12 +92,14 @@ def _error(second: Tensor, cross: Tensor, squares: Tensor, w: Tensor) -> Tensor:
     return squares.sum() - 2 * (w * cross).sum() + (w * (second @ w)).sum()
 
 
-def _solved(second: Tensor, cross: Tensor, ridge: float) -> Tensor:
+def _solved(second: Tensor, cross: Tensor, ridge: float, raw: Tensor) -> Tensor:
+    """`raw`: the moments before means were subtracted, which tell how much of `second` may be rounding."""
     scale = second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     if ridge == 0:  # the pseudo-inverse: nothing along what the data does not vary in
         values, vectors = torch.linalg.eigh(second)
-        small = values <= values[:, -1:].clamp_min(0) * second.shape[-1] * torch.finfo(second.dtype).eps
+        largest = torch.maximum(values[:, -1:], raw.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True))
+        small = values <= largest * second.shape[-1] * torch.finfo(second.dtype).eps
         return vectors @ (torch.where(small, 0.0, 1 / values)[:, :, None] * (vectors.mT @ cross))
     eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
-    damped = second + (ridge * scale).clamp_min(torch.finfo(second.dtype).tiny ** 0.5) * eye
+    damped = second + torch.maximum(ridge * scale, rounding(raw) + TINY) * eye
     return torch.linalg.solve(damped, cross)

@@ -15,6 +15,8 @@ from bough.importance.data import Data
 from bough.recovery.suspended import Suspended, running
 from bough.tracing.taps import Tap, tapped
 
+WAITING = 256  # batches at most: each waits in two threads
+
 Place = tuple[int, bool]
 """(op, whether its results; else its arguments)."""
 
@@ -31,10 +33,11 @@ class Route:
 
 
 class Lockstep:
-    """Use as a context manager. `room`: how many batches may wait where they are; others are run anew for each stage."""
+    """Use as a context manager. `room`: how many batches may wait where they are, `WAITING` at most; others are run anew for
+    each stage."""
 
     def __init__(self, routes: tuple[Route, Route], data: Data, room: int) -> None:
-        self.routes, self.data, self.room = routes, data, room
+        self.routes, self.data, self.room = routes, data, min(room, WAITING)
         self._held: list[tuple[Suspended, Suspended]] = []
         self._batches = -1
         self._stack = ExitStack()

@@ -20,11 +20,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bough.errors import CheckpointError, TrainingError
-from bough.recovery.attach import Regularizer
+from bough.recovery.attach import Attachment, Regularizer
 from bough.recovery.data import generators_kept, seed_all, seeded, start_epoch
+from bough.recovery.identity import optimizer_settings, settings
 from bough.recovery.modes import modes_kept
 from bough.recovery.records import Log, plot_curve, read_log
-from bough.recovery.state import read_state, write_state
+from bough.recovery.state import read_state, restore, whole_state, write_state
 from bough.recovery.training import Trained, Training
 
 STATE, BEST, LOG, CURVE = "state.safetensors", "best.safetensors", "log.jsonl", "curve.png"
@@ -35,12 +36,14 @@ class Task:
     """What a batch means: `forward(model, batch)` runs the model, `loss(output, batch)` is a mean over the samples.
 
     `evaluate(model)` is the validation metric; every process measures all of it. `callback(line)` is told of each step.
+    `settings`: what else decides what is learned, as plain values.
     """
 
     forward: Callable[[nn.Module, Any], Any]
     loss: Callable[[Any, Any], Tensor]
     evaluate: Callable[[nn.Module], float] | None = None
     callback: Callable[[dict[str, Any]], object] | None = None
+    settings: Sequence[Any] = ()
 
 
 @dataclass(slots=True)
@@ -64,25 +67,38 @@ class Run:
         regularizers: Sequence[Regularizer], accelerator: Any,
     ) -> None:  # fmt: skip
         self.task, self.training, self.regularizers = task, training, tuple(regularizers)
+        if training.patience is not None and task.evaluate is None:
+            raise TrainingError(f"Training(patience={training.patience}) needs evaluate=model -> metric, to be measured by")
+        _check_graphs(model, self.regularizers)
         self.accelerator = accelerator or _accelerator(training)
         self.folder = None if training.folder is None else Path(training.folder)
         loader, self.batches = _loader(data, training)
-        self.sampler = getattr(loader.batch_sampler, "sampler", None) or loader.sampler
+        drawing = hasattr(loader.batch_sampler, "generator")  # one of the user's that draws whole batches
+        inner = getattr(loader.batch_sampler, "sampler", None) or loader.sampler
+        self.sampler: Any = loader.batch_sampler if drawing else inner
         self._generator = getattr(self.sampler, "generator", None)
         raw = optimizer or training.optimizer_for(model)
         self.rates = [float(g["lr"]) for g in raw.param_groups]
         self.plain, self._forward = model, vars(model).get("forward")
         self.loader = _shared_loader(self.accelerator, loader)
         self.model, self.optimizer = self.accelerator.prepare(model, raw)
-        self.attached = [r.attach(raw) for r in self.regularizers]
+        self.settings = {
+            "optimizer's options": optimizer_settings(raw, self.rates), "loss": list(task.settings),
+            "regularizers": [settings(r) for r in self.regularizers], "evaluate": task.evaluate is not None,
+            "batch size": loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 0,
+        }  # fmt: skip
+        self.attached: list[Attachment] = []
         self.at = _Counters()
         self.best: dict[str, Any] | None = None  # kept in memory where there is no folder
         self.log: Callable[[dict[str, Any]], object] = lambda line: None
+        self.raw = raw
 
     def __call__(self) -> Trained:
         if hasattr(self.sampler, "generator"):
             self.sampler.generator = torch.Generator()  # one for all numbers of processes; seeded in each epoch
         try:
+            for regularizer in self.regularizers:
+                self.attached.append(regularizer.attach(self.raw))
             with generators_kept(), modes_kept(self.plain), _bar(self) as self.tick:
                 resumed = self._resume()
                 while not self.at.done:
@@ -151,7 +167,7 @@ class Run:
         at = self.at
         metric = self._measured()
         at.epochs.append({"epoch": at.epoch, "step": at.step, "loss": at.loss / max(at.batch, 1), "metric": metric})
-        if metric is not None:
+        if metric is not None and all(getattr(r, "settled", True) for r in self.regularizers):
             sign = 1 if self.training.better == "max" else -1
             if at.best is None or sign * metric > sign * at.best:
                 at.best, at.best_epoch, at.worse = metric, at.epoch, 0
@@ -190,7 +206,7 @@ class Run:
         return float(self.accelerator.reduce(value.to(self.accelerator.device), "mean"))
 
     def _keep_best(self) -> None:
-        state = self.plain.state_dict()
+        state = whole_state(self.plain)
         if self.folder is None:
             self.best = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in state.items()}
         elif self.accelerator.is_main_process:
@@ -202,27 +218,30 @@ class Run:
         self.accelerator.wait_for_everyone()
         best = self.best if self.folder is None else read_state(self.folder / BEST)["model"]
         assert best is not None
-        self.plain.load_state_dict(best)
+        restore(self.plain, best)
 
     def _save(self) -> None:
         if self.folder is None or not self.accelerator.is_main_process:
             return
         state = {
-            "model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "model": whole_state(self.plain), "optimizer": self.optimizer.state_dict(),
             "regularizers": [r.state_dict() for r in self.regularizers], "counters": asdict(self.at),
             "options": self._identity(),
         }  # fmt: skip
         write_state(self.folder / STATE, state)
 
     def _identity(self) -> dict[str, Any]:
-        shapes = {n: list(p.shape) for n, p in self.plain.named_parameters()}
-        return {**self.training.identity(), "batches": self.batches, "model": shapes}
+        shapes = {n: [str(p.dtype), *p.shape] for n, p in self.plain.named_parameters()}
+        return {**self.training.identity(), **self.settings, "batches": self.batches, "model": shapes}
 
     def _resume(self) -> int:
         """Takes up the state in the folder, if there is one; the step it is of."""
         if self.folder is None:
             return 0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise TrainingError(f"{self.folder} is a file: folder= names a folder for the run, there already or not") from None
         if (self.folder / STATE).is_file():
             state = read_state(self.folder / STATE)
             changed = [k for k, v in self._identity().items() if state.get("options", {}).get(k) != v]
@@ -231,7 +250,7 @@ class Run:
                     f"{self.folder} holds a run with another {changed[0]}: give that, another folder, or delete this one"
                 )
             try:
-                self.plain.load_state_dict(state["model"])
+                restore(self.plain, state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
                 for regularizer, own in zip(self.regularizers, state["regularizers"], strict=True):
                     regularizer.load_state_dict(own)
@@ -245,6 +264,14 @@ class Run:
     def _plot(self) -> None:
         if self.folder is not None and self.accelerator.is_main_process:
             plot_curve(read_log(self.folder / LOG), self.folder / CURVE, type(self.plain).__name__)
+
+
+def _check_graphs(model: nn.Module, regularizers: Sequence[Regularizer]) -> None:
+    own = {id(p) for p in model.parameters()}
+    for r in regularizers:
+        graph = getattr(r, "graph", None)
+        if graph is not None and not any(id(p) in own for p in graph.model.parameters()):
+            raise TrainingError(f"the {type(r).__name__} is of another model than the one that is trained: trace that one")
 
 
 def _accelerator(training: Training) -> Any:
@@ -273,6 +300,8 @@ def _loader(data: Any, training: Training) -> tuple[DataLoader[Any], int]:
     if not isinstance(data, (DataLoader, Dataset)):
         raise TrainingError(f"train is a {type(data).__name__}: give a torch Dataset or DataLoader")
     if not isinstance(data, DataLoader):
+        if not isinstance(data, IterableDataset) and hasattr(data, "__len__") and not len(data):
+            raise TrainingError("train is empty: the dataset has no samples")
         data = DataLoader(data, training.batch_size, shuffle=not isinstance(data, IterableDataset))
     if data.batch_sampler is None and not isinstance(data.dataset, IterableDataset):
         raise TrainingError("train has batch_size=None, which accelerate can not take: give the DataLoader a batch_sampler")

@@ -41,8 +41,8 @@ def masks_of(model: nn.Module, plan: Plan) -> Masks:
 
 
 def kept_share(masks: Mapping[str, Tensor]) -> float:
-    """The share of the masked parameters' elements that stays."""
-    return sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+    """The share of the masked parameters' elements that stays; 1 where nothing is masked."""
+    return sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values()) if masks else 1.0
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from bough.errors import PlanError
 from bough.importance.data import Data, of
 from bough.planning.plan import Plan
 from bough.recovery.fitting import Fitting, Layer, Options
-from bough.recovery.inputs import example_of
+from bough.recovery.inputs import example_of, first_batch
 from bough.tracing.execution import held_tensors
 from bough.tracing.taps import undisturbed
 from bough.tracing.trace import trace
@@ -86,7 +86,8 @@ def refit_(
         ridge: how much weights are held back. sites: output positions of each sample that a convolution is looked at.
         everything: refit all weights whose inputs have changed, not only those that read cut units.
         skips: make up for the error of what an output is added to.
-        example_inputs: as for `trace`, where `data` is a `Data` with a `forward` of its own.
+        example_inputs: as for `trace`, where `data` is a `Data` with a `forward` of its own, and where a batch is a tuple that
+            also holds inputs with defaults: of these nothing tells whether they are inputs or labels, and they are left out.
         memory: bytes that runs which wait for the next layer may hold; batches beyond are run anew for each.
 
     Raises:
@@ -97,6 +98,7 @@ def refit_(
         raise PlanError(f"refit(ridge={ridge}, sites={sites}): ridge must not be negative, sites at least 1")
     dense, cut, stream = traceable(model), traceable(small), of(data)
     check(dense, plan)
+    first_batch(stream)
     first = example_of(dense, stream) if example_inputs is None else example_inputs
     with undisturbed(dense), undisturbed(cut), _all_or_nothing(cut):
         graphs = trace(dense, first), trace(cut, first)

@@ -56,10 +56,14 @@ def budgets(budget: Budget, original: Cost, steps: int, schedule: Schedule = geo
         >>> [b.macs for b in budgets(Budget(macs="25%"), Cost(100, 1000, 400, 0, 0), 2)]
         [500.0, 250.0]
     """
+    if steps < 1:
+        raise BudgetError(f"steps={steps}: there is at least one")
     bounds: list[dict[str, Any]] = [{} for _ in range(steps)]
     for field, limit in budget.limits(original).items():
         whole = float(getattr(original, field))
         shares = schedule(limit / whole, steps) if limit < whole else []
+        if shares and (len(shares) != steps or not all(0 < s <= 1 for s in shares)):
+            raise BudgetError(f"the schedule gives {shares} for {steps} steps: one share for each, above 0 and at most 1")
         for step, bound in enumerate(bounds):
             bound["size" if field == "stored" else field] = limit if step == steps - 1 or not shares else whole * shares[step]
     return [replace(budget, **bound) for bound in bounds]

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from bough.errors import CheckpointError
 from bough.tracing.execution import memory
@@ -52,6 +53,26 @@ def read_state(path: Path) -> dict[str, Any]:
         return dict(_unpacked(json.loads(text), tensors))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
+
+
+def whole_state(model: nn.Module) -> dict[str, Any]:
+    """The model's `state_dict`, and the buffers that it leaves out as not persistent: a run goes on from them, too."""
+    state = dict(model.state_dict())
+    return state | {n: b for n, b in model.named_buffers() if n not in state}
+
+
+def restore(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Puts a `whole_state` back.
+
+    Raises:
+        RuntimeError: as `load_state_dict` does.
+    """
+    own = set(model.state_dict())
+    model.load_state_dict({n: v for n, v in state.items() if n in own or n not in dict(model.named_buffers())})
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name not in own and name in state:
+                buffer.copy_(state[name])
 
 
 def _packed(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor], seen: dict[Any, str]) -> Any:

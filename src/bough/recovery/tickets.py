@@ -141,7 +141,7 @@ def find_tickets(
         control: in each round train a random ticket too, from the same start and with as much kept in each place.
 
     Raises:
-        PlanError: as for `magnitude_masks` or `plan`.
+        BudgetError: `keep` or `rounds` out of range. PlanError: as for `magnitude_masks` or `plan`.
 
     Example:
         >>> import torch
@@ -150,10 +150,11 @@ def find_tickets(
         >>> [round(t.kept, 2) for t in found], int(net.weight.count_nonzero())
         ([1.0, 0.5, 0.25], 3)
     """
+    shares = schedule(keep, rounds)  # told before anything is trained, if they can not be
     start = snapshot(model) if rewind_to is None else rewind_to
     modes = modes_of(model)  # the graph's, in which its plans are checked
     found = [Ticket(1.0, {}, None, train(model, Sparse(model, {})), None)]
-    for number, share in enumerate(schedule(keep, rounds)):
+    for number, share in enumerate(shares):
         plan = None
         if graph is None:
             masks = magnitude_masks(model, share, within=found[-1].masks or None)

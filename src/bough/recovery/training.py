@@ -35,6 +35,7 @@ class Training:
         accumulate: batches per step of the optimizer.
         clip: largest norm of the gradient.
         precision: "no" (as the weights are) or "bf16" (autocast to bfloat16).
+        start: a name of what is trained, where its shapes do not tell: a run of another is not taken up.
         seed: of the data's order and all that is drawn.
         better: whether the metric is better when larger ("max") or smaller ("min").
         patience: epochs without a better metric after which training stops.
@@ -59,6 +60,7 @@ class Training:
     accumulate: int = 1
     clip: float | None = None
     precision: str = "no"
+    start: str = ""
     seed: int = 0
     better: str = "max"
     patience: int | None = None
@@ -73,10 +75,17 @@ class Training:
                 raise TrainingError(f"Training({name}={getattr(self, name)!r}): use {' or '.join(map(repr, choices))}")
         for name in ("epochs", "batch_size", "accumulate", "patience", "save_every", "log_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise TrainingError(f"Training({name}={value}): must be at least 1")
-        if self.lr <= 0 or not 0 <= self.warmup < 1:
+            if value is not None and (value != int(value) or value < 1):
+                raise TrainingError(f"Training({name}={value}): must be a whole number, at least 1")
+        if not 0 < self.lr < math.inf or not 0 <= self.warmup < 1:
             raise TrainingError(f"Training(lr={self.lr}, warmup={self.warmup}): lr above 0, warmup from 0 to below 1")
+        if not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:
+            raise TrainingError(
+                f"Training(weight_decay={self.weight_decay}, momentum={self.momentum}): weight_decay not negative, momentum "
+                "from 0 to below 1"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise TrainingError(f"Training(clip={self.clip}): must be above 0, or None for none")
 
     def identity(self) -> dict[str, Any]:
         """The options that decide what is computed."""
@@ -113,7 +122,8 @@ class Trained:
     """What came of a training run; the model itself was trained in place, and has its best weights.
 
     `epochs`: one entry per epoch: its number, steps so far, mean loss and (where it was asked for) metric. `best`: the best
-    metric, reached in `best_epoch`; None without one. `resumed`: the step that the run went on from, 0 for a new one.
+    metric, reached in `best_epoch`; None without one, and while regularizers are at work: then the weights are the last.
+    `resumed`: the step that the run went on from, 0 for a new one.
     """
 
     steps: int

@@ -143,7 +143,7 @@ class Context:
             self.multiples.append((space, of))
 
     def at_least(self, space: Space, least: int) -> None:
-        """The op runs only where `space` has so many units."""
+        """The op runs, or gives more than a constant, only where `space` has so many units."""
         self.minima.append((space, least))
 
     def macs(self, *spaces: Space) -> None:

@@ -36,6 +36,8 @@ def _batch_norm(c: Context, call: Any, result: Any) -> Any:
 @rule("layer_norm", "native_layer_norm")
 def _layer_norm(c: Context, call: Any, result: Any) -> Any:
     x = c.of(call.args[0])
+    if len(argument(call, 1, "normalized_shape")) == 1:
+        c.at_least(x.axes[-1], 2)  # of one unit nothing is left once its mean is subtracted
     return _over_last(c, call, result, x, [argument(call, 2, "weight"), argument(call, 3, "bias")])
 
 

@@ -106,10 +106,12 @@ def columns(classes: Sequence[Sequence[Group]], scores: Scores, allowed: Allowed
 
 
 def unit_scores(scores: Scores, group: Group) -> NDArray[np.float64]:
-    """The scores of a group's units; PlanError where they are missing or of a wrong shape."""
+    """The scores of a group's units; PlanError where they are missing, of a wrong shape or NaN."""
     if group.name not in scores:
         raise PlanError(f"scores has no {group.name!r}: give one array [{group.size}] for this group")
     given = np.asarray(scores[group.name], dtype=np.float64)
     if given.shape != (group.size,):
         raise PlanError(f"scores[{group.name!r}] has shape {given.shape}, and the group has {group.size} units")
+    if np.isnan(given).any():
+        raise PlanError(f"scores[{group.name!r}] holds NaN: the weights or the data that it was computed from may")
     return given

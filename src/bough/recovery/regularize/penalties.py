@@ -40,6 +40,8 @@ class GroupLasso:
         0
     """
 
+    settled = False  # the longer the better: no earlier epoch will do for the last
+
     def __init__(self, graph: Graph, strength: float, groups: Iterable[str] | None = None) -> None:
         self.graph, self.strength = graph, _positive("strength", strength)
         self.units, self.left_out = all_units(graph, groups)
@@ -75,6 +77,8 @@ class SparseLearning:
     Before each step, the gradient of unit k's elements, in all coupled members, gets strength gamma_k w, with gamma_k =
     2^(alpha (Imax - I_k) / (Imax - Imin)) and I_k the unit's norm over all members; gamma is taken anew every `every` steps.
     """
+
+    settled = False  # the longer the better: no earlier epoch will do for the last
 
     def __init__(
         self, graph: Graph, strength: float = 5e-4, *, alpha: float = 4.0, every: int = 100,
@@ -112,6 +116,8 @@ class GrowingPenalty:
     Before each step, the gradient of unit k's elements, in all coupled members, gets lambda_k w; every `every` steps lambda_k
     grows by `growth` (Imax - I_k) / (Imax - Imin), up to `ceiling`. `done` tells when a unit of every group is at the ceiling.
     """
+
+    settled = False  # the longer the better: no earlier epoch will do for the last
 
     def __init__(
         self, graph: Graph, growth: float = 1e-4, *, every: int = 10, ceiling: float = 1.0, groups: Iterable[str] | None = None
@@ -154,6 +160,8 @@ class Slimming:
     Where several batch norms are coupled (by shortcuts), they have a unit in common, whose score is the sum of their |gamma|.
     `left_out` tells the groups without a batch norm. After a cut by `scores()`, the shifts of cut channels are gone.
     """
+
+    settled = False  # the longer the better: no earlier epoch will do for the last
 
     def __init__(self, graph: Graph, strength: float = 1e-4) -> None:
         self.graph, self.strength = graph, _positive("strength", strength)

@@ -61,7 +61,7 @@ class ProgressiveZeroing:
         if steps < 1:
             raise PlanError(f"steps={steps}: a period has at least one step")
         self.graph, self.steps, self.criterion = graph, steps, importance or GroupNorm(p=2)
-        self.budgets = budgets(budget, graph.cost(), periods, schedule)
+        self.budget, self.budgets = budget, budgets(budget, graph.cost(), periods, schedule)
         fit, self.left_out = all_units(graph)
         self._fit = {u.name for u in fit}
         self._modes = modes_of(graph.model)  # the graph's, in which its plans are checked
@@ -77,6 +77,10 @@ class ProgressiveZeroing:
     def done(self) -> bool:
         """Whether all that is to go is zero."""
         return self.step >= self.steps * len(self.budgets)
+
+    @property
+    def settled(self) -> bool:
+        return self.done
 
     @torch.no_grad()
     def _fade(self, optimizer: Optimizer) -> None:
