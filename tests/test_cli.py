@@ -12,7 +12,7 @@ import bough
 from bough.cli.commands import app
 from bough.cost import LatencyTable
 from bough.cost.latency_table import wanted
-from bough.errors import PlanError
+from bough.errors import BudgetError, CheckpointError, PlanError
 from tests.test_layers import Stack
 from tests.zoo.small import mlp
 
@@ -145,3 +145,21 @@ def test_errors_are_one_line(words, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_one_bound_for_each_cost():
+    with pytest.raises(BudgetError, match="twice"):
+        run("prune", MODEL, "--budget", "macs=40%", "--budget", "macs=90%", "--json")
+    both = json.loads(run("prune", MODEL, "--budget", "macs=60%,params=70%", "--json"))
+    apart = json.loads(run("prune", MODEL, "--budget", "macs=60%", "--budget", "params=70%", "--json"))
+    assert both["groups"] == apart["groups"]
+
+
+def test_where_the_result_goes_is_checked_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(bough, "prune", lambda *given, **options: pytest.fail("was pruned first"))
+    with pytest.raises(CheckpointError, match="can not be a folder"):
+        run("prune", MODEL, "--budget", "macs=40%", "--out", str(tmp_path / "file"))
+    with pytest.raises(CheckpointError, match="no folder"):
+        run("table", MODEL, "--out", str(tmp_path / "none" / "table.json"))
+    assert (tmp_path / "file").read_text() == "kept"

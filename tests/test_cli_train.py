@@ -103,3 +103,18 @@ def test_prune_iteratively_and_resumed(tmp_path):
 def test_errors(words, message):
     with pytest.raises(BoughError, match=message):
         run(*words)
+
+
+def test_a_run_of_another_cut_is_not_taken_up(tmp_path):
+    pytest.importorskip("accelerate")
+    for name, criterion in (("a", "l2"), ("b", "random")):
+        words = ["--budget", "macs=50%", "--importance", criterion, "--out", str(tmp_path / name), "--json"]
+        run("prune", "tests.zoo.tasks:same_mlp", *words)
+
+    def train(name):
+        words = ["finetune", "tests.zoo.tasks:same_mlp", TASK, "--checkpoint", str(tmp_path / name), "--out"]
+        return run(*words, str(tmp_path / "run"), "--epochs", "1", "--json")
+
+    train("a")
+    with pytest.raises(BoughError, match="start"):
+        train("b")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import bough
 from bough.errors import PlanError
@@ -163,3 +164,82 @@ def test_experts_that_data_does_not_reach_are_told():
     assert np.isfinite(scored(graph, "wanda", [torch.ones(3, 4)])["a"]).all()
     with pytest.raises((PlanError, bough.errors.TraceError), match=r"takes another path|nothing reads the units"):
         scored(graph, "wanda", [-torch.ones(3, 4)])
+
+
+class Unit(nn.Module):
+    """Of a ShuffleNet: grouped convolutions, a channel shuffle, and a sum that ties the two orders of channels together."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.h = nn.Conv2d(3, 16, 1), nn.Linear(16, 4)
+        self.g1, self.g2 = nn.Conv2d(16, 16, 1, groups=4), nn.Conv2d(16, 16, 1, groups=4)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        y = F.relu(self.g1(x))
+        n, c, h, w = y.shape
+        y = y.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.h(F.relu(x + self.g2(y)).mean((2, 3)))
+
+
+class Dead(nn.Module):
+    """A gate whose inner units give zero on all data."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.down, self.up = nn.Linear(16, 8), nn.Linear(8, 16)
+        nn.init.constant_(self.down.bias, -50.0)
+
+    def forward(self, x):
+        x = F.relu(self.b(F.relu(self.a(x))))
+        return self.out(x * torch.sigmoid(self.up(F.relu(self.down(x)))))
+
+
+class Still(nn.Module):
+    """A branch that is constant on all data."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(6, 8), nn.Linear(8, 4)
+        self.out = nn.Linear(8, 3)
+        nn.init.zeros_(self.a.weight)
+
+    def forward(self, x):
+        return self.out(torch.cat([F.relu(self.b(F.relu(self.a(x)))), F.relu(self.d(F.relu(self.c(x))))], 1))
+
+
+@pytest.mark.parametrize("name", ["obs", "obs(relative=True)", "obs(relative=True, probes=2)", "thinet(relative=True)"])
+@pytest.mark.parametrize(("build", "shape"), [(Unit, (2, 3, 8, 8)), (Dead, (64, 6)), (Still, (37, 6))])
+def test_reconstruction_scores_are_numbers_one_can_compare(name, build, shape):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, x = build().eval(), torch.randn(shape)
+        scores = bough.score(bough.trace(model, x), name, [x])
+        assert all((values < 1e3).all() and (values >= 0).all() for values in scores.values())
+
+
+def test_units_that_are_dead_cost_nothing():
+    torch.manual_seed(0)
+    model, x = Dead().eval(), torch.randn(64, 6)
+    graph = bough.trace(model, x)
+    scores = bough.score(graph, "obs(relative=True)", [x])
+    assert scores["down"].max() < 1e-9 < scores["a"].max()
+    assert bough.plan(graph, scores, bough.Budget(params="60%"), allocation="error").groups["down"][0] == 1
+
+
+def test_names_combine_with_data():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16, 6)
+    graph = bough.trace(model, x)
+    both = bough.score(graph, bough.importance.Combined(["l1", ("wanda", 2.0)]), [x])
+    again = bough.importance.Combined([bough.importance.Magnitude(p=1), (bough.importance.Wanda(), 2.0)])
+    assert np.array_equal(both["0"], bough.score(graph, again, [x])["0"])
+
+
+@pytest.mark.parametrize("name", ["l2", "lamp", "fpgm", "cosine"])
+def test_weights_that_are_not_finite_are_told(name):
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+    model[0].weight.data[3, 2] = float("nan")
+    with pytest.raises(PlanError, match=r"0\.weight is not finite"):
+        bough.score(bough.trace(model, torch.randn(2, 6)), name)

@@ -404,3 +404,44 @@ def test_exact_times_give_the_factors(seed):
     rng = np.random.default_rng(seed)
     parts, factors = rng.uniform(1, 100, (30, 4)), rng.uniform(0.5, 2.0, 4)
     assert fitted(parts, parts @ factors) == pytest.approx(factors, rel=0.05)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.inner = kind(8, 12, batch_first=True, **options)
+        self.out = nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.out(self.inner(x)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(nn.LSTM, {}), (nn.GRU, {"num_layers": 2, "bidirectional": True}), (nn.RNN, {"bias": False})]
+)
+def test_recurrent_layers_run_alone(kind, options):
+    x = torch.randn(2, 6, 8)
+    model = Recurrent(kind, **options).eval()
+    model(x)
+    graph = bough.trace(model, x)
+    for shape in op_shapes(graph):
+        alone = _Alone(sized(shape.key, [4] * len(shape.letters)), _Where(torch.device("cpu"), torch.float32, "eager"))
+        with evaluating(alone):
+            runner(alone, tuple(alone.given))()
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1e-3", "inf"])
+def test_times_that_are_none_are_refused(seconds):
+    graph = bough.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
+    text = to_csv((key, widths, float(seconds)) for key, widths in wanted(graph))
+    with pytest.raises(PlanError, match="seconds"):
+        LatencyTable("a", "b", 8, 0.0, 0.0).with_csv(text)
+
+
+def test_a_csv_may_begin_with_a_byte_order_mark():
+    graph = bough.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
+    text = to_csv((key, widths, 1e-3) for key, widths in wanted(graph))
+    empty = LatencyTable("a", "b", 8, 0.0, 0.0)
+    assert empty.with_csv("\ufeff" + text).points == empty.with_csv(text).points
+    with pytest.raises(PlanError, match="can not be read"):
+        LatencyTable.load("no/such/table.json")

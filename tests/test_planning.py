@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -252,3 +253,37 @@ def test_a_scale_is_not_folded_into_what_both_sides_come_from():
     plan = bough.plan(graph, bough.score(graph, bough.importance.Random(0)), keep=0.5)
     assert bough.verify(model, bough.cut(model, plan), plan, x).max_error < 1e-12
     assert "can not be kept" in plan.frozen["features/head_dim"]
+
+
+def test_nan_is_no_score_and_no_budget():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    graph = bough.trace(model, torch.randn(1, 4))
+    for allocation in ("global", "uniform", "greedy", "knapsack", "milp"):
+        with pytest.raises(PlanError, match="NaN"):
+            bough.plan(graph, {"0": np.full(8, np.nan)}, bough.Budget(params="50%"), allocation=allocation)
+    with pytest.raises(BudgetError, match="params"):
+        bough.Budget(params=float("nan"))
+    with pytest.raises(PlanError, match="NaN"):
+        bough.sensitivity(graph, bough.score(graph, "l2"), lambda model: float("nan"))
+
+
+def test_a_layer_norm_keeps_two_units():
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4)).eval()
+    graph = bough.trace(model, torch.randn(2, 6))
+    plan = bough.plan(graph, bough.score(graph, "l2"), bough.Budget(params=31))
+    assert plan.groups["0"] == (2, 8)
+
+
+def test_sensitivity_evaluates_models_of_its_own():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    graph = bough.trace(model, torch.randn(1, 4))
+    before = [p.clone() for p in model.parameters()]
+
+    def ruin(small):
+        with torch.no_grad():
+            for p in small.parameters():
+                p.zero_()
+        return 0.0
+
+    bough.sensitivity(graph, bough.score(graph, "l2"), ruin)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

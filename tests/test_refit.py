@@ -389,3 +389,88 @@ def test_recalibrate_is_the_mean_and_variance_of_what_norms_read():
         recalibrate(nn.Linear(2, 2), [torch.randn(3, 2)])
     with pytest.raises(PlanError, match="nothing"):
         recalibrate(model, [])
+
+
+class Routed(nn.Module):
+    """Three experts, the last of which no sample goes to."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp, self.gate, self.out = nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 16)) for _ in range(3))
+        with torch.no_grad():
+            self.gate.bias[2] = -1000
+
+    def forward(self, x):
+        h = F.relu(self.inp(x))
+        chosen, y = self.gate(h).argmax(-1), torch.zeros_like(h)
+        for i, expert in enumerate(self.experts):
+            y[chosen == i] = expert(h[chosen == i])
+        return self.out(h + y)
+
+
+def test_a_layer_that_no_row_reaches_is_left_and_named():
+    torch.manual_seed(0)
+    model, x = Routed().eval(), torch.randn(256, 8)
+    result = bough.prune(model, x[:8], bough.Budget(params="60%"))
+    done = refit(model, result.model, result.plan, x.split(64))
+    assert torch.equal(done.model.experts[2][2].bias, result.model.experts[2][2].bias)
+    assert "no row" in done.skipped["experts.2.2.weight"]
+    assert all(np.isfinite([layer.before, layer.after]).all() for layer in done.layers)
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_a_block_without_rows_stays(free):
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
+    sums = Sums()
+    sums.add([x, x[:0]], [y, y[:0]])
+    start, shift = torch.randn(2, 3, 2, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64) * free
+    found = sums.solve(start, shift, free=free, ridge=1e-3)
+    assert torch.equal(found.weight[1], start[1])
+    assert torch.equal(found.shift[1], shift[1])
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3])
+def test_what_does_not_vary_has_no_say(ridge):
+    torch.manual_seed(0)
+    x = torch.rand(96, 4, dtype=torch.float64) * 0 + torch.tensor([1.1, 0.7, 3.0, 0.0], dtype=torch.float64)
+    y = torch.randn(96, 2, dtype=torch.float64)
+    sums = Sums()
+    sums.add([x], [y])
+    start = torch.randn(1, 4, 2, dtype=torch.float64)
+    found = sums.solve(start, torch.zeros(1, 2, dtype=torch.float64), free=True, ridge=ridge)
+    assert torch.allclose(found.weight, start, atol=1e-2)
+    assert torch.allclose(x @ found.weight[0] + found.shift[0], y.mean(0).expand(96, 2))
+
+
+class Stream(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.u, self.d, self.h = (nn.Linear(a, b, bias=False) for a, b in ((16, 16), (16, 64), (64, 16), (16, 5)))
+
+    def forward(self, x):
+        x = self.e(x)
+        return self.h(x + self.d(F.relu(self.u(x))))
+
+
+def test_padding_does_not_switch_the_fit_off():
+    torch.manual_seed(0)
+    model, x = Stream(), torch.randn(512, 16) @ torch.randn(16, 16) / 4
+    graph = bough.trace(model, x[:2])
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Random(0)), keep={"u": 32})
+    padded = x.clone()
+    padded[0] = 0
+    errors = []
+    for data in (x, padded):
+        done = refit(model, bough.cut(model, plan), plan, data.split(64))
+        errors.append(float((done.model(x) - model(x)).square().mean().detach()))
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
+def test_data_that_can_not_be_gone_through_again_is_refused_at_once():
+    torch.manual_seed(0)
+    model, x = Chain(), torch.randn(64, 5)
+    for data in ([], (b for b in x.split(16))):
+        with pytest.raises(PlanError, match="the data"):
+            bough.prune(model, x[:1], bough.Budget(params="60%"), data=data, refit=True)

@@ -22,7 +22,7 @@ from bough.errors import CheckpointError, PlanError, TrainingError
 from bough.recovery import Distillation, Features, Training, distill, distillation_loss, finetune
 from bough.recovery.loop import Run
 from bough.recovery.records import read_log
-from bough.recovery.regularize import GrowingPenalty
+from bough.recovery.regularize import GroupLasso, GrowingPenalty, ProgressiveZeroing
 from bough.recovery.state import read_state, write_state
 
 pytest.importorskip("accelerate")
@@ -454,3 +454,166 @@ def test_the_log_is_json_lines(tmp_path):
     assert [(line["step"], line["epoch"], "lr" in line, "metric" in line) for line in lines] == [
         (2, 0, True, False), (2, 0, False, True), (4, 1, True, False), (4, 1, False, True)
     ]  # fmt: skip
+
+
+def stopped_at(step):
+    def stop(line):
+        if line["step"] == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def sgd(**options):
+    return lambda model: {"optimizer": torch.optim.SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9, **options})}
+
+
+def lasso(strength):
+    return lambda model: {"regularizers": [GroupLasso(bough.trace(model.eval(), torch.randn(2, 4)), strength)]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (sgd(), sgd(lr=0.2), "optimizer"),
+        (sgd(), sgd(momentum=0.8), "optimizer"),
+        (sgd(), lambda model: {"optimizer": torch.optim.AdamW(model.parameters())}, "optimizer"),
+        (lasso(0.01), lasso(0.5), "regularizers"),
+        (lasso(0.01), lambda model: {}, "regularizers"),
+        (lambda model: {}, lambda model: {"evaluate": score}, "evaluate"),
+        (lambda model: {"training": {"start": "one"}}, lambda model: {"training": {"start": "other"}}, "start"),
+        (lambda model: {}, lambda model: {"loader": 16}, "batch size"),
+    ],
+)
+def test_a_run_is_not_taken_up_with_something_else(tmp_path, before, after, told):
+    def go(made, **more):
+        model = net()
+        options = made(model)
+        training = Training(epochs=2, batch_size=17, folder=tmp_path, save_every=1, **options.pop("training", {}))
+        finetune(model, DataLoader(Noisy(), options.pop("loader", 17)), training, **options, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(before, callback=stopped_at(2))
+    with pytest.raises(TrainingError, match=told):
+        go(after)
+    go(before)
+
+
+def test_distillation_is_not_taken_up_at_another_temperature(tmp_path):
+    def go(temperature, **more):
+        training = Training(epochs=2, folder=tmp_path, save_every=1, batch_size=17)
+        distill(net(), net(), Noisy(), training, distillation=Distillation(temperature=temperature), **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(2.0, callback=stopped_at(2))
+    with pytest.raises(TrainingError, match="loss"):
+        go(4.0)
+
+
+class Counting(nn.Module):
+    """Has a buffer that does not persist, and what it gives depends on it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(4, 3)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.seen += x.abs().mean()
+        return self.inner(x) * (1 + 0.1 * self.seen)
+
+
+def test_buffers_that_do_not_persist_are_resumed(tmp_path):
+    def go(folder, **more):
+        model = Counting()
+        finetune(model, Noisy(), Training(epochs=2, lr=0.1, batch_size=17, folder=folder, save_every=1), **more)
+        return weights(model)
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", callback=stopped_at(4))
+    same(whole, go(tmp_path / "cut"))
+
+
+class Shuffled:
+    """Draws whole batches from its generator."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(5)
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        yield from (part.tolist() for part in torch.randperm(50, generator=self.generator).split(17))
+
+
+def test_a_batch_sampler_that_draws_is_resumed(tmp_path):
+    def go(folder, **more):
+        model = net()
+        training = Training(epochs=3, folder=folder, save_every=1)
+        finetune(model, DataLoader(Noisy(), batch_sampler=Shuffled()), training, **more)
+        return weights(model)
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", callback=stopped_at(4))
+    same(whole, go(tmp_path / "cut"))
+
+
+def test_an_epoch_before_the_fade_is_over_is_not_the_best():
+    model = net().eval()
+    fading = ProgressiveZeroing(bough.trace(model, torch.randn(2, 4)), bough.Budget(macs="30%"), steps=3, periods=2)
+    metrics = iter([1.0, 0.5, 0.6])  # the first epoch is the best, and not settled
+    done = finetune(
+        model, Noisy(), Training(epochs=3, lr=0.01, batch_size=17), evaluate=lambda _: next(metrics), regularizers=[fading]
+    )  # fmt: skip
+    assert (done.best, done.best_epoch) == (0.6, 2)
+    x = torch.randn(8, 4)
+    assert torch.allclose(bough.cut(model.eval(), fading.plan)(x), model(x), atol=1e-5)
+
+
+def test_a_lasso_keeps_the_last_weights():
+    model = net().eval()
+    shrinking = GroupLasso(bough.trace(model, torch.randn(2, 4)), strength=5.0)
+    metrics = iter([1.0, 0.5])
+    done = finetune(
+        model, Noisy(), Training(epochs=2, lr=0.1, batch_size=17), evaluate=lambda _: next(metrics), regularizers=[shrinking]
+    )  # fmt: skip
+    assert done.best is None
+    assert bough.recovery.zeros(shrinking.graph).kept  # the first epoch's weights had none that went
+
+
+def test_logits_of_maps_are_compared_over_classes():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4)
+    wanted = distillation_loss(student.movedim(1, -1), teacher.movedim(1, -1))
+    assert torch.allclose(distillation_loss(student, teacher, dim=1), wanted)
+    small, large = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 5, 1)
+    x = torch.randn(2, 3, 3, 4)
+    wanted = distillation_loss(small(x).movedim(1, -1), large(x).movedim(1, -1)).item()
+    done = distill(small, large, TensorDataset(x), Training(batch_size=2), distillation=Distillation(logits=1.0))
+    assert done.epochs[0]["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": 1.5}, {"clip": 0.0}, {"clip": -1.0}, {"weight_decay": -1.0}, {"momentum": 1.0}, {"lr": float("nan")}],
+)
+def test_options_that_do_harm(options):
+    with pytest.raises(TrainingError, match=next(iter(options))):
+        Training(**options)
+
+
+def test_what_can_not_be_trained_is_told_before(tmp_path):
+    with pytest.raises(TrainingError, match="evaluate"):
+        finetune(net(), Noisy(), Training(patience=1))
+    with pytest.raises(TrainingError, match="no samples"):
+        finetune(net(), Noisy(0), Training())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="is a file"):
+        finetune(net(), Noisy(), Training(folder=tmp_path / "file"))
+    other = GroupLasso(bough.trace(net().eval(), torch.randn(2, 4)), strength=1.0)
+    with pytest.raises(TrainingError, match="another model"):
+        finetune(net(), Noisy(), Training(), regularizers=[other])

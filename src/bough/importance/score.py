@@ -59,20 +59,28 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
         (8,)
     """
     criterion = called(criterion)
+    _check_weights(graph)
     if not getattr(criterion, "needs_data", False):
-        return _numbers(criterion(graph), criterion, graph)  # type: ignore[call-arg]
+        return _numbers(criterion(graph), criterion)  # type: ignore[call-arg]
     if data is None:
         raise PlanError(f"{type(criterion).__name__} needs data: bough.score(graph, {type(criterion).__name__}(...), batches)")
-    return _numbers(criterion(graph, of(data)), criterion, graph)  # type: ignore[call-arg]
+    return _numbers(criterion(graph, of(data)), criterion)  # type: ignore[call-arg]
 
 
-def _numbers(scores: UnitScores, criterion: Criterion | DataCriterion, graph: Graph) -> UnitScores:
+def _numbers(scores: UnitScores, criterion: Criterion | DataCriterion) -> UnitScores:
     bad = next((name for name, values in scores.items() if np.isnan(values).any()), None)
-    if bad is None:
-        return scores
-    weights = next((n for n, p in graph.model.named_parameters() if not p.isfinite().all()), None)
-    why = f"{weights} is not finite" if weights else "weights are finite, so the criterion is at fault"
-    raise PlanError(f"{type(criterion).__name__} gives NaN for {bad!r}: {why}")
+    if bad is not None:
+        raise PlanError(f"{type(criterion).__name__} gives NaN for {bad!r}")
+    return scores
+
+
+def _check_weights(graph: Graph) -> None:
+    for name in dict.fromkeys(m.name for g in graph.groups for m in g.members if graph.states[m.name].parameter):
+        tensor = graph.tensor(name)
+        if tensor.is_meta:
+            raise PlanError(f"{name} has a shape and no values (device meta), and there is nothing to score: load the weights")
+        if not tensor.isfinite().all():
+            raise PlanError(f"{name} is not finite: it holds NaN or infinity, and scores would mean nothing")
 
 
 def called(criterion: str | Criterion | DataCriterion) -> Criterion | DataCriterion:

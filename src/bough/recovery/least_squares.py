@@ -97,8 +97,8 @@ def _solved(second: Tensor, cross: Tensor, ridge: float, raw: Tensor) -> Tensor:
     scale = second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     if ridge == 0:  # the pseudo-inverse: nothing along what the data does not vary in
         values, vectors = torch.linalg.eigh(second)
-        largest = torch.maximum(values[:, -1:], raw.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True))
-        small = values <= largest * second.shape[-1] * torch.finfo(second.dtype).eps
+        largest = values[:, -1:].clamp_min(0) * second.shape[-1] * torch.finfo(second.dtype).eps
+        small = values <= torch.maximum(largest, rounding(raw)[:, 0])
         return vectors @ (torch.where(small, 0.0, 1 / values)[:, :, None] * (vectors.mT @ cross))
     eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
     damped = second + torch.maximum(ridge * scale, rounding(raw) + TINY) * eye
