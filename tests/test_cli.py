@@ -149,9 +149,9 @@ def test_errors_are_one_line(words, message):
 
 def test_one_bound_for_each_cost():
     with pytest.raises(BudgetError, match="twice"):
-        run("prune", MODEL, "--budget", "macs=40%", "--budget", "macs=90%", "--json")
-    both = json.loads(run("prune", MODEL, "--budget", "macs=60%,params=70%", "--json"))
-    apart = json.loads(run("prune", MODEL, "--budget", "macs=60%", "--budget", "params=70%", "--json"))
+        run("prune", "tests.zoo.tasks:same_mlp", "--budget", "macs=40%", "--budget", "macs=90%", "--json")
+    both = json.loads(run("prune", "tests.zoo.tasks:same_mlp", "--budget", "macs=60%,params=70%", "--json"))
+    apart = json.loads(run("prune", "tests.zoo.tasks:same_mlp", "--budget", "macs=60%", "--budget", "params=70%", "--json"))
     assert both["groups"] == apart["groups"]
 
 

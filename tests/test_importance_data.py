@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bough
-from bough.errors import PlanError
+from bough.errors import PlanError, TraceError
 from bough.importance import Data, criterion
 from tests.test_importance import loss, output, scored, tiny
 from tests.zoo import randomize
@@ -243,3 +243,10 @@ def test_weights_that_are_not_finite_are_told(name):
     model[0].weight.data[3, 2] = float("nan")
     with pytest.raises(PlanError, match=r"0\.weight is not finite"):
         bough.score(bough.trace(model, torch.randn(2, 6)), name)
+
+
+@pytest.mark.parametrize("batches", [[torch.randn(4, 5)], [torch.randint(0, 3, (4, 6))], [[1.0, 2.0]], [None]])
+def test_data_that_does_not_fit_is_told(batches):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises((PlanError, TraceError)):
+        bough.score(bough.trace(model, torch.randn(2, 6)), "wanda", batches)

@@ -354,7 +354,7 @@ def test_a_failure_leaves_the_model_as_it_was():
     before = copy.deepcopy(small.state_dict())
     with pytest.raises(PlanError, match="not finite"):
         refit_(model, small, plan, [data[0], data[1] * float("nan")])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(PlanError, match="can not run on a batch"):
         refit_(model, small, plan, [data[0], data[1][:, :2]])
     assert all(torch.equal(v, small.state_dict()[k]) for k, v in before.items())
     with pytest.raises(PlanError, match="once only"):

@@ -71,11 +71,20 @@ class Data:
     every: int = 50
 
     def run(self, graph: Graph, batch: Any) -> Any:
-        """What the model returns for a batch."""
+        """What the model returns for a batch.
+
+        Raises:
+            PlanError: the model can not run on it.
+        """
         if self.forward is not None:
             return self.forward(graph.model, batch)
-        args, kwargs = as_traced(graph, batch)
-        return graph.model(*args, **kwargs)
+        try:
+            args, kwargs = as_traced(graph, batch)
+            return graph.model(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError) as error:
+            what = f"{type(batch).__name__} {list(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise PlanError(f"{type(graph.model).__name__} can not run on a batch of the data ({what}): {reason[0]}") from error
 
     def stream(self, graph: Graph, sums: Sums, title: str) -> Iterator[Any]:
         """The batches that `sums` have not seen, which counts their samples; the caller adds to `sums` meanwhile.

@@ -60,6 +60,10 @@ class GroupNorm:
 
     p: float = 2.0
 
+    def __post_init__(self) -> None:
+        if self.p <= 0:
+            raise PlanError(f"GroupNorm(p={self.p}): p must be positive")
+
     def __call__(self, graph: Graph) -> UnitScores:
         sums = per_unit(graph, _powers(self.p), inputs=True)
         return {name: values ** (1 / self.p) for name, values in sums.items()}

@@ -79,7 +79,7 @@ def _check_weights(graph: Graph) -> None:
         tensor = graph.tensor(name)
         if tensor.is_meta:
             raise PlanError(f"{name} has a shape and no values (device meta), and there is nothing to score: load the weights")
-        if not tensor.isfinite().all():
+        if not tensor.detach().isfinite().all():
             raise PlanError(f"{name} is not finite: it holds NaN or infinity, and scores would mean nothing")
 
 

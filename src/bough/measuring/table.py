@@ -57,6 +57,8 @@ def measure_table(
     Raises:
         TraceError: `onto` or the file at `path` is of another machine or backend, or an op can not be run alone.
     """
+    if quantum < 1:
+        raise TraceError(f"quantum={quantum}: the hardware works on at least one unit at once")
     where = _where(what, backend, device)
     wished = list(wanted(what, quantum) if isinstance(what, Graph) else what)
     if path is not None and Path(path).exists() and onto is None:

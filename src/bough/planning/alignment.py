@@ -17,7 +17,7 @@ def aligned(round_to: int | str) -> int:
     """`round_to` as a number.
 
     Raises:
-        PlanError: a name that is not in `ALIGNMENTS`.
+        PlanError: neither a whole number nor a name of `ALIGNMENTS`.
 
     Example:
         >>> aligned(4), aligned("avx2")
@@ -27,4 +27,6 @@ def aligned(round_to: int | str) -> int:
         if round_to not in ALIGNMENTS:
             raise PlanError(f"round_to={round_to!r} is unknown: use a number, or one of {', '.join(ALIGNMENTS)}")
         return ALIGNMENTS[round_to]
+    if not isinstance(round_to, int):
+        raise PlanError(f"round_to={round_to!r}: use a whole number of units, or one of {', '.join(ALIGNMENTS)}")
     return round_to

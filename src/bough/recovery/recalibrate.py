@@ -21,8 +21,9 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
     """Sets running means and variances of all batch norms to those of what they read on `data`, in place; gives the model.
 
     Each norm works with the statistics of the batch meanwhile, as in training; everything else is in eval mode, and nothing
-    else changes. Mean and (unbiased) variance are over all batches together, samples counted alike. For a model that was cut
-    and not refitted: refit matches outputs already, and by a better measure.
+    else changes; norms that do not run in eval mode, as in auxiliary heads, stay as they are. Mean and (unbiased) variance are
+    over all batches together, samples counted alike. For a model that was cut and not refitted: refit matches outputs already,
+    and by a better measure.
 
     Raises:
         PlanError: the model has no batch norm with running statistics, or the data is empty or gives NaN.
@@ -50,11 +51,12 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
     finally:
         for hook in hooks:
             hook.remove()
-    if not all(s.isfinite().all() and s[0].all() for s in sums.values()):
-        raise PlanError("a batch norm has read nothing, or NaN or infinity, on this data")
+    read = {m: s for m, s in sums.items() if s[0].any()}
+    if not read or not all(s.isfinite().all() for s in read.values()):
+        raise PlanError("the batch norms have read nothing, or NaN or infinity, on this data")
     with torch.no_grad():
-        for m in norms:
-            _set(m, *sums[m])
+        for m, s in read.items():
+            _set(m, *s)
     return small
 
 

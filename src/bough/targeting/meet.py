@@ -73,6 +73,8 @@ def targeted(
     target = budget.limits(replace(graph.cost(), latency=original))["latency"]
     search = Search(budget, target, tolerance, table.scaled(original / float(table.seconds(graph)[0])))
     best: Timed | None = None
+    if rounds < 1:
+        raise BudgetError(f"rounds={rounds}: at least one plan is to be tried")
     while len(search.rounds) < rounds and (goal := search.next()) is not None:
         try:
             decided = planned(graph, scores, goal, replace(how, table=search.table))
