@@ -617,3 +617,27 @@ def test_what_can_not_be_trained_is_told_before(tmp_path):
     other = GroupLasso(bough.trace(net().eval(), torch.randn(2, 4)), strength=1.0)
     with pytest.raises(TrainingError, match="another model"):
         finetune(net(), Noisy(), Training(), regularizers=[other])
+
+
+class Aside(nn.Module):
+    """Computes something on the side after its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 8)
+
+    def forward(self, x):
+        y = self.inner(x).relu()
+        self.aside = y.square().mean()
+        return y
+
+
+def test_the_output_of_a_module_is_what_goes_on():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Aside(), nn.Linear(8, 3)), torch.randn(6, 4)
+    graph = bough.trace(model, x[:2])
+    plan = bough.plan(graph, bough.score(graph, "l2"), keep=0.5)
+    small, match = bough.cut(model, plan), Features(graph, ["0"], plan=plan)
+    with match.watch(small, model) as seen:
+        small(x), model(x)
+    assert match(seen).item() == pytest.approx(0.0, abs=1e-12)

@@ -124,13 +124,15 @@ def _recorder(found: dict[str, Tensor], name: str) -> Any:
 
 
 def _output(graph: Graph, name: str) -> OpRecord:
-    """The op that makes the output of a module: the last one in it."""
+    """The op that makes the output of a module: the last one in it whose result is read outside, if one is."""
     if all(name != n for n, _ in graph.model.named_modules()):
         raise PlanError(f"Features names {name!r}, which is no module of {type(graph.model).__name__}")
     inside = [op for op in graph.ops if op.results and (op.module == name or op.module.startswith(f"{name}.") or not name)]
     if not inside:
         raise PlanError(f"no op runs in {name!r}: compare another module")
-    return inside[-1]
+    own = {op.index for op in inside}
+    read = {value for op in graph.ops if op.index not in own for value in op.inputs}
+    return next((op for op in reversed(inside) if not read.isdisjoint(op.values)), inside[-1])
 
 
 def _channels(graph: Graph, name: str, dims: int) -> int:
