@@ -445,3 +445,23 @@ def test_a_csv_may_begin_with_a_byte_order_mark():
     assert empty.with_csv("\ufeff" + text).points == empty.with_csv(text).points
     with pytest.raises(PlanError, match="can not be read"):
         LatencyTable.load("no/such/table.json")
+
+
+def test_another_bound_may_decide():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    graph = bough.trace(model, torch.randn(1, 16))
+    points = {}
+    for key, widths in wanted(graph):
+        points.setdefault(key, {})[widths] = 1e-6 * max(sum(widths), 1)
+    table = LatencyTable("a", "b", 8, 0.0, 0.0, points)
+    asked = []
+
+    def measure(small):
+        asked.append(small)
+        return 1e-6 * (10 + small[0].out_features)
+
+    found = meet_latency(graph, bough.score(graph, "l2"), bough.Budget(latency="90%", params="25%"), table, measure=measure)
+    assert found.met
+    assert len(asked) == 2  # the original and one plan
+    assert "another bound" in found.plan.notes[-1]

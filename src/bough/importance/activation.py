@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord
 from bough.importance.data import Data, Loss, Sums, batch_size
 from bough.importance.gradient import gradients
@@ -162,6 +163,8 @@ def _ranks(x: Tensor, index: NDArray[np.int64]) -> Tensor:
     x = x[..., torch.from_numpy(index).to(x.device)]  # [samples, ..., units, positions]
     x = x.movedim(-2, 1)  # [samples, units, ..., positions]
     rows = x.shape[2] if x.dim() > 3 else 1
+    if not x.isfinite().all():
+        raise PlanError("HRank: an activation is not finite on this data")
     return torch.linalg.matrix_rank(x.double().reshape(*x.shape[:2], rows, -1)).double().sum(0)
 
 

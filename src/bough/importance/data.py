@@ -70,6 +70,15 @@ class Data:
     checkpoint: str | Path | None = None
     every: int = 50
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise PlanError(f"Data(every={self.every}): must be at least 1")
+        given = self.batches
+        if isinstance(given, (str, bytes, Mapping)) or not (hasattr(given, "__iter__") or hasattr(given, "__getitem__")):
+            raise PlanError(
+                f"the data is a {type(given).__name__}: give an iterable of batches, such as a list or a DataLoader"
+            )
+
     def run(self, graph: Graph, batch: Any) -> Any:
         """What the model returns for a batch.
 

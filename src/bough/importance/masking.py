@@ -89,7 +89,7 @@ def _tried(
     masks = [_Mask(graph, g, rs) for g, rs in zip(graph.groups, readings(graph).values(), strict=True)]
     with torch.no_grad(), undisturbed(graph.model):
         for batch in data.stream(graph, sums, title):
-            whole = float(loss(graph.model, batch))
+            whole = _one(loss(graph.model, batch))
             for mask in masks:
                 with tapped(graph, mask.taps):
                     values = each(mask.group, mask.gained(partial(loss, graph.model, batch), whole))
@@ -119,3 +119,11 @@ class _Mask:
             return float(loss()) - whole
 
         return gained
+
+
+def _one(value: object) -> float:
+    """A loss as a number."""
+    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
+        return float(value)
+    what = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise PlanError(f"the loss is {what}: give (model, batch) -> the mean loss, one number")

@@ -16,6 +16,7 @@ from bough.errors import BudgetError
 from bough.graph import Graph
 from bough.measuring import device_name, latency
 from bough.planning import Budget, Options, Plan, planned
+from bough.planning.budget import Goal
 from bough.targeting.search import Search
 
 Measure = Callable[[nn.Module], float]
@@ -26,8 +27,8 @@ class Timed:
     """A model cut to a latency.
 
     `seconds`: measured. `target`: what was asked for, in seconds. `met`: whether `seconds` is not above it, and within the
-    tolerance. `rounds`: of each plan tried, the seconds predicted at the time and the seconds measured. `table`: the table
-    with its scale corrected.
+    tolerance, or below because of another bound of the budget. `rounds`: of each plan tried, the seconds predicted at the time
+    and the seconds measured. `table`: the table with its scale corrected.
     """
 
     plan: Plan
@@ -97,6 +98,10 @@ def targeted(
             best = Timed(noted, small, seconds, target, met, (), search.table)
         if search.settles(seconds):
             break
+        if seconds <= target and _others_decide(decided, goal, tolerance):
+            note = f"latency: measured {shown('latency', seconds)}, asked {shown('latency', target)}; another bound decides"
+            best = Timed(replace(decided, notes=(*decided.notes, note)), small, seconds, target, True, (), search.table)
+            break
     if best is None:
         closest = min(m for _, m in search.rounds)
         raise BudgetError(
@@ -104,6 +109,15 @@ def targeted(
             f"the closest took {shown('latency', closest)}: raise the budget or rounds, or measure on a quieter machine"
         )
     return replace(best, rounds=tuple(search.rounds), table=search.table)
+
+
+def _others_decide(decided: Plan, goal: Goal, tolerance: float) -> bool:
+    """Whether a plan is well below the latency it was made for, and near another of the budget's bounds."""
+    if not isinstance(goal, Budget):
+        return False
+    costs, near = decided.cost.to_dict(), 1 - tolerance
+    ratios = {field: costs[field] / limit for field, limit in goal.limits(decided.original).items()}
+    return ratios.pop("latency") < near <= max(ratios.values(), default=0.0)
 
 
 def of_this_machine(table: LatencyTable, graph: Graph) -> bool:
