@@ -17,7 +17,7 @@ from bough.importance.score import called
 from bough.planning import Allocator, Budget, Options, Plan, planned
 from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
-from bough.recovery.inputs import first_batch
+from bough.recovery.inputs import refuse_once
 from bough.targeting import of_this_machine, targeted
 from bough.tracing import trace
 
@@ -81,7 +81,7 @@ def prune(
     if refit and data is None:
         raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
     if refit and data is not None:
-        first_batch(of(data))
+        refuse_once(of(data))
     if refit and on_conflict == "rebuild":
         raise PlanError("prune(refit=True) solves for weights of the model's own layers: use on_conflict='freeze' or 'raise'")
     how = Options(

@@ -49,7 +49,7 @@ def finetune(
 ) -> None:
     """Trains a pruned model on, and saves it with its plan."""
     given, small = _task(task), pruned(model, checkpoint, input_shape)
-    how = replace(training, progress=not as_json, start=_digest(small.model, small.plan))
+    how = _named(training, small, as_json)
     done = finetune_model(small.model, given.train, how, loss=given.loss, evaluate=given.metric)
     _finish(small, done, training, as_json)
 
@@ -66,7 +66,7 @@ def distill(
     given, small = _task(task), pruned(model, checkpoint, input_shape)
     teacher, inputs = resolve(model, input_shape)
     match = Features(bough.trace(teacher, inputs), features, plan=small.plan) if features else None
-    how = replace(training, progress=not as_json, start=_digest(small.model, small.plan))
+    how = _named(training, small, as_json)
     done = distill_model(
         small.model, teacher, given.train, how, loss=given.loss, evaluate=given.metric,
         distillation=Distillation(temperature=temperature, logits=logits, match=match),
@@ -147,6 +147,10 @@ def _task(reference: str) -> _Given:
     train, validation, loss, evaluate = (*parts, None, None, None)[:4]
     measure = evaluate or accuracy
     return _Given(train, loss, None if validation is None else lambda model: measure(model, validation))
+
+
+def _named(training: Training, small: Pruned, as_json: bool) -> Training:
+    return replace(training, progress=not as_json, start=_digest(small.model, small.plan))
 
 
 def _digest(model: nn.Module, plan: bough.Plan | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def _fill(kept: Folder, run: Run, cases: Sequence[tuple[Contender, Row]], progre
 def _again(data: Data | Iterable[Any] | None) -> Data | None:
     if data is None:
         return None
-    if isinstance(of(data).batches, Iterator):
+    if of(data).once:
         raise ComparisonError(
             "the data can be gone through once only, and each criterion reads it: give a list or a DataLoader"
         )

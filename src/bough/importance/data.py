@@ -79,6 +79,11 @@ class Data:
                 f"the data is a {type(given).__name__}: give an iterable of batches, such as a list or a DataLoader"
             )
 
+    @property
+    def once(self) -> bool:
+        """Whether the batches can be gone through once only."""
+        return isinstance(self.batches, Iterator)
+
     def run(self, graph: Graph, batch: Any) -> Any:
         """What the model returns for a batch.
 
@@ -113,7 +118,7 @@ class Data:
                 _save(file, sums, at)
         if not at:
             again = " a second time: give a list or a DataLoader, which can be gone through again"
-            raise PlanError(f"the data gives no batches{again if iter(self.batches) is self.batches else ''}")
+            raise PlanError(f"the data gives no batches{again if self.once else ''}")
         broken = [name for name, value in sums.items() if not value.isfinite().all()]
         if broken:
             raise PlanError(f"{title} is not finite ({broken[0]}): the model or the loss gives NaN or infinity on this data")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -19,17 +19,20 @@ def settings(part: Any) -> list[Any]:
         4.0
     """
     arguments = inspect.signature(type(part).__init__).parameters
-    found = {n: getattr(part, n) for n in arguments if hasattr(part, n)}
-    return [type(part).__name__, {n: _plain(v) for n, v in found.items() if _plain(v) is not None}]
+    return [type(part).__name__, _known({n: getattr(part, n) for n in arguments if hasattr(part, n)})]
 
 
 def optimizer_settings(optimizer: Optimizer, rates: Sequence[float]) -> list[Any]:
     """An optimizer's class, and of each of its groups the options. `rates`: of the groups, before a schedule changes them."""
     groups = [
-        {k: _plain(v) for k, v in group.items() if k not in ("params", "lr") and _plain(v) is not None} | {"lr": rate}
+        _known({k: v for k, v in group.items() if k != "params"} | {"lr": rate})
         for group, rate in zip(optimizer.param_groups, rates, strict=True)
     ]
     return [type(optimizer).__name__, groups]
+
+
+def _known(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: plain for name, value in options.items() if (plain := _plain(value)) is not None}
 
 
 def _plain(value: Any) -> Any:

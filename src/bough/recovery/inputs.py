@@ -27,14 +27,19 @@ def given(model: nn.Module, batch: Any) -> Any:
     return tuple(batch[: max(len(needed), 1)])
 
 
+def refuse_once(data: Data) -> None:
+    """PlanError for data that can be gone through once only."""
+    if data.once:
+        raise PlanError("the data can be gone through once only: give a list or a DataLoader, which can be gone through again")
+
+
 def first_batch(data: Data) -> Any:
     """The first batch of data that is gone through again and again.
 
     Raises:
         PlanError: there are no batches, or they can be gone through once only.
     """
-    if iter(data.batches) is data.batches:
-        raise PlanError("the data can be gone through once only: give a list or a DataLoader, which can be gone through again")
+    refuse_once(data)
     batch = next(iter(data.batches), None)
     if batch is None:
         raise PlanError("the data gives no batches")

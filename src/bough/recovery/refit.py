@@ -16,7 +16,7 @@ from bough.errors import PlanError
 from bough.importance.data import Data, of
 from bough.planning.plan import Plan
 from bough.recovery.fitting import Fitting, Layer, Options
-from bough.recovery.inputs import example_of, first_batch
+from bough.recovery.inputs import example_of
 from bough.tracing.execution import held_tensors
 from bough.tracing.taps import undisturbed
 from bough.tracing.trace import trace
@@ -98,7 +98,6 @@ def refit_(
         raise PlanError(f"refit(ridge={ridge}, sites={sites}): ridge must not be negative, sites at least 1")
     dense, cut, stream = traceable(model), traceable(small), of(data)
     check(dense, plan)
-    first_batch(stream)
     first = example_of(dense, stream) if example_inputs is None else example_inputs
     with undisturbed(dense), undisturbed(cut), _all_or_nothing(cut):
         graphs = trace(dense, first), trace(cut, first)

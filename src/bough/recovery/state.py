@@ -68,10 +68,11 @@ def restore(model: nn.Module, state: Mapping[str, Any]) -> None:
         RuntimeError: as `load_state_dict` does.
     """
     own = set(model.state_dict())
-    model.load_state_dict({n: v for n, v in state.items() if n in own or n not in dict(model.named_buffers())})
+    others = {n: b for n, b in model.named_buffers() if n not in own}
+    model.load_state_dict({n: v for n, v in state.items() if n not in others})
     with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name not in own and name in state:
+        for name, buffer in others.items():
+            if name in state:
                 buffer.copy_(state[name])
 
 

@@ -69,13 +69,13 @@ def targeted(
     """`meet_latency`, with the options of planning as one value."""
     if budget.latency is None:
         raise BudgetError("meet_latency needs a budget of latency, such as Budget(latency='3 ms')")
+    if rounds < 1:
+        raise BudgetError(f"rounds={rounds}: at least one plan is to be tried")
     measured = measure or (lambda model: latency(model, _inputs(graph), backend=table.backend).median)
     original = measured(graph.model)
     target = budget.limits(replace(graph.cost(), latency=original))["latency"]
     search = Search(budget, target, tolerance, table.scaled(original / float(table.seconds(graph)[0])))
     best: Timed | None = None
-    if rounds < 1:
-        raise BudgetError(f"rounds={rounds}: at least one plan is to be tried")
     while len(search.rounds) < rounds and (goal := search.next()) is not None:
         try:
             decided = planned(graph, scores, goal, replace(how, table=search.table))

@@ -16,7 +16,11 @@ from bough.recovery.attach import Attachment, after_each_step, before_each_step,
 from bough.recovery.regularize.units import Units, all_units, scores_of
 
 
-class GroupLasso:
+class _Unsettled:
+    settled = False  # the longer the better: no earlier epoch will do for the last
+
+
+class GroupLasso(_Unsettled):
     """Group lasso by proximal steps: whole units become exactly zero, in all coupled members at once.
 
     After each step of the optimizer, W_u <- W_u max(0, 1 - lr strength sqrt(n_u) / ||W_u||), with ||W_u|| over the n_u
@@ -39,8 +43,6 @@ class GroupLasso:
         >>> int(net[0].weight.count_nonzero())
         0
     """
-
-    settled = False  # the longer the better: no earlier epoch will do for the last
 
     def __init__(self, graph: Graph, strength: float, groups: Iterable[str] | None = None) -> None:
         self.graph, self.strength = graph, _positive("strength", strength)
@@ -71,14 +73,12 @@ class GroupLasso:
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class SparseLearning:
+class SparseLearning(_Unsettled):
     """DepGraph's sparse learning: weak units decay up to 2^alpha times as fast as the strongest (Fang et al., 2023).
 
     Before each step, the gradient of unit k's elements, in all coupled members, gets strength gamma_k w, with gamma_k =
     2^(alpha (Imax - I_k) / (Imax - Imin)) and I_k the unit's norm over all members; gamma is taken anew every `every` steps.
     """
-
-    settled = False  # the longer the better: no earlier epoch will do for the last
 
     def __init__(
         self, graph: Graph, strength: float = 5e-4, *, alpha: float = 4.0, every: int = 100,
@@ -110,14 +110,12 @@ class SparseLearning:
         self.step, self.gammas = int(state["step"]), dict(state["gammas"])
 
 
-class GrowingPenalty:
+class GrowingPenalty(_Unsettled):
     """Growing regularization (GReg-2, Wang et al., 2021): the weaker a unit, the faster its decay grows.
 
     Before each step, the gradient of unit k's elements, in all coupled members, gets lambda_k w; every `every` steps lambda_k
     grows by `growth` (Imax - I_k) / (Imax - Imin), up to `ceiling`. `done` tells when a unit of every group is at the ceiling.
     """
-
-    settled = False  # the longer the better: no earlier epoch will do for the last
 
     def __init__(
         self, graph: Graph, growth: float = 1e-4, *, every: int = 10, ceiling: float = 1.0, groups: Iterable[str] | None = None
@@ -154,14 +152,12 @@ class GrowingPenalty:
         self.step, self.strengths = int(state["step"]), dict(state["strengths"])
 
 
-class Slimming:
+class Slimming(_Unsettled):
     """Batch-norm slimming: strength sign(gamma) is added to the gradients of batch-norm weights (Liu et al., 2017).
 
     Where several batch norms are coupled (by shortcuts), they have a unit in common, whose score is the sum of their |gamma|.
     `left_out` tells the groups without a batch norm. After a cut by `scores()`, the shifts of cut channels are gone.
     """
-
-    settled = False  # the longer the better: no earlier epoch will do for the last
 
     def __init__(self, graph: Graph, strength: float = 1e-4) -> None:
         self.graph, self.strength = graph, _positive("strength", strength)

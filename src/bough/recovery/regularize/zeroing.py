@@ -78,9 +78,7 @@ class ProgressiveZeroing:
         """Whether all that is to go is zero."""
         return self.step >= self.steps * len(self.budgets)
 
-    @property
-    def settled(self) -> bool:
-        return self.done
+    settled = done
 
     @torch.no_grad()
     def _fade(self, optimizer: Optimizer) -> None:
