@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,13 +70,21 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
         return x[0], y[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        at, n = torch.as_tensor(indices), len(indices)
+        at = torch.as_tensor(indices)
+        return self.take(at, *self.draw(len(at))), self.labels[at]
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns [n, 32] of crops at random."""
         down, right = torch.randint(0, 9, (2, n, 1)) + torch.arange(32)
-        right = torch.where(torch.rand(n, 1) < 0.5, right, right.flip(1))
+        return down, torch.where(torch.rand(n, 1) < 0.5, right, right.flip(1))
+
+    def take(self, at: Tensor, down: Tensor, right: Tensor) -> Tensor:
+        """Those crops of images `at` [n] -> [n, 3, 32, 32]."""
+        n = len(at)
         x = self.padded[at.view(n, 1, 1), :, down.view(n, 32, 1), right.view(n, 1, 32)]
         if self.pasted and torch.rand(()) < self.pasted:
             x = _paste(x, x[torch.randperm(n)])
-        return normalized(x.permute(0, 3, 1, 2), self.load).contiguous(memory_format=torch.channels_last), self.labels[at]
+        return normalized(x.permute(0, 3, 1, 2), self.load).contiguous(memory_format=torch.channels_last)
 
 
 def _paste(x: Tensor, other: Tensor) -> Tensor:
@@ -86,6 +95,6 @@ def _paste(x: Tensor, other: Tensor) -> Tensor:
     return x
 
 
-def batches(dataset: Augmented, size: int = 128) -> DataLoader[tuple[Tensor, Tensor]]:
+def batches(dataset: Dataset[Any], size: int = 128) -> DataLoader[Any]:
     """A loader that takes batches from the dataset as they are."""
     return DataLoader(dataset, size, shuffle=True, drop_last=True, collate_fn=tuple)

@@ -27,6 +27,7 @@ import bough
 from benchmarks.cifar import Augmented, batches, images, load_module, predicted, test_images
 from benchmarks.harness import about
 from benchmarks.starts import DISTILLATION, STARTS, Setting
+from benchmarks.views import with_answers
 from bough import recovery
 
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
@@ -64,7 +65,21 @@ def mirrored(small: nn.Module, model: nn.Module, data: Any, training: recovery.T
     distilled(small, Mirrored(model), data, training, **more)
 
 
-RECIPES: dict[str, Callable[..., None]] = {"plain": plain, "distill": distilled, "pasted": pasted, "mirrored": mirrored}
+def ensemble(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
+    """Distillation from the mean of four networks, ResNet-20 to ResNet-56, whose answers are computed beforehand."""
+    assert training.folder is not None
+    answered = with_answers(data.dataset, Path(training.folder).parents[1] / "views")
+    teacher = nn.Identity()  # its answers come with the batch
+    recovery.distill(
+        small, teacher, batches(answered), training, distillation=DISTILLATION,
+        forward=lambda net, batch: net(batch[2] if net is teacher else batch[0]),
+        loss=lambda logits, batch: nn.functional.cross_entropy(logits, batch[1]), **more,
+    )  # fmt: skip
+
+
+RECIPES: dict[str, Callable[..., None]] = {
+    "plain": plain, "distill": distilled, "pasted": pasted, "mirrored": mirrored, "ensemble": ensemble,
+}  # fmt: skip
 
 
 def row(load: ModuleType, depth: int, start: str, recipe: str, times: float, training: recovery.Training) -> dict[str, Any]:
