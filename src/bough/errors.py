@@ -13,6 +13,7 @@ BoughError
 """
 
 from collections.abc import Iterable
+from typing import Any
 from difflib import get_close_matches
 
 _SHOWN = 6
@@ -56,6 +57,18 @@ class CheckpointError(BoughError):
 
 class ModelReferenceError(BoughError):
     """A model reference of the command line that leads nowhere."""
+
+
+def names_in(given: Any, option: str) -> tuple[str, ...]:
+    """The names that an option was given: one, or an iterable of them.
+
+    Raises:
+        PlanError: it is something else.
+    """
+    found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(name, str) for name in found):
+        raise PlanError(f"{option}={given!r}: give a name or a list of names")
+    return found
 
 
 def instead(name: str, names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -130,6 +131,10 @@ class Random:
     """Uniform random scores: the control that every criterion must beat."""
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise PlanError(f"Random(seed={self.seed!r}): must be a whole number, not negative")
 
     def __call__(self, graph: Graph) -> UnitScores:
         generator = np.random.default_rng(self.seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -93,9 +94,10 @@ class OBS:
 
 
 def _check(given: ThiNet | OBS) -> None:
-    if given.sites < 1 or given.step < 1 or given.probes < 0:
+    counts = (given.sites, given.step, given.probes)
+    if not all(isinstance(n, Integral) for n in counts) or min(counts) < 0 or 0 in counts[:2]:
         name, options = type(given).__name__, f"sites={given.sites}, step={given.step}, probes={given.probes}"
-        raise PlanError(f"{name}({options}): sites and step must be at least 1, probes not negative")
+        raise PlanError(f"{name}({options}): whole numbers, sites and step at least 1")
 
 
 class Problem(Protocol):

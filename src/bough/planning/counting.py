@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,11 +74,11 @@ def _given(by_name: Mapping[str, Group], classes: list[list[Group]], keep: Keep,
         unknown = [n for n in keep if n not in by_name]
         if unknown:
             raise PlanError(f"keep names {unknown[0]!r}, which is no group; {instead(unknown[0], by_name)}")
-        bad = [n for n, k in keep.items() if not 1 <= k <= by_name[n].size]
+        bad = [n for n, k in keep.items() if not (isinstance(k, Integral) and 1 <= k <= by_name[n].size)]
         if bad:
-            raise PlanError(f"keep[{bad[0]!r}]={keep[bad[0]]}: must be from 1 to {by_name[bad[0]].size}")
-    elif not 0 < keep <= 1:
-        raise PlanError(f"keep={keep}: a share of the units must be above 0 and at most 1")
+            raise PlanError(f"keep[{bad[0]!r}]={keep[bad[0]]}: must be a whole number from 1 to {by_name[bad[0]].size}")
+    elif not (isinstance(keep, Real) and 0 < keep <= 1):
+        raise PlanError(f"keep={keep!r}: a share of the units must be above 0 and at most 1")
     for groups in classes:
         counted = allowed.widths(groups)
         shares = [keep[g.name] / g.size for g in groups if g.name in keep] if isinstance(keep, Mapping) else [keep]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ def chosen(graph: Graph, drop: Iterable[str], goal: Goal, scores: Scores) -> tup
     for container, n in goal.items() if isinstance(goal, Mapping) else ():
         if container in lists and not any(g.name == container for g in graph.groups):
             entries = lists[container]
-            if not 0 <= n <= len(entries):
-                raise PlanError(f"keep[{container!r}]={n}: must be from 0 to {len(entries)}, the layers that can be left out")
+            if not (isinstance(n, Integral) and 0 <= n <= len(entries)):
+                raise PlanError(f"keep[{container!r}]={n}: must be a whole number from 0 to {len(entries)}, the layers that can be left out")
             given = np.asarray(scores.get(container, ()), dtype=np.float64)
             if given.shape != (len(entries),) and n < len(entries):
                 raise PlanError(f"scores[{container!r}] must give one number for each of its {len(entries)} layers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import ceil
+from numbers import Real
 
 from bough.errors import PlanError, instead
 from bough.graph import Graph, Group
@@ -46,7 +47,7 @@ def least(groups: Sequence[Group], minimum: float | Mapping[str, float]) -> dict
     given = minimum if isinstance(minimum, Mapping) else {"*": minimum}
     kept: dict[str, int] = {}
     for name, n in given.items():
-        if not n > 0:
+        if not (isinstance(n, Real) and n > 0):
             raise PlanError(f"minimum={minimum!r}: {n!r} must be positive: a number of units, or a share below 1")
         fit = [g for g in groups if g.name == name or fnmatchcase(g.name, name)]
         if not fit and isinstance(minimum, Mapping):

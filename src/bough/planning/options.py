@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bough.cost import EnergyModel, LatencyTable
-from bough.errors import PlanError
+from bough.errors import PlanError, names_in
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allocator, allocator
 
@@ -34,7 +34,7 @@ class Options:
     def __post_init__(self) -> None:
         for field in ("drop", "ignore"):  # planning may go through them more than once
             names = getattr(self, field)
-            object.__setattr__(self, field, (names,) if isinstance(names, str) else tuple(names))
+            object.__setattr__(self, field, names_in(names, field))
         allocator(self.allocation)
         if aligned(self.round_to) < 1:
             raise PlanError(f"round_to={self.round_to} must be positive")

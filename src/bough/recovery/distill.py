@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from bough.recovery.attach import Regularizer
 from bough.recovery.features import Features
 from bough.recovery.finetune import batch_loss, logits_of, run_batch
 from bough.recovery.identity import settings
+from bough.recovery.launch import accelerating
 from bough.recovery.loop import Run, Task
 from bough.recovery.modes import modes_kept
 from bough.recovery.training import Trained, Training
@@ -61,8 +63,9 @@ class Distillation:
     dim: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.logits <= 1 or self.temperature <= 0 or self.features < 0:
-            raise TrainingError(f"{self}: logits from 0 to 1, temperature above 0, features not negative")
+        weights = (self.logits, self.temperature, self.features)
+        if not all(isinstance(w, Real) for w in weights) or not 0 <= self.logits <= 1 or self.temperature <= 0 or self.features < 0:
+            raise TrainingError(f"{self}: numbers, logits from 0 to 1, temperature above 0, features not negative")
 
 
 def distill(
@@ -113,10 +116,10 @@ def distill(
         return evaluate(small)
 
     task = Task(lambda trained, batch: trained(batch), total, measured if evaluate else None, callback, settings(how))
-    with modes_kept(model), modes_kept(small):
-        made = Run(pair, train, task, training or Training(), optimizer, regularizers, accelerator)
-        model.to(made.accelerator.device)
-        return made()
+    training = training or Training()
+    with modes_kept(model), modes_kept(small), accelerating(training, accelerator) as here:
+        model.to(here.device)
+        return Run(pair, train, task, training, optimizer, regularizers, here)()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from bough.errors import TrainingError
 from bough.recovery.attach import Regularizer
+from bough.recovery.launch import accelerating
 from bough.recovery.loop import Run, Task
 from bough.recovery.training import Trained, Training
 
@@ -60,7 +61,9 @@ def finetune(
         (6, 2)
     """
     task = Task(forward or run_batch, loss or batch_loss, evaluate, callback)
-    return Run(model, train, task, training or Training(), optimizer, regularizers, accelerator)()
+    training = training or Training()
+    with accelerating(training, accelerator) as here:
+        return Run(model, train, task, training, optimizer, regularizers, here)()
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:

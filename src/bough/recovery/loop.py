@@ -7,7 +7,6 @@ counters, and so does all that is drawn (see data.py), so there is no scheduler 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -70,7 +69,7 @@ class Run:
         if training.patience is not None and task.evaluate is None:
             raise TrainingError(f"Training(patience={training.patience}) needs evaluate=model -> metric, to be measured by")
         _check_graphs(model, self.regularizers)
-        self.accelerator = accelerator or _accelerator(training)
+        self.accelerator = accelerator
         self.folder = None if training.folder is None else Path(training.folder)
         loader, self.batches = _loader(data, training)
         drawing = hasattr(loader.batch_sampler, "generator")  # one of the user's that draws whole batches
@@ -272,27 +271,6 @@ def _check_graphs(model: nn.Module, regularizers: Sequence[Regularizer]) -> None
         graph = getattr(r, "graph", None)
         if graph is not None and not any(id(p) in own for p in graph.model.parameters()):
             raise TrainingError(f"the {type(r).__name__} is of another model than the one that is trained: trace that one")
-
-
-def _accelerator(training: Training) -> Any:
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import DataLoaderConfiguration
-    except ImportError:
-        raise TrainingError("training needs accelerate: pip install 'bough[train]'") from None
-    try:
-        made = Accelerator(
-            mixed_precision=training.precision, gradient_accumulation_steps=training.accumulate,
-            dataloader_config=DataLoaderConfiguration(split_batches=int(os.environ.get("WORLD_SIZE", "1")) > 1),
-        )  # fmt: skip
-    except ValueError as error:
-        raise TrainingError(
-            f"accelerate was started otherwise in this process: {error} Or give your own accelerator="
-        ) from None
-    kind = made.distributed_type.value
-    if any(sharded in kind for sharded in ("FSDP", "DEEPSPEED", "MEGATRON")):
-        raise TrainingError(f"accelerate is set to {kind}: finetune keeps a whole model in each process; use MULTI_GPU or NO")
-    return made
 
 
 def _loader(data: Any, training: Training) -> tuple[DataLoader[Any], int]:

@@ -7,11 +7,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Each, Indices, Kept, Space, coordinates, indices, normal
+from bough.tracing.execution import held_tensors
+
+
+def check_cut(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Raises PlanError where `small` has a tensor of other than the shape that the plan cuts it to from `model`'s."""
+    found = {n: list(t.shape) for n, t, _, _ in held_tensors(small)}
+    for name, tensor, _, _ in held_tensors(model):
+        cut = plan.kept.get(name, {})
+        shape = [len(cut.get(dim, range(n))) for dim, n in enumerate(tensor.shape)]
+        own = found.get(renamed(name, plan), shape)
+        if own != shape and not any(name.startswith(f"{layer}.") for layer in plan.left_out):
+            raise PlanError(f"small was not cut by this plan: its {name} has shape {own}, and the plan's has {shape}")
 
 
 def kept_units(graph: Graph, plan: Plan) -> dict[Atom, Kept]:

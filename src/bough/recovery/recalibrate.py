@@ -41,7 +41,8 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
     if not norms:
         raise PlanError(f"{type(model).__name__} has no batch norm with running statistics")
     sums = {m: torch.zeros(3, m.num_features, dtype=torch.float64) for m in norms}
-    hooks = [m.register_forward_pre_hook(lambda m, args: _add(sums[m], args[0])) for m in norms]
+    names = {m: n for n, m in model.named_modules()}
+    hooks = [m.register_forward_pre_hook(lambda m, args: _add(sums[m], args[0], names[m])) for m in norms]
     try:
         with torch.no_grad(), undisturbed(model):
             for m in norms:
@@ -69,9 +70,11 @@ def _run(model: nn.Module, data: Data, batch: Any) -> None:
     model(*args, **kwargs)
 
 
-def _add(sums: Tensor, x: Tensor) -> None:
+def _add(sums: Tensor, x: Tensor, name: str) -> None:
     """Adds the number of values of each channel, their sum and that of their squares."""
     values = x.detach().transpose(0, 1).flatten(1).double()
+    if values.shape[1] < 2:
+        raise PlanError(f"a batch gives {name} one value of each channel, which has no variance: give larger batches (drop_last)")
     sums += torch.stack([torch.full((len(values),), values.shape[1]).to(values), values.sum(1), values.square().sum(1)]).cpu()
 
 

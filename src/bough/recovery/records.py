@@ -29,9 +29,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            found.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             break
+        if not isinstance(entry, dict):  # what is left of one
+            break
+        found.append(entry)
     return found
 
 

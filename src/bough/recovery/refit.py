@@ -17,6 +17,7 @@ from bough.importance.data import Data, of
 from bough.planning.plan import Plan
 from bough.recovery.fitting import Fitting, Layer, Options
 from bough.recovery.inputs import example_of
+from bough.recovery.pairing import check_cut
 from bough.tracing.execution import held_tensors
 from bough.tracing.taps import undisturbed
 from bough.tracing.trace import trace
@@ -91,13 +92,16 @@ def refit_(
         memory: bytes that runs which wait for the next layer may hold; batches beyond are run anew for each.
 
     Raises:
-        PlanError: the plan is for another model, no weight can be refitted, or the data is empty or gives NaN.
+        PlanError: the plan is for another model, `small` was cut by another, no weight can be refitted, or the data is empty or gives NaN.
         TraceError: on this data a model takes another path than on its first batch.
     """
     if ridge < 0 or sites < 1:
         raise PlanError(f"refit(ridge={ridge}, sites={sites}): ridge must not be negative, sites at least 1")
     dense, cut, stream = traceable(model), traceable(small), of(data)
+    if dense is cut:
+        raise PlanError("model and small are one: small is a copy of model that the plan has cut")
     check(dense, plan)
+    check_cut(dense, cut, plan)
     first = example_of(dense, stream) if example_inputs is None else example_inputs
     with undisturbed(dense), undisturbed(cut), _all_or_nothing(cut):
         graphs = trace(dense, first), trace(cut, first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 from bough.cost import Cost
@@ -56,8 +57,8 @@ def budgets(budget: Budget, original: Cost, steps: int, schedule: Schedule = geo
         >>> [b.macs for b in budgets(Budget(macs="25%"), Cost(100, 1000, 400, 0, 0), 2)]
         [500.0, 250.0]
     """
-    if steps < 1:
-        raise BudgetError(f"steps={steps}: there is at least one")
+    if not isinstance(steps, Integral) or steps < 1:
+        raise BudgetError(f"steps={steps!r}: must be a whole number, at least 1")
     bounds: list[dict[str, Any]] = [{} for _ in range(steps)]
     for field, limit in budget.limits(original).items():
         whole = float(getattr(original, field))

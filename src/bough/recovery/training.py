@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -75,8 +76,12 @@ class Training:
                 raise TrainingError(f"Training({name}={getattr(self, name)!r}): use {' or '.join(map(repr, choices))}")
         for name in ("epochs", "batch_size", "accumulate", "patience", "save_every", "log_every"):
             value = getattr(self, name)
-            if value is not None and (value != int(value) or value < 1):
-                raise TrainingError(f"Training({name}={value}): must be a whole number, at least 1")
+            if value is not None and not (isinstance(value, Real) and value == value // 1 >= 1):
+                raise TrainingError(f"Training({name}={value!r}): must be a whole number, at least 1")
+        for name in ("lr", "warmup", "weight_decay", "momentum", "clip"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Real):
+                raise TrainingError(f"Training({name}={value!r}): must be a number")
         if not 0 < self.lr < math.inf or not 0 <= self.warmup < 1:
             raise TrainingError(f"Training(lr={self.lr}, warmup={self.warmup}): lr above 0, warmup from 0 to below 1")
         if not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:

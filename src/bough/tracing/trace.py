@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bough.errors import PlanError, TraceError, instead
+from bough.errors import PlanError, TraceError, instead, names_in
 from bough.graph import Frozen, Graph, Group, Member, OpRecord, State, Storage
 from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, innermost, normal
@@ -53,6 +53,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         >>> [(g.name, g.kind, g.size) for g in bough.trace(net, torch.randn(1, 4)).groups]
         [('0', 'neuron', 8)]
     """
+    ignored = names_in(ignore, "ignore")
     model = traceable(model)
     args, kwargs = split_inputs(example_inputs)
     try:
@@ -68,7 +69,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
                 "Check that model(*example_inputs) works."
             ) from error
-    _ignore(recorder, model, tuple([ignore] if isinstance(ignore, str) else ignore))
+    _ignore(recorder, model, ignored)
     notes = ["traced with real values: the model's control flow depends on data"] if real else []
     numbers = {recorder.value(recorder.owned(t)).number for t in outputs}
     ops, storages = tuple(recorder.ops), _storages(recorder, outputs)
@@ -80,7 +81,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         ragged=ragged(groups, recorder.states, recorder.ops), second=tuple(recorder.ops[len(ops) :]),
         modes={n: m.training for n, m in model.named_modules()},
     )  # fmt: skip
-    _check_names(_names(ignore), graph)
+    _check_names(ignored, graph)
     return graph
 
 
@@ -214,10 +215,6 @@ def switch(model: nn.Module) -> None:
 
 def _describe(value: Any) -> str:
     return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _names(ignore: Any) -> tuple[str, ...]:
-    return (ignore,) if isinstance(ignore, str) else tuple(ignore)
 
 
 def _ignore(recorder: Recorder, model: nn.Module, names: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ ALLOCATORS: dict[str, Allocator] = {
 
 def allocator(given: str | Allocator) -> Allocator:
     """An allocator by name, or as given; PlanError for an unknown name."""
-    if isinstance(given, str):
+    if isinstance(given, str) or not callable(given):
         if given not in ALLOCATORS:
             names = ", ".join(map(repr, ALLOCATORS))
             raise PlanError(
