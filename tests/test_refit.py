@@ -359,8 +359,14 @@ def test_a_failure_leaves_the_model_as_it_was():
     assert all(torch.equal(v, small.state_dict()[k]) for k, v in before.items())
     with pytest.raises(PlanError, match="once only"):
         refit_(model, small, plan, iter(data))
+    with pytest.raises(PlanError, match="are one"):
+        refit_(model, model, plan, data)
+    with pytest.raises(PlanError, match="not cut by this plan"):
+        refit_(model, copy.deepcopy(model), plan, data)
     with pytest.raises(PlanError, match="another model"):
-        refit_(small, small, plan, data)
+        refit_(copy.deepcopy(small), small, plan, data)
+    with pytest.raises(PlanError, match="another model"):
+        merge(bough.trace(small, data[0]), plan)
 
 
 def test_prune_refits():
@@ -385,6 +391,8 @@ def test_recalibrate_is_the_mean_and_variance_of_what_norms_read():
     assert not any(m.training for m in model.modules())
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
     assert changed == ["1.running_mean", "1.running_var"]
+    with pytest.raises(PlanError, match="gives 1 one value of each channel"):
+        recalibrate(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), torch.randn(5, 3).split(4))
     with pytest.raises(PlanError, match="no batch norm"):
         recalibrate(nn.Linear(2, 2), [torch.randn(3, 2)])
     with pytest.raises(PlanError, match="nothing"):

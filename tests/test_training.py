@@ -178,7 +178,16 @@ def test_a_lasso_keeps_the_last_weights():
 
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": 1.5}, {"clip": 0.0}, {"clip": -1.0}, {"weight_decay": -1.0}, {"momentum": 1.0}, {"lr": float("nan")}],
+    [
+        {"epochs": 1.5},
+        {"clip": 0.0},
+        {"clip": -1.0},
+        {"weight_decay": -1.0},
+        {"momentum": 1.0},
+        {"lr": float("nan")},
+        {"lr": "3"},
+        {"epochs": "3"},
+    ],
 )
 def test_options_that_do_harm(options):
     with pytest.raises(TrainingError, match=next(iter(options))):

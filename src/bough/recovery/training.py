@@ -76,7 +76,7 @@ class Training:
                 raise TrainingError(f"Training({name}={getattr(self, name)!r}): use {' or '.join(map(repr, choices))}")
         for name in ("epochs", "batch_size", "accumulate", "patience", "save_every", "log_every"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, Real) and value == value // 1 >= 1):
+            if value is not None and not (isinstance(value, (int, float)) and value == value // 1 >= 1):
                 raise TrainingError(f"Training({name}={value!r}): must be a whole number, at least 1")
         for name in ("lr", "warmup", "weight_decay", "momentum", "clip"):
             value = getattr(self, name)
