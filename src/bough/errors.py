@@ -13,8 +13,8 @@ BoughError
 """
 
 from collections.abc import Iterable
-from typing import Any
 from difflib import get_close_matches
+from typing import Any
 
 _SHOWN = 6
 

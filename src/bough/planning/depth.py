@@ -35,7 +35,9 @@ def chosen(graph: Graph, drop: Iterable[str], goal: Goal, scores: Scores) -> tup
         if container in lists and not any(g.name == container for g in graph.groups):
             entries = lists[container]
             if not (isinstance(n, Integral) and 0 <= n <= len(entries)):
-                raise PlanError(f"keep[{container!r}]={n}: must be a whole number from 0 to {len(entries)}, the layers that can be left out")
+                raise PlanError(
+                    f"keep[{container!r}]={n}: must be a whole number from 0 to {len(entries)}, the layers that can be left out"
+                )
             given = np.asarray(scores.get(container, ()), dtype=np.float64)
             if given.shape != (len(entries),) and n < len(entries):
                 raise PlanError(f"scores[{container!r}] must give one number for each of its {len(entries)} layers")

@@ -63,8 +63,8 @@ class Distillation:
     dim: int | None = None
 
     def __post_init__(self) -> None:
-        weights = (self.logits, self.temperature, self.features)
-        if not all(isinstance(w, Real) for w in weights) or not 0 <= self.logits <= 1 or self.temperature <= 0 or self.features < 0:
+        numbers = all(isinstance(w, Real) for w in (self.logits, self.temperature, self.features))
+        if not numbers or not 0 <= self.logits <= 1 or self.temperature <= 0 or self.features < 0:
             raise TrainingError(f"{self}: numbers, logits from 0 to 1, temperature above 0, features not negative")
 
 

@@ -44,8 +44,8 @@ def merge(graph: Graph, plan: Plan) -> Merged:
     """Cuts the graph's model, which stays as it was; consumers read from kept units what they read from removed ones.
 
     For each unit u that leaves, with v the kept one whose weights point most in its direction (w_u ~ a w_v, a >= 0): in every
-    weight that reads the group W_v += a W_u. Exact where u and v are alike, or multiples before a ReLU; before Tanh and Sigmoid,
-    which do not scale with their input, units of unlike lengths are merged badly: compare with the plain cut. No data is needed
+    weight that reads the group W_v += a W_u. Exact where u and v are alike, or multiples before a ReLU; before Tanh and
+    Sigmoid, which do not scale with their input, unlike lengths merge badly: compare with the plain cut. No data is needed
     (model folding, Wang et al., 2025, with the units that the plan keeps in place of cluster means); `refit` does far better
     where there is some.
 

@@ -42,7 +42,9 @@ def accelerating(training: Training, given: Any = None) -> Iterator[Any]:
             ) from None
         kind = made.distributed_type.value
         if any(sharded in kind for sharded in ("FSDP", "DEEPSPEED", "MEGATRON")):
-            raise TrainingError(f"accelerate is set to {kind}: finetune keeps a whole model in each process; use MULTI_GPU or NO")
+            raise TrainingError(
+                f"accelerate is set to {kind}: finetune keeps a whole model in each process; use MULTI_GPU or NO"
+            )
         yield made
     finally:
         if not others:

@@ -74,7 +74,7 @@ def _add(sums: Tensor, x: Tensor, name: str) -> None:
     """Adds the number of values of each channel, their sum and that of their squares."""
     values = x.detach().transpose(0, 1).flatten(1).double()
     if values.shape[1] < 2:
-        raise PlanError(f"a batch gives {name} one value of each channel, which has no variance: give larger batches (drop_last)")
+        raise PlanError(f"a batch gives {name} one value of each channel: no variance; give larger batches (drop_last)")
     sums += torch.stack([torch.full((len(values),), values.shape[1]).to(values), values.sum(1), values.square().sum(1)]).cpu()
 
 

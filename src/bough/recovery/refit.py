@@ -92,7 +92,8 @@ def refit_(
         memory: bytes that runs which wait for the next layer may hold; batches beyond are run anew for each.
 
     Raises:
-        PlanError: the plan is for another model, `small` was cut by another, no weight can be refitted, or the data is empty or gives NaN.
+        PlanError: the plan is for another model, `small` was cut by another, no weight can be refitted, or the data is empty or
+            gives NaN.
         TraceError: on this data a model takes another path than on its first batch.
     """
     if ridge < 0 or sites < 1:
