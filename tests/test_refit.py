@@ -369,6 +369,25 @@ def test_a_failure_leaves_the_model_as_it_was():
         merge(bough.trace(small, data[0]), plan)
 
 
+def test_a_model_that_changes_its_input_changes_no_data():
+    class Changing(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    layers = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)
+    model, plain = (randomize(made).eval() for made in (Changing(*layers), nn.Sequential(nn.Linear(5, 5), *layers)))
+    with torch.no_grad():
+        plain[0].weight.copy_(2 * torch.eye(5))
+        plain[0].bias.zero_()
+    data = batches((5,))
+    before = copy.deepcopy(data)
+    small, plan = cut_to_half(model, "0", data[0].clone())
+    found = refit(model, small, plan, data)
+    assert all(torch.equal(a, b) for a, b in zip(data, before, strict=True))
+    small, plan = cut_to_half(plain, "1", data[0])
+    torch.testing.assert_close(found.model[2].weight, refit(plain, small, plan, data).model[3].weight)
+
+
 def test_prune_refits():
     model, _, _, data = halved("mlp")
     result = bough.prune(model, data[0], bough.Budget(macs="60%"), refit=True, data=data)

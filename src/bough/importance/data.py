@@ -193,9 +193,9 @@ def _sample(value: Any, i: int, n: int) -> Any:
 
 
 def moved(value: Any, home: torch.device) -> Any:
-    """`value` with its tensors (tuples, lists and mappings opened) on the device `home`."""
+    """`value` with copies of its tensors (tuples, lists and mappings opened) on the device `home`: a model may change them."""
     if isinstance(value, Tensor):
-        return value.to(home)
+        return value.to(home, copy=True)
     if type(value) in (tuple, list):
         return type(value)(moved(v, home) for v in value)
     return {k: moved(v, home) for k, v in value.items()} if isinstance(value, Mapping) else value
