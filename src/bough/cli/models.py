@@ -64,8 +64,9 @@ def pruned(reference: str, checkpoint: Path, shape: str | None) -> Pruned:
 def _import(module: str, reference: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ModelReferenceError(f"{reference} needs the module {module}, which can not be imported: {error}") from None
+    except (ImportError, RuntimeError, OSError) as error:  # the latter two from packages whose binaries do not fit
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelReferenceError(f"{reference} needs the module {module}, which can not be imported: {reason}") from None
 
 
 def find(reference: str) -> Callable[..., Any]:
