@@ -256,6 +256,63 @@ def test_equals_least_squares_on_materialized_inputs():
     np.testing.assert_allclose(refitted.b.bias.detach().numpy(), constant, atol=1e-9)
 
 
+class Again(nn.Module):
+    """`a` runs three times: on what no cut changes, and on what one does."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.up, self.down, self.head = nn.Linear(5, 5), nn.Linear(5, 16), nn.Linear(16, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        same = self.a(x)
+        return torch.cat([same, self.head(torch.tanh(self.a(torch.tanh(self.a(self.down(torch.tanh(self.up(x))))))))], -1)
+
+
+@pytest.mark.parametrize("memory", [2**31, 0])
+def test_a_layer_that_runs_again_is_fitted_to_all_it_reads(memory):
+    model = randomize(Again()).eval()
+    data = batches((5,), n=8)
+    small, plan = cut_to_half(model, "up", data[0])
+    found = refit(model, small, plan, data, memory=memory, ridge=0).model
+    x = torch.cat(data)
+
+    def read(net, first):
+        """What the three runs of `first` and the head read; `first` gives way to another layer after the solution."""
+        one = net.down(torch.tanh(net.up(x)))
+        two = torch.tanh(first(one))
+        return x, one, two, torch.tanh(first(two))
+
+    def solved(inputs, targets):
+        rows = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
+        return torch.linalg.lstsq(rows, targets).solution.detach()
+
+    theirs, before = read(model, model.a), read(found, small.a)
+    wanted = solved(torch.cat(before[:3]), model.a(torch.cat(theirs[:3])))
+    torch.testing.assert_close(torch.cat([found.a.weight.T, found.a.bias[None]]).detach(), wanted)
+    wanted = solved(read(found, found.a)[3], model.head(theirs[3]))
+    torch.testing.assert_close(torch.cat([found.head.weight.T, found.head.bias[None]]).detach(), wanted)
+
+
+def test_an_output_that_is_changed_in_place_is_fitted_as_it_was():
+    class Gated(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.i, self.gate, self.up, self.o = nn.Linear(5, 16), nn.Linear(16, 12), nn.Linear(16, 12), nn.Linear(12, 3)
+            self.inplace = inplace
+
+        def forward(self, x):
+            x = torch.tanh(self.i(x))
+            return self.o(F.silu(self.gate(x), inplace=self.inplace) * self.up(x))
+
+    data, found = batches((5,)), []
+    for inplace in (False, True):
+        model = randomize(Gated(inplace)).eval()
+        small, plan = cut_to_half(model, "i", data[0])
+        found.append(refit(model, small, plan, data, skips=False).model.state_dict())
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value)
+
+
 @pytest.mark.parametrize("name", ["residual", "encoder", "transposed"])
 @pytest.mark.parametrize("memory", [2**31, 0])
 def test_batches_do_not_matter_and_neither_does_memory(name, memory):

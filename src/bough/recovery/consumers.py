@@ -56,20 +56,26 @@ class Candidates:
 
 
 def consumers(dense: Graph, small: Graph, plan: Plan, kept: Mapping[Atom, Kept], everything: bool) -> Candidates:
-    """The consumers whose inputs the cut has changed; those that read cut units alone unless `everything`."""
+    """The consumers of weights for which the cut has changed an input (for which it has cut units, unless `everything`)."""
     changed, twin = lossy(dense, plan, kept), twins(dense, small, plan)
     readers, flow, big = dict(_readers(small)), Flow(small), Flow(dense)
     skipped: dict[str, str] = {}
     found: list[Consumer] = []
     theirs = {r.op: r for r in _all(dense)}
+
+    def affected(reading: Reading) -> bool:
+        assert reading.contraction is not None
+        reads_cut = any(a in kept for a in _summed(reading.contraction))
+        return reads_cut or (everything and dense.ops[reading.op].inputs[reading.argument] in changed)
+
+    pairs = {at: theirs.get(twin[at].index) if at in twin else None for at in readers}
+    fitted = {n for at, (names, _) in readers.items() if (other := pairs[at]) and affected(other) for n in names}
     for at, (names, reading) in readers.items():
-        other = theirs.get(twin[at].index) if at in twin else None
+        other = pairs[at]
         if other is None:
             skipped.update(dict.fromkeys(names, "the dense model's run has no such op"))
             continue
-        assert other.contraction is not None
-        reads_cut = any(a in kept for a in _summed(other.contraction))
-        if not (reads_cut or (everything and dense.ops[other.op].inputs[other.argument] in changed)):
+        if fitted.isdisjoint(names):
             continue
         why = _obstacle(small, names, readers, flow, plan) or _mixed(dense, other, kept)
         if why:

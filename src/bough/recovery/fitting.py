@@ -57,7 +57,8 @@ class _Weight:
 
     tensors: list[Tensor]
     sums: Sums
-    left: int = 0  # consumers that have not been read yet
+    uses: int = 0  # consumers
+    left: int = 0  # of them, those that have not been read yet
 
 
 class Fitting:
@@ -78,6 +79,7 @@ class Fitting:
             why = "; ".join(f"{n}: {w}" for n, w in list(self.skipped.items())[:5])
             raise PlanError(f"no weight of {type(small.model).__name__} can be refitted. {why or 'The plan cuts nothing.'}")
         for c in fit:
+            self.weights[c.name].uses += 1
             self.weights[c.name].left += 1
         self.stages = [list(g) for _, g in groupby(fit, lambda c: small.ops[c.small.op].inputs[c.small.argument])]
 
@@ -115,8 +117,9 @@ class Fitting:
                 for big, little in runs.at(number):
                     for c in stage:
                         self._read(c, big, little[stage[0].small.op, False], little)
-                for c in stage:
-                    self._solve(c)
+                again = [self._solve(c) for c in stage]
+                if any(again):
+                    runs.restart()
 
     def _small_route(self) -> Route:
         """The cut model stops before the first consumer that reads what a stage fits."""
@@ -213,12 +216,12 @@ class Fitting:
         weight = self.weights[c.name]
         return unfold(c.small, self.small.ops[c.small.op], weight.tensors, 1).w
 
-    def _solve(self, c: Consumer) -> None:
-        """Once all that read a weight are read: solves for it and writes it."""
+    def _solve(self, c: Consumer) -> bool:
+        """Once all that read a weight are read: solves for it and writes it. Whether runs have used the old one before."""
         weight = self.weights[c.name]
         weight.left -= 1
         if weight.left:
-            return
+            return False
         start, tensor = self._blocks(c), weight.tensors[_weight(c.small)]
         shift = torch.zeros(len(start), start.shape[-1], dtype=torch.float64, device=start.device)
         if c.shift and c.constant is not None:
@@ -226,7 +229,7 @@ class Fitting:
         del self.weights[c.name]
         if not weight.sums.rows:
             self.skipped[c.name] = "no row of the data reaches it"
-            return
+            return False
         solution = weight.sums.solve(start, shift, free=c.shift, ridge=self.options.ridge)
         numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
         places = [numbered if i == _weight(c.small) else t for i, t in enumerate(weight.tensors)]
@@ -244,6 +247,7 @@ class Fitting:
             few = f"{solution.rows} rows of data for {start.shape[1]} inputs are few"
             notes.append(few if solution.rows else "where no row of data came, it is as it was")
         self.layers.append(Layer(c.name, solution.before, solution.after, "; ".join(notes)))
+        return weight.uses > 1
 
 
 def _weights(squares: Tensor) -> Tensor:

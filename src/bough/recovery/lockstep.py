@@ -48,9 +48,14 @@ class Lockstep:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.restart()
+        self._stack.close()
+
+    def restart(self) -> None:
+        """Ends the runs that wait: the next stage begins with new ones."""
         for pair in self._held:
             _close(pair)
-        self._stack.close()
+        self._held.clear()
 
     def at(self, stage: int) -> Iterator[tuple[Seen, Seen]]:
         """For each batch: what both runs have seen when they stand at a stage. Stages are asked for in order."""
@@ -103,7 +108,8 @@ def _taps(route: Route) -> Iterator[Tap]:
         def read(op: OpRecord, tensors: Sequence[Tensor], place: Place = place, last: int = last) -> None:
             run = running()
             if last >= run.until:
-                run.seen[place] = [t.detach() for t in tensors]
+                stands = stages.get(place) == run.until  # else what comes next in the run may change them in place
+                run.seen[place] = [t.detach() if stands else t.detach().clone() for t in tensors]
             if stages.get(place) == run.until:
                 run.stop()
 

@@ -16,12 +16,12 @@ from bough.spaces import Atom, Each, Indices, Kept, Space, coordinates, indices,
 from bough.tracing.execution import held_tensors
 
 
-def check_cut(model: nn.Module, small: nn.Module, plan: Plan) -> None:
-    """Raises PlanError where `small` has a tensor of other than the shape that the plan cuts it to from `model`'s."""
+def check_cut(small: nn.Module, plan: Plan) -> None:
+    """Raises PlanError where `small` has a tensor of other than the shape that the plan cuts it to."""
     found = {n: list(t.shape) for n, t, _, _ in held_tensors(small)}
-    for name, tensor, _, _ in held_tensors(model):
+    for name, whole in plan.original_shapes.items():
         cut = plan.kept.get(name, {})
-        shape = [len(cut.get(dim, range(n))) for dim, n in enumerate(tensor.shape)]
+        shape = [len(cut.get(dim, range(n))) for dim, n in enumerate(whole)]
         own = found.get(renamed(name, plan), shape)
         if own != shape and not any(name.startswith(f"{layer}.") for layer in plan.left_out):
             raise PlanError(f"small was not cut by this plan: its {name} has shape {own}, and the plan's has {shape}")

@@ -102,7 +102,7 @@ def refit_(
     if dense is cut:
         raise PlanError("model and small are one: small is a copy of model that the plan has cut")
     check(dense, plan)
-    check_cut(dense, cut, plan)
+    check_cut(cut, plan)
     first = example_of(dense, stream) if example_inputs is None else example_inputs
     with undisturbed(dense), undisturbed(cut), _all_or_nothing(cut):
         graphs = trace(dense, first), trace(cut, first)
