@@ -313,6 +313,120 @@ def test_an_output_that_is_changed_in_place_is_fitted_as_it_was():
         torch.testing.assert_close(found[1][key], value)
 
 
+class Levels(nn.Module):
+    """One layer for two levels, each with a norm, bias or nothing of its own."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.i, self.j, self.kind = nn.Linear(5, 16), nn.Linear(5, 16), kind
+        self.w, self.b, self.c = nn.Parameter(torch.zeros(4, 16)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+        self.n1, self.n2 = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        low, high = torch.tanh(self.i(x)), torch.tanh(self.j(x) + 1)
+        high = high + 0 * low  # one group
+        if self.kind == "norms":
+            return self.n1(F.linear(low, self.w)), self.n2(F.linear(high, self.w))
+        return F.linear(low, self.w, self.b), F.linear(high, self.w, self.c if self.kind == "biases" else None)
+
+
+@pytest.mark.parametrize("kind", ["norms", "biases", "one bias"])
+def test_a_weight_of_several_constants(kind):
+    model = randomize(Levels(kind)).eval()
+    data = batches((5,), n=8)
+    small, plan = cut_to_half(model, "i", data[0])
+    found = refit(model, small, plan, data, ridge=0).model
+    x = torch.cat(data)
+    rows = [torch.tanh(f) for f in (small.i(x), small.j(x) + 1)]
+    theirs = [torch.tanh(f) @ model.w.T for f in (model.i(x), model.j(x) + 1)]
+    own = [0, 1] if kind != "one bias" else [0, None]  # which rows have which constant
+    columns = [torch.stack([torch.full((len(x),), float(o == k)) for k in (0, 1)[: 1 + (kind != "one bias")]], 1) for o in own]
+    joined = torch.cat([torch.cat(pair, 1) for pair in zip(rows, columns, strict=True)])
+    wanted = torch.linalg.lstsq(joined.double(), torch.cat(theirs)).solution.detach()
+    torch.testing.assert_close(found.w.T.detach(), wanted[:8])
+    if kind == "norms":
+        moved = [(n.running_mean - m.running_mean) for n, m in ((found.n1, model.n1), (found.n2, model.n2))]
+        torch.testing.assert_close(torch.stack(moved), -wanted[8:])
+    else:
+        biases = torch.stack([found.b - model.b, found.c - model.c])[: 1 + (kind == "biases")].detach()
+        torch.testing.assert_close(biases, wanted[8:])
+
+
+def test_branches_that_are_added_make_up_for_each_other():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.a, self.b = (
+                nn.Conv2d(3, 8, 1),
+                nn.Conv2d(8, 8, 1, bias=False),
+                nn.Conv2d(8, 8, 3, padding=1, bias=False),
+            )
+            self.n1, self.n2, self.head = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = torch.relu(self.i(x))
+            return self.head(torch.relu(self.n1(self.a(x)) + self.n2(self.b(x))))
+
+    model = randomize(Branches()).eval()
+    data = batches((3, 6, 6))
+    small, plan = cut_to_half(model, "i", data[0])
+    sums = []
+    for skips in (False, True):
+        seen = []
+        for net in (model, refit(model, small, plan, data, skips=skips).model):
+            x = torch.relu(net.i(torch.cat(data)))
+            seen.append(net.n1(net.a(x)) + net.n2(net.b(x)))
+        sums.append((seen[0] - seen[1]).square().sum().item())
+    assert sums[1] < sums[0]
+
+
+@pytest.mark.parametrize(
+    ("added", "scale"), [("bias", {"alpha": 2.0}), ("residual", {}), ("number", {}), ("bias", {"beta": 0.5})]
+)
+def test_what_is_no_bias_is_told(added, scale):
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.r, self.w, self.head = (
+                nn.Linear(5, 8),
+                nn.Linear(5, 4),
+                nn.Parameter(torch.zeros(8, 4)),
+                nn.Linear(8, 2),
+            )
+            self.bias, self.number = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            h = torch.tanh(self.i(x))
+            one = self.r(x) if added == "residual" else getattr(self, added)
+            return torch.addmm(one, h, self.w, **scale), self.head(h)
+
+    model = randomize(Joined()).eval()
+    data = batches((5,))
+    small, plan = cut_to_half(model, "w", data[0])
+    result = refit(model, small, plan, data)
+    assert "something else than a bias" in result.skipped["w"]
+    assert [layer.name for layer in result.layers] == ["head.weight"]
+
+
+def test_a_bias_that_is_a_buffer_stays():
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.w = nn.Linear(5, 8), nn.Parameter(torch.zeros(4, 8))
+            self.register_buffer("b", torch.randn(4))
+
+        def forward(self, x):
+            return F.linear(torch.tanh(self.i(x)), self.w, self.b)
+
+    model = randomize(Held()).eval()
+    data = batches((5,))
+    small, plan = cut_to_half(model, "i", data[0])
+    found, x = refit(model, small, plan, data, ridge=0).model, torch.cat(data)
+    wanted = torch.linalg.lstsq(torch.tanh(small.i(x)), model(x) - model.b).solution.detach()
+    torch.testing.assert_close(found.w.T.detach(), wanted)
+    assert torch.equal(found.b, model.b)
+
+
 @pytest.mark.parametrize("name", ["residual", "encoder", "transposed"])
 @pytest.mark.parametrize("memory", [2**31, 0])
 def test_batches_do_not_matter_and_neither_does_memory(name, memory):
@@ -402,7 +516,7 @@ def test_memory_of_sums_does_not_grow():
     sums, sizes = Sums(), []
     for _ in range(3):
         sums.add([torch.randn(500, 4)], [torch.randn(500, 3)])
-        sizes.append(sum(t.numel() for t in (sums._products, sums._squares)))
+        sizes.append(sum(t.numel() for part in sums._parts.values() for t in part))
     assert sizes == [8 * 5 + 3] * 3
 
 
@@ -508,11 +622,11 @@ def test_a_block_without_rows_stays(free):
     torch.manual_seed(0)
     x, y = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
     sums = Sums()
-    sums.add([x, x[:0]], [y, y[:0]])
-    start, shift = torch.randn(2, 3, 2, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64) * free
-    found = sums.solve(start, shift, free=free, ridge=1e-3)
+    sums.add([x, x[:0]], [y, y[:0]], shift="b" * free)
+    start, shift = torch.randn(2, 3, 2, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
+    found = sums.solve(start, {"b": shift}, ridge=1e-3)
     assert torch.equal(found.weight[1], start[1])
-    assert torch.equal(found.shift[1], shift[1])
+    assert not free or torch.equal(found.shifts["b"][1], shift[1])
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
@@ -521,11 +635,11 @@ def test_what_does_not_vary_has_no_say(ridge):
     x = torch.rand(96, 4, dtype=torch.float64) * 0 + torch.tensor([1.1, 0.7, 3.0, 0.0], dtype=torch.float64)
     y = torch.randn(96, 2, dtype=torch.float64)
     sums = Sums()
-    sums.add([x], [y])
+    sums.add([x], [y], shift="b")
     start = torch.randn(1, 4, 2, dtype=torch.float64)
-    found = sums.solve(start, torch.zeros(1, 2, dtype=torch.float64), free=True, ridge=ridge)
+    found = sums.solve(start, {"b": torch.zeros(1, 2, dtype=torch.float64)}, ridge=ridge)
     assert torch.allclose(found.weight, start, atol=1e-2)
-    assert torch.allclose(x @ found.weight[0] + found.shift[0], y.mean(0).expand(96, 2))
+    assert torch.allclose(x @ found.weight[0] + found.shifts["b"][0], y.mean(0).expand(96, 2))
 
 
 class Stream(nn.Module):

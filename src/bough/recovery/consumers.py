@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from bough.graph import Graph, OpRecord
 from bough.importance.readings import Reading
@@ -12,6 +13,9 @@ from bough.recovery.pairing import lossy, renamed, twins
 from bough.spaces import Atom, Kept, normal
 from bough.tracing.contractions import Contraction, contractions, weights_of
 from bough.tracing.flow import Flow, Produced
+
+Readers = Mapping[int, tuple[frozenset[str], Reading]]
+"""Of ops that read an activation and a weight: the parameters of the weight, and how it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +36,16 @@ class Skip:
 class Consumer:
     """An op of both runs whose weight, (a view of) the parameter `name` of the cut model, can be solved for.
 
-    `constant`: the argument that is added to the outputs, if there is one. `shift`: whether a constant can be solved for,
-    too: that argument or, without it, the running mean `mean` of the batch norm that alone reads the outputs. `routed`: which
-    rows the op sees depends on the data, so the two runs' are not the same samples.
+    `constant`: the argument that is added to the outputs, if there is one. `shift`: what takes a constant that is solved for,
+    too: the parameter that is this argument or, without one, the running mean of the batch norm that alone reads the outputs;
+    "" where nothing does. `routed`: which rows the op sees depends on the data, so the two runs' are not the same samples.
     """
 
     name: str
     dense: Reading
     small: Reading
     constant: int | None
-    mean: str
-    shift: bool
+    shift: str
     skip: Skip | None
     routed: bool
 
@@ -82,11 +85,13 @@ def consumers(dense: Graph, small: Graph, plan: Plan, kept: Mapping[Atom, Kept],
             skipped.update(dict.fromkeys(names, why))
             continue
         op, (name,) = small.ops[at], names
-        constant, mean = flow.constant(op), flow.mean(op)
-        shift = bool(mean) if constant is None else flow.owns(op, constant)
+        constant = flow.constant(op)
+        shift = flow.mean(op) if constant is None else op.states[constant]
+        if constant is not None and not _solvable(small, shift, names, readers, flow):
+            shift = ""
         routed = small.real or op.name == "_grouped_mm"
         skip = None if routed else _skip(op, flow, big, twin)
-        found.append(Consumer(name, other, reading, constant, mean, shift, skip, routed))
+        found.append(Consumer(name, other, reading, constant, shift, skip, routed))
     for name, dims in plan.kept.items():
         new = renamed(name, plan)
         if dims and len(dense.states[name].axes) > 1 and new in flow.recurrent:
@@ -118,15 +123,17 @@ def _summed(c: Contraction) -> frozenset[Atom]:
     return c.atoms | {a for s in c.op.combined for a in normal(s).atoms}
 
 
-def _obstacle(
-    small: Graph, names: frozenset[str], readers: Mapping[int, tuple[frozenset[str], Reading]], flow: Flow, plan: Plan
-) -> str:
+def _obstacle(small: Graph, names: frozenset[str], readers: Readers, flow: Flow, plan: Plan) -> str:
     """Why a weight can not be solved for, as far as the run tells; "" if it can."""
     if len(names) > 1:
         some = sorted(names)
         return f"the weight is computed from {' and '.join(some[:2])}{f' and {len(some) - 2} more' if len(some) > 2 else ''}"
     (name,) = names
+    origin = weights_of(small)
     for op, argument in flow.uses.get(name, ()):
+        constant = flow.constant(op)
+        if constant is not None and (op.scalars or origin(op, constant) is None or not _one_each(op, constant)):
+            return f"{op.name} of {op.module or 'the model'} adds something else than a bias, or scales it"
         at = readers.get(op.index)
         if at is None or name not in at[0] or (at[1].weight or (-1,))[0] != argument:
             return f"{op.name} of {op.module or 'the model'} reads the same parameter"
@@ -135,6 +142,25 @@ def _obstacle(
     if any(renamed(s.name, plan) == name and not _scales_outputs(flow, name, s.dim) for s in plan.scales):
         return "a factor that keeps a scalar of the model as it was is folded into it"
     return ""
+
+
+def _one_each(op: OpRecord, constant: int) -> bool:
+    """Whether a constant is one number for each output."""
+    sizes = [axis.size for axis in op.arguments[constant]]
+    if op.name == "baddbmm":
+        return sizes == [op.results[0][0].size, 1, op.results[0][2].size]
+    outputs = op.results[0][-1 if op.name in ("linear", "addmm") else 1 - len(op.arguments[1])].size
+    return sizes[-1:] == [outputs] and prod(sizes) == outputs
+
+
+def _solvable(small: Graph, constant: str, names: frozenset[str], readers: Readers, flow: Flow) -> bool:
+    """Whether a constant is a parameter that is added to products of the same weight alone."""
+    uses = flow.uses.get(constant, ())
+    return (
+        bool(constant)
+        and small.states[constant].parameter
+        and all(flow.constant(op) == i and op.index in readers and readers[op.index][0] == names for op, i in uses)
+    )
 
 
 def _mixed(dense: Graph, reading: Reading, kept: Mapping[Atom, Kept]) -> str:

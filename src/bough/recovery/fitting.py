@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -53,11 +52,10 @@ class Layer:
 
 @dataclass(slots=True)
 class _Weight:
-    """What is known of a parameter while its consumers are gone through: the tensors an op was seen with, and the sums."""
+    """What is known of a parameter while its consumers are gone through."""
 
-    tensors: list[Tensor]
-    sums: Sums
-    uses: int = 0  # consumers
+    sums: Sums = field(default_factory=Sums)
+    consumers: list[Consumer] = field(default_factory=list)
     left: int = 0  # of them, those that have not been read yet
 
 
@@ -72,6 +70,7 @@ class Fitting:
         self.layers: list[Layer] = []
         self.means: list[tuple[Tensor, Tensor]] = []
         self.weights: dict[str, _Weight] = {}
+        self._tensors: dict[int, list[Tensor]] = {}  # what each op was seen with in one run
         self._batch = first_batch(data)
         self._look(found.found)
         fit = [c for c in found.found if c.name in self.weights]
@@ -79,14 +78,28 @@ class Fitting:
             why = "; ".join(f"{n}: {w}" for n, w in list(self.skipped.items())[:5])
             raise PlanError(f"no weight of {type(small.model).__name__} can be refitted. {why or 'The plan cuts nothing.'}")
         for c in fit:
-            self.weights[c.name].uses += 1
             self.weights[c.name].left += 1
-        self.stages = [list(g) for _, g in groupby(fit, lambda c: small.ops[c.small.op].inputs[c.small.argument])]
+        self.stages = self._stages(fit)
+
+    def _stages(self, fit: Sequence[Consumer]) -> list[list[Consumer]]:
+        """Consumers of one input are fitted together, unless what comes of one is added to what comes of another."""
+        stages: list[list[Consumer]] = []
+        for c in fit:
+            first, skip = stages[-1][0] if stages else None, self._skip(c)
+            same = first is not None and self._input(first) == self._input(c)
+            if first is not None and same and (skip is None or skip.small[0] < first.small.op):
+                stages[-1].append(c)
+            else:
+                stages.append([c])
+        return stages
+
+    def _input(self, c: Consumer) -> int:
+        return self.small.ops[c.small.op].inputs[c.small.argument]
 
     def _look(self, found: Sequence[Consumer]) -> None:
         """Runs the cut model on one batch to see each weight as its op does: a view of a parameter can be written."""
         own = {p.untyped_storage()._cdata for p in self.small.model.parameters()}
-        seen: dict[int, list[Tensor]] = {}
+        seen = self._tensors
 
         def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
             seen[op.index] = [t.detach() for t in tensors]
@@ -97,17 +110,21 @@ class Fitting:
             if c.small.op not in seen:
                 self.skipped[c.name] = "the data does not reach it"
                 continue
-            tensors = seen[c.small.op]
-            weight = tensors[_weight(c.small)]
+            weight = self._tensor(c)
             stretched = any(s == 0 and n > 1 for s, n in zip(weight.stride(), weight.shape, strict=True))
             if weight.untyped_storage()._cdata not in own or stretched:
                 self.skipped[c.name] = "the weight is computed from a parameter, and not a view of it"
             elif c.name not in self.skipped:
-                known = self.weights.setdefault(c.name, _Weight(tensors, Sums()))
-                if known.tensors[_weight(c.small)].data_ptr() != weight.data_ptr():
+                known = self.weights.setdefault(c.name, _Weight())
+                known.consumers.append(c)
+                if self._tensor(known.consumers[0]).data_ptr() != weight.data_ptr():
                     self.skipped[c.name] = "several ops read parts of it"
         for name in self.weights.keys() & self.skipped.keys():
             del self.weights[name]
+
+    def _tensor(self, c: Consumer) -> Tensor:
+        """The weight, as its op sees it."""
+        return self._tensors[c.small.op][_weight(c.small)]
 
     def run(self, memory: int) -> None:
         """Goes from stage to stage. `memory`: bytes that batches may hold which wait for the next one."""
@@ -148,8 +165,7 @@ class Fitting:
     def _read(self, c: Consumer, big: Seen, x: Sequence[Tensor], little: Seen) -> None:
         """Adds a batch to a consumer's sums. `x`: the arguments of the op that the cut model stands at."""
         op, theirs = self.small.ops[c.small.op], self.dense.ops[c.dense.op]
-        weight = self.weights[c.name]
-        tensors = list(weight.tensors)
+        tensors = list(self._tensors[c.small.op])
         y = self._kept(big[c.dense.op, True][0], theirs.results[0]) * self._factors(c, theirs)
         if c.routed:
             tensors = [t if i == _weight(c.small) else big[c.dense.op, False][i] for i, t in enumerate(tensors)]
@@ -165,14 +181,14 @@ class Fitting:
         if c.routed and len(rows) > len(self._blocks(c)):  # experts
             stay = indices(theirs.arguments[c.dense.weight[0]][0], self.kept).tolist()  # type: ignore[index]
             rows, targets = [rows[i] for i in stay], [targets[i] for i in stay]
-        if c.constant is not None and not c.shift:
+        if c.constant is not None and not c.shift:  # it stays, and the rest is what the weight is for
             constant = tensors[c.constant].reshape(len(targets), 1, -1)
             targets = [t - k for t, k in zip(targets, constant, strict=True)]
         weights = None
         if stream is not None:
             each = outcome(c.small, op, tensors, stream, self.options.sites)
             weights = [_weights(e.double().square().sum(1)) for e in each]
-        weight.sums.add(rows, targets, weights)
+        self.weights[c.name].sums.add(rows, targets, weights, c.shift)
 
     def _kept(self, tensor: Tensor, axes: Sequence[Space]) -> Tensor:
         found = select(tensor, axes, self.kept)
@@ -189,8 +205,7 @@ class Fitting:
                 factors[list(s.indices)] *= s.factor
         if factors is None:
             return 1.0
-        weight = self.weights[c.name].tensors[_weight(c.small)]
-        factors = factors[torch.from_numpy(indices(axis, self.kept))].to(weight)
+        factors = factors[torch.from_numpy(indices(axis, self.kept))].to(self._tensor(c))
         return factors.view(-1, *(1,) * (len(op.results[0]) - 2)) if op.name.endswith("convolution") else factors
 
     def _error_of(self, skip: Skip, big: Seen, little: Seen) -> Tensor | float:
@@ -213,8 +228,7 @@ class Fitting:
         return y + theirs if skip.norm is None and theirs.shape == y.shape else None
 
     def _blocks(self, c: Consumer) -> Tensor:
-        weight = self.weights[c.name]
-        return unfold(c.small, self.small.ops[c.small.op], weight.tensors, 1).w
+        return unfold(c.small, self.small.ops[c.small.op], self._tensors[c.small.op], 1).w
 
     def _solve(self, c: Consumer) -> bool:
         """Once all that read a weight are read: solves for it and writes it. Whether runs have used the old one before."""
@@ -222,32 +236,38 @@ class Fitting:
         weight.left -= 1
         if weight.left:
             return False
-        start, tensor = self._blocks(c), weight.tensors[_weight(c.small)]
-        shift = torch.zeros(len(start), start.shape[-1], dtype=torch.float64, device=start.device)
-        if c.shift and c.constant is not None:
-            shift = weight.tensors[c.constant].double().reshape(shift.shape)
+        start, tensor, tensors = self._blocks(c), self._tensor(c), self._tensors[c.small.op]
+        shifted = {use.shift: use for use in weight.consumers if use.shift}
+        none = torch.zeros(len(start), start.shape[-1], dtype=torch.float64, device=start.device)
+        shifts = {
+            name: none if use.constant is None else self._tensors[use.small.op][use.constant].double().reshape(none.shape)
+            for name, use in shifted.items()
+        }
         del self.weights[c.name]
         if not weight.sums.rows:
             self.skipped[c.name] = "no row of the data reaches it"
             return False
-        solution = weight.sums.solve(start, shift, free=c.shift, ridge=self.options.ridge)
+        solution = weight.sums.solve(start, shifts, ridge=self.options.ridge)
         numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
-        places = [numbered if i == _weight(c.small) else t for i, t in enumerate(weight.tensors)]
+        places = [numbered if i == _weight(c.small) else t for i, t in enumerate(tensors)]
         flat = torch.empty(tensor.numel(), dtype=torch.float64, device=tensor.device)
         flat[unfold(c.small, self.small.ops[c.small.op], places, 1).w.long().flatten()] = solution.weight.flatten()
         tensor.copy_(flat.view(tensor.shape))
-        if c.shift and c.constant is not None:
-            weight.tensors[c.constant].copy_(solution.shift.reshape(weight.tensors[c.constant].shape))
-        elif c.shift:
-            mean = self.small.tensor(c.mean)
-            mean -= solution.shift.flatten()
-            self.means.append((mean, mean.clone()))
+        for name, shift in solution.shifts.items():
+            use = shifted[name]
+            if use.constant is not None:
+                bias = self._tensors[use.small.op][use.constant]
+                bias.copy_(shift.reshape(bias.shape))
+            else:
+                mean = self.small.tensor(name)
+                mean -= shift.flatten()
+                self.means.append((mean, mean.clone()))
         notes = ["on the dense model's inputs: which rows it sees depends on data"] if c.routed else []
         if solution.rows < _FEW * start.shape[1]:
             few = f"{solution.rows} rows of data for {start.shape[1]} inputs are few"
             notes.append(few if solution.rows else "where no row of data came, it is as it was")
         self.layers.append(Layer(c.name, solution.before, solution.after, "; ".join(notes)))
-        return weight.uses > 1
+        return len(weight.consumers) > 1
 
 
 def _weights(squares: Tensor) -> Tensor:

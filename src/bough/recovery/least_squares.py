@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,70 +14,102 @@ from bough.importance.moments import TINY, rounding
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """y ~ x w + shift. w: [blocks, d, outputs]; shift: [blocks, outputs], 0 where no constant can be added.
+    """y ~ x w + shift. w: [blocks, d, outputs]; shifts: by name, [blocks, outputs].
 
     `before`, `after`: E|y - x w - shift|^2 as a share of E|y - E y|^2 (of E|y|^2 where no constant can be added, or y does not
     vary; not a share where y is 0). A block of which there are no rows is as it was.
     """
 
     weight: Tensor
-    shift: Tensor
+    shifts: dict[str, Tensor]
     before: float
     after: float
     rows: int  # of the block with the fewest
 
 
 class Sums:
-    """What rows x [N, d] and y [N, outputs] of each block add up to; memory is that of d x (d + outputs), whatever N."""
+    """What rows x [N, d] and y [N, outputs] of each block add up to; memory is that of d x (d + outputs), whatever N.
+
+    Rows of one w may have different constants, as where a layer runs under several batch norms: these are told by name.
+    """
 
     def __init__(self) -> None:
-        self._products: Tensor | None = None  # [blocks, d + outputs + 1, d + 1]: sums of [x y 1]^T [x 1]
-        self._squares: Tensor | None = None  # [blocks, outputs]: of y^2
+        # for each constant, [blocks, d + outputs + 1, d + 1]: sums of [x y 1]^T [x 1]; and [blocks, outputs]: of y^2
+        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
         self._rows: list[int] = []
 
     def add(
-        self, x: Sequence[Tensor] | Tensor, y: Sequence[Tensor] | Tensor, weights: Sequence[Tensor] | None = None
+        self, x: Sequence[Tensor] | Tensor, y: Sequence[Tensor] | Tensor, weights: Sequence[Tensor] | None = None,
+        shift: str = "",
     ) -> None:  # fmt: skip
-        """Adds the rows of one batch, each as often as its weight says (once without weights [N])."""
+        """Adds the rows of one batch, each as often as its weight says (once without weights [N]), to which the constant
+        called `shift` can be added; none where that is ""."""
         each = list(weights) if weights is not None else [torch.ones(len(a), device=a.device) for a in x]
         parts = [_products(a, b, w) for a, b, w in zip(x, y, each, strict=True)]
         products, squares = (torch.stack(p) for p in zip(*parts, strict=True))
         self._rows = [len(a) + n for a, n in zip(x, self._rows or [0] * len(parts), strict=True)]
-        self._products = products if self._products is None else self._products + products
-        self._squares = squares if self._squares is None else self._squares + squares
+        if shift in self._parts:
+            before = self._parts[shift]
+            products, squares = products + before[0], squares + before[1]
+        self._parts[shift] = products, squares
 
     @property
     def rows(self) -> int:
         """Of all blocks together."""
         return sum(self._rows)
 
-    def solve(self, weight: Tensor, shift: Tensor, *, free: bool, ridge: float) -> Solution:
-        """The w (and, where `free`, the shift) of least E|y - x w - shift|^2 + ridge mean(diag H) |w - weight|^2.
+    def solve(self, weight: Tensor, shifts: Mapping[str, Tensor], *, ridge: float) -> Solution:
+        """The w, and the constants `shifts`, of least E|y - x w - shift|^2 + ridge mean(diag H) |w - weight|^2.
 
-        H is E[x x^T], of x - E[x] where the shift is free; with ridge = 0 what the data leaves open stays as in `weight`.
+        H is E[x x^T], of x - E[x] where there is a constant; with ridge = 0 what the data leaves open stays as in `weight`.
         """
-        assert self._products is not None
-        assert self._squares is not None
-        n = self._products[:, -1:, -1:]
-        none = n == 0
-        n = torch.where(none, 1.0, n)
-        means, d = self._products / n, self._products.shape[-1] - 1
-        second, cross, squares = means[:, :d, :d], means[:, d:-1, :d].mT, self._squares / n[:, 0]
-        x, y = means[:, :d, -1], means[:, d:-1, -1]
+        total = sum((products[:, -1:, -1:] for products, _ in self._parts.values()), torch.zeros(()))
+        none = total == 0
+        parts = [_part(*part, torch.where(none, 1.0, total), name) for name, part in self._parts.items()]
+        raw, second, cross, squares, power = (sum(terms[1:], terms[0]) for terms in zip(*(p.terms for p in parts), strict=True))
         if not all(t.isfinite().all() for t in (second, cross, squares)):
             raise PlanError("not finite: the model gives NaN or infinity on this data")
-        start, power = weight.double(), squares.sum()
-        if free:
-            second, cross = second - x[:, :, None] * x[:, None, :], cross - x[:, :, None] * y[:, None, :]
-            squares = squares - y.square()
-        new = start + torch.where(none, 0.0, _solved(second, cross - second @ start, ridge, means[:, :d, :d]))
+        start = weight.double()
+        new = start + torch.where(none, 0.0, _solved(second, cross - second @ start, ridge, raw))
         if not new.isfinite().all():
             raise PlanError("not finite: least squares has no solution on this data")
-        moved = torch.where(none[:, 0], shift, y - (x[:, None] @ new)[:, 0]) if free else torch.zeros_like(y)
-        off = torch.where(none[:, 0], 0.0, y - (x[:, None] @ start)[:, 0] - shift).square().sum() if free else 0.0
+        free = [p for p in parts if p.name]
+        moved = {p.name: torch.where(p.share == 0, shifts[p.name], p.constant(new)) for p in free}
+        off = sum((p.share * (p.constant(start) - shifts[p.name]).square()).sum() for p in free)
         scale = next((s for s in (squares.sum(), power) if s > 1e-30 * power), torch.ones_like(power))
         before, after = ((_error(second, cross, squares, w) + e) / scale for w, e in ((start, off), (new, 0.0)))
         return Solution(new, moved, float(before.clamp_min(0)), float(after.clamp_min(0)), min(self._rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of one constant: their share of all [blocks, 1], their means, and what they add to the moments of all."""
+
+    name: str
+    share: Tensor
+    x: Tensor
+    y: Tensor
+    terms: tuple[Tensor, ...]  # E[x x^T], the same and E[x y^T] and E[y^2] around the means that are free, all of E[y^2]
+
+    def constant(self, w: Tensor) -> Tensor:
+        """The best one beside w."""
+        return self.y - (self.x[:, None] @ w)[:, 0]
+
+
+def _part(products: Tensor, squares: Tensor, total: Tensor, name: str) -> _Part:
+    d, own = products.shape[-1] - 1, products[:, -1:, -1]
+    x, y = (m / torch.where(own == 0, 1.0, own) for m in (products[:, :d, -1], products[:, d:-1, -1]))
+    share, raw, cross, powers = (
+        own / total[:, 0],
+        products[:, :d, :d] / total,
+        products[:, d:-1, :d].mT / total,
+        squares / total[:, 0],
+    )
+    second, power = raw, powers.sum()
+    if name:
+        among = share[:, :, None] * x[:, :, None]
+        second, cross, powers = raw - among * x[:, None, :], cross - among * y[:, None, :], powers - share * y.square()
+    return _Part(name, share, x, y, (raw, second, cross, powers, power))
 
 
 def _products(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,12 +54,7 @@ class Flow:
         """The argument that a linear layer or convolution adds to what it gives."""
         if op.name in LAYERS and len(op.arguments) > 2:
             return 2
-        return 0 if op.name == "addmm" else None
-
-    def owns(self, op: OpRecord, argument: int) -> bool:
-        """Whether a constant is a parameter that nothing but such ops reads."""
-        name = op.states[argument]
-        return bool(name) and not op.scalars and all(o.name == op.name and i == argument for o, i in self.uses.get(name, ()))
+        return 0 if op.name in ("addmm", "baddbmm") else None
 
     def mean(self, op: OpRecord) -> str:
         """The running mean of the batch norm that alone reads a linear layer or convolution; "" where there is none."""
