@@ -12,6 +12,7 @@ from torch.utils.data import (
 import bough
 from bough.errors import PlanError, TrainingError
 from bough.recovery import Distillation, Features, Training, distill, distillation_loss
+from bough.recovery.finetune import batch_loss
 from tests.trained import net, same, weights
 
 pytest.importorskip("accelerate")
@@ -136,3 +137,89 @@ def test_the_output_of_a_module_is_what_goes_on():
     with match.watch(small, model) as seen:
         small(x), model(x)
     assert match(seen).item() == pytest.approx(0.0, abs=1e-12)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.layers = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def test_features_after_a_layer_that_is_left_out_have_the_student_s_names():
+    torch.manual_seed(0)
+    model, x = Blocks().eval(), torch.randn(6, 4)
+    with torch.no_grad():
+        for p in model.layers[1].down.parameters():
+            p.zero_()  # so that all others give the very same without it
+    graph = bough.trace(model, x)
+    plan = bough.plan(graph, bough.score(graph, "l2"), keep=1.0, drop=["layers.1"])
+    small, match = bough.cut(model, plan), Features(graph, ["layers.0", "layers.2"], plan=plan)
+    with match.watch(small, model) as seen:
+        small(x), model(x)
+    assert seen[0].keys() == {"layers.0", "layers.1"}
+    assert match(seen).item() == 0
+    with pytest.raises(PlanError, match=r"leaves out layers\.1"):
+        Features(graph, ["layers.1.up"], plan=plan)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o, self.f, self.g = (nn.Linear(a, b) for a, b in ((16, 16),) * 4 + ((16, 24), (24, 3)))
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (4, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.g(self.f(self.o(x)).relu())
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_features_of_heads_whose_scale_is_folded(ragged):
+    torch.manual_seed(0)
+    model, x = Attending().eval(), torch.randn(3, 5, 16)
+    graph = bough.trace(model, x)
+    plan = bough.plan(graph, bough.score(graph, "l2"), keep=0.5, ragged=ragged)
+    assert plan.scales
+    assert bool(plan.ragged) == ragged
+    if ragged:
+        Features(graph, ["f"], plan=plan)  # its own units are cut alike
+        with pytest.raises(PlanError, match="raggedly"):
+            Features(graph, ["q"], plan=plan)
+        return
+    small = bough.cut(model, plan)
+    for name in ("q", "k", "v"):  # which read what no cut changes
+        match = Features(graph, [name], plan=plan)
+        with match.watch(small, model) as seen:
+            small(x), model(x)
+        assert match(seen).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_labels_tell_where_classes_are():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 5, 7), torch.randint(0, 5, (4, 5))
+    wanted = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert torch.allclose(batch_loss(logits, (None, labels)), wanted)
+    assert torch.allclose(batch_loss(logits.mT, (None, labels)), wanted)
+    with pytest.raises(TrainingError, match="may be in dim 1 or in the last"):
+        batch_loss(torch.randn(4, 5, 5), (None, labels))
+    small, large, x = nn.Linear(3, 7), nn.Linear(3, 7), torch.randn(4, 5, 3)
+    how = Distillation(logits=0.5)
+    wanted = 0.5 * F.cross_entropy(small(x).mT, labels) + 0.5 * distillation_loss(small(x), large(x))
+    done = distill(small, large, TensorDataset(x, labels), Training(batch_size=4), distillation=how)
+    assert done.epochs[0]["loss"] == pytest.approx(wanted.item(), rel=1e-5)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import bough
 from bough.errors import PlanError
@@ -154,3 +155,16 @@ def test_finetune_keeps_masks(tmp_path):
     data = torch.utils.data.TensorDataset(torch.randn(32, 4), torch.randint(0, 2, (32,)))
     finetune(model, data, Training(epochs=2, folder=tmp_path), regularizers=[Sparse(model, masks)])
     assert sum(int(model.get_parameter(n).count_nonzero()) for n in masks) <= sum(int(m.sum()) for m in masks.values())
+
+
+def test_units_that_can_not_be_zero_stay_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, seen = torch.randn(4, 6), []
+    tickets = find_tickets(
+        model, lambda m, sparse: seen.append(m(x).detach()), keep=0.5, rounds=1, graph=bough.trace(model, x)
+    )  # fmt: skip
+    assert tickets[1].plan.groups["2"] == (4, 8)
+    assert all(out.isfinite().all() for out in seen)
+    with pytest.raises(PlanError, match="units that can be zero"):
+        find_tickets(model[:3], lambda m, sparse: None, keep=0.5, graph=bough.trace(model[:3], x))

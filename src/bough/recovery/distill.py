@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from bough.errors import TrainingError
 from bough.recovery.attach import Regularizer
 from bough.recovery.features import Features
-from bough.recovery.finetune import batch_loss, logits_of, run_batch
+from bough.recovery.finetune import batch_loss, classes_dim, logits_of, run_batch
 from bough.recovery.identity import settings
 from bough.recovery.launch import accelerating
 from bough.recovery.loop import Run, Task
@@ -51,8 +51,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 
 class Distillation:
     """What is learned from the teacher: (1 - logits) x the task's loss + logits x `distillation_loss` + features x distance.
 
-    `logits`: from 0 to 1; at 1 labels are not needed. `dim`: of the logits, where classes are; unless given the last, and 1 of
-    four dims or more, as of maps [N, classes, H, W], and where the default loss takes logits [N, classes, ...] with labels.
+    `logits`: from 0 to 1; at 1 labels are not needed. `dim`: of the logits, where classes are; unless given what labels
+    leave for them, [N, classes, ...] or [N, ..., classes], and without labels the last, or 1 of four dims or more, as of maps.
     `features`: the weight of `match`'s distance. `match`: a `Features`.
     """
 
@@ -105,7 +105,12 @@ def distill(
     def total(found: _Found, batch: Any) -> Tensor:
         own, wanted = logits_of(found.student), logits_of(found.teacher)
         labelled = loss is None and how.logits < 1 and own is found.student  # by `batch_loss`, which takes classes from dim 1
-        dim = how.dim if how.dim is not None else 1 if own.dim() > 3 or (labelled and own.dim() > 2) else -1
+        if how.dim is not None:
+            dim = how.dim
+        elif labelled and own.dim() > 2 and isinstance(batch, (tuple, list)) and len(batch) == 2:
+            dim = classes_dim(own, batch[1])
+        else:
+            dim = 1 if own.dim() > 3 else -1
         value = how.logits * distillation_loss(own, wanted, temperature=how.temperature, dim=dim)
         if how.logits < 1:
             value = value + (1 - how.logits) * task_loss(found.student, batch)

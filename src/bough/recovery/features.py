@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +13,12 @@ from torch.nn import functional as F
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
 from bough.planning import Plan
-from bough.spaces import Atom, coordinates, indices, normal
+from bough.recovery.consumers import output_dim
+from bough.recovery.pairing import folded, kept_units, renamed
+from bough.spaces import Atom, Each, Kept, Space, indices, normal
 from bough.tracing.wrapped import unwrap
+
+_LINEAR = "linear", "addmm", "convolution", "_convolution"
 
 
 class Features(nn.Module):
@@ -24,7 +27,8 @@ class Features(nn.Module):
     Each pair's distance is divided by the mean square of the teacher's feature, so no layer outweighs the others.
 
     - of a student that was cut from the teacher (`plan`): the plan and the types of `graph` say which of the teacher's units
-      the student has kept, along every axis; only these are compared, and nothing is learned.
+      the student has kept, along every axis; only these are compared, and nothing is learned. Names are the teacher's; where
+      layers were left out, those after them have other names in the student.
     - of any other student: where the widths differ, a learned linear projection takes the student's feature to the
       teacher's width, along dim 1 of outputs [N, C, H, W] (or [N, C, L] of convolutions), the last dim of others.
 
@@ -56,18 +60,25 @@ class Features(nn.Module):
         super().__init__()
         if (plan is None) == (student is None):
             raise PlanError("Features needs either the plan that the student was cut by, or the student's graph")
-        self.pairs = dict(names) if isinstance(names, Mapping) else {n: n for n in names}
+        self.pairs = dict(names) if isinstance(names, Mapping) else {_renamed(n, plan): n for n in names}
         if not self.pairs:
             raise PlanError("Features compares nothing: name at least one module")
         self._selected: dict[str, dict[int, Tensor]] = {}
+        self._factors: dict[str, Tensor] = {}
         self.projections = nn.ModuleDict()
-        kept = _kept(graph, plan) if plan is not None else {}
+        kept = kept_units(graph, plan) if plan is not None else {}
         for own, other in self.pairs.items():
-            axes = _output(graph, other).results[0]
-            if student is None:
+            op = _output(graph, other)
+            axes = op.results[0]
+            if plan is not None:
+                _refuse_ragged(other, axes, kept)
                 chosen = {d: indices(a, kept) for d, a in enumerate(axes)}
                 self._selected[own] = {d: torch.from_numpy(i) for d, i in chosen.items() if len(i) < axes[d].size}
-            else:
+                scales = [s for s in plan.scales if s.name in op.states and op.name in _LINEAR and s.dim == output_dim(op)]
+                weights = [s for s in scales if len(graph.states[s.name].axes) > 1]  # the bias has the same ones
+                if weights:
+                    self._factors[own] = folded(op, weights, kept)
+            elif student is not None:
                 sizes = [a.size for a in _output(student, own).results[0]]
                 dim = _channels(student, own, len(sizes))
                 if sizes[dim] != axes[dim].size:
@@ -83,6 +94,8 @@ class Features(nn.Module):
     def _distance(self, own: Tensor, wanted: Tensor, name: str) -> Tensor:
         for dim, kept in self._selected.get(name, {}).items():
             wanted = wanted.index_select(dim, kept.to(wanted.device))
+        if name in self._factors:
+            wanted = wanted * self._factors[name].to(wanted)
         if _key(name) in self.projections:
             own = self.projections[_key(name)](own)
         if own.shape != wanted.shape:
@@ -141,18 +154,16 @@ def _channels(graph: Graph, name: str, dims: int) -> int:
     return 1 if dims >= 4 or (dims == 3 and convolves) else dims - 1
 
 
-def _kept(graph: Graph, plan: Plan) -> dict[Atom, Any]:
-    """The units that a plan keeps of each atom that it cuts."""
-    found: dict[Atom, Any] = {}
-    for group in graph.groups:
-        if group.name in plan.ragged:
-            raise PlanError(f"{group.name!r} is cut raggedly: its units match no one set of the teacher's")
-        for m in group.members:
-            if group.atom not in found and m.dim in plan.kept.get(m.name, {}):
-                units = coordinates(normal(graph.states[m.name].axes[m.dim]), group.atom)[0]
-                kept = units[plan.kept[m.name][m.dim]]
-                found[group.atom] = np.unique(kept[kept >= 0])
-    return found
+def _renamed(name: str, plan: Plan | None) -> str:
+    for layer in plan.left_out if plan else ():
+        if name == layer or name.startswith(f"{layer}."):
+            raise PlanError(f"Features names {name!r}, and the plan leaves out {layer}: compare another module")
+    return renamed(name, plan) if plan else name
+
+
+def _refuse_ragged(name: str, axes: Sequence[Space], kept: Mapping[Atom, Kept]) -> None:
+    if any(isinstance(kept.get(atom), Each) for axis in axes for atom in normal(axis).atoms):
+        raise PlanError(f"the output of {name!r} is cut raggedly: its units match no one set of the teacher's")
 
 
 def _key(name: str) -> str:

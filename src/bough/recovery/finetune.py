@@ -74,13 +74,29 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
 
 
 def batch_loss(output: Any, batch: Any) -> Tensor:
-    """The loss that the output brings, or cross-entropy of its logits [N, classes, ...] with `batch[1]`."""
+    """The loss that the output brings, or cross-entropy of its logits (see `classes_dim`) with `batch[1]`."""
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(own, Tensor):
         return own
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return F.cross_entropy(logits_of(output), batch[1])
+        logits, labels = logits_of(output), batch[1]
+        return F.cross_entropy(logits.movedim(classes_dim(logits, labels), 1) if logits.dim() > 2 else logits, labels)
     raise TrainingError("the output has no loss and the batch is no pair (inputs, labels): give loss=(output, batch) -> Tensor")
+
+
+def classes_dim(logits: Tensor, labels: Tensor) -> int:
+    """The dim of logits of three dims and more that labels [N, ...] leave for the classes: 1 or the last.
+
+    Raises:
+        TrainingError: it could be either.
+    """
+    last, first = labels.shape == logits.shape[:-1], labels.shape == logits.shape[:1] + logits.shape[2:]
+    if last and first:
+        raise TrainingError(
+            f"logits {list(logits.shape)} and labels {list(labels.shape)}: classes may be in dim 1 or in the last; give "
+            "loss=(output, batch) -> Tensor, and Distillation(dim=)"
+        )
+    return -1 if last else 1
 
 
 def logits_of(output: Any) -> Tensor:

@@ -19,7 +19,7 @@ from bough.recovery.consumers import Consumer, Skip, consumers
 from bough.recovery.inputs import first_batch
 from bough.recovery.least_squares import Sums
 from bough.recovery.lockstep import Lockstep, Place, Route, Seen
-from bough.recovery.pairing import kept_units, renamed, select
+from bough.recovery.pairing import folded, kept_units, renamed, select
 from bough.spaces import Space, indices
 from bough.tracing.flow import channel_scale
 from bough.tracing.taps import Tap, tapped
@@ -197,16 +197,8 @@ class Fitting:
 
     def _factors(self, c: Consumer, op: OpRecord) -> Tensor | float:
         """What the plan has folded into the weight, for each output that is kept."""
-        axis = op.results[0][1 if op.name.endswith("convolution") else -1]
-        factors = None
-        for s in self.plan.scales:
-            if renamed(s.name, self.plan) == c.name:
-                factors = torch.ones(axis.size, dtype=torch.float64) if factors is None else factors
-                factors[list(s.indices)] *= s.factor
-        if factors is None:
-            return 1.0
-        factors = factors[torch.from_numpy(indices(axis, self.kept))].to(self._tensor(c))
-        return factors.view(-1, *(1,) * (len(op.results[0]) - 2)) if op.name.endswith("convolution") else factors
+        scales = [s for s in self.plan.scales if renamed(s.name, self.plan) == c.name]
+        return folded(op, scales, self.kept).to(self._tensor(c)) if scales else 1.0
 
     def _error_of(self, skip: Skip, big: Seen, little: Seen) -> Tensor | float:
         """How far what the outputs are added to is from the dense model's, in front of the norm between."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
-from bough.planning.plan import Plan
+from bough.planning.plan import Plan, Scale
 from bough.spaces import Atom, Each, Indices, Kept, Space, coordinates, indices, normal
 from bough.tracing.execution import held_tensors
 
@@ -72,6 +72,17 @@ def select(tensor: Tensor, axes: Sequence[Space], kept: Mapping[Atom, Kept]) -> 
             return None
         tensor = tensor.index_select(dim, torch.from_numpy(indices(space, kept)).to(tensor.device))
     return tensor
+
+
+def folded(op: OpRecord, scales: Sequence[Scale], kept: Mapping[Atom, Kept]) -> Tensor:
+    """What scales of the rows of a linear layer's or convolution's weight multiply its kept outputs by, to be broadcast."""
+    convolves = op.name.endswith("convolution")
+    axis = op.results[0][1 if convolves else -1]
+    factors = torch.ones(axis.size, dtype=torch.float64)
+    for s in scales:
+        factors[list(s.indices)] *= s.factor
+    found = factors[torch.from_numpy(indices(axis, kept))]
+    return found.view(-1, *(1,) * (len(op.results[0]) - 2)) if convolves else found
 
 
 def twins(dense: Graph, small: Graph, plan: Plan) -> dict[int, OpRecord]:

@@ -17,6 +17,7 @@ from bough.planning import Plan
 from bough.planning import plan as make_plan
 from bough.recovery.masks import Masks, Sparse, apply_masks_, kept_share, masks_of
 from bough.recovery.modes import modes_kept, modes_of
+from bough.recovery.regularize.units import can_be_zero
 from bough.recovery.schedule import Schedule, geometric
 
 State = dict[str, Any]
@@ -135,8 +136,9 @@ def find_tickets(
             it to the optimizer, or give it to `finetune(regularizers=(sparse,))`.
         keep: the share kept in the last round, of all weights or of each group's units; `schedule` gives the rounds before.
         rewind_to: the `snapshot` that each round starts from: of epoch k; of the model as it is unless given.
-        graph: of the model, for structured tickets: whole units of its exact groups, which `cut(model, ticket.plan)` takes out.
-            Unstructured ones, by the magnitude of all weights, unless given.
+        graph: of the model, for structured tickets: whole units of its exact groups, which `cut(model, ticket.plan)` takes out;
+            groups whose units can not be zero (weight norm) stay whole. Unstructured ones, by the magnitude of all weights,
+            unless given.
         importance: of the units of structured tickets; `GroupNorm(p=2)` unless given.
         control: in each round train a random ticket too, from the same start and with as much kept in each place.
 
@@ -153,6 +155,11 @@ def find_tickets(
     shares = schedule(keep, rounds)  # told before anything is trained, if they can not be
     start = snapshot(model) if rewind_to is None else rewind_to
     modes = modes_of(model)  # the graph's, in which its plans are checked
+    whole = [g.name for g in graph.groups if not can_be_zero(graph, g)] if graph is not None else []
+    if graph is not None and not any(g.exact and g.name not in whole for g in graph.groups):
+        raise PlanError(
+            f"no group of {type(model).__name__} has units that can be zero: leave out graph= for unstructured tickets"
+        )
     found = [Ticket(1.0, {}, None, train(model, Sparse(model, {})), None)]
     for number, share in enumerate(shares):
         plan = None
@@ -161,7 +168,7 @@ def find_tickets(
             chance = random_masks(masks, seed + number)
         else:
             with modes_kept(model, modes):
-                plan = make_plan(graph, score(graph, importance or GroupNorm(p=2)), keep=share, exact_only=True)
+                plan = make_plan(graph, score(graph, importance or GroupNorm(p=2)), keep=share, exact_only=True, ignore=whole)
                 masks, chance = masks_of(model, plan), masks_of(model, random_plan(graph, plan, seed + number))
         other = train(rewind_(model, start, chance), Sparse(model, chance)) if control else None
         result = train(rewind_(model, start, masks), Sparse(model, masks))

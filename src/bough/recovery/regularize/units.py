@@ -122,8 +122,13 @@ def all_units(graph: Graph, groups: Iterable[str] | None = None) -> tuple[tuple[
     return tuple(found), left
 
 
+def can_be_zero(graph: Graph, group: Group) -> bool:
+    """Whether no op divides by the norm of a unit, as weight norm does."""
+    return not any(group.atom in normal(s).atoms for op in graph.ops for s in op.undefined)
+
+
 def _unfit(graph: Graph, group: Group, *, chosen: bool) -> str:
-    if any(group.atom in normal(s).atoms for op in graph.ops for s in op.undefined):
+    if not can_be_zero(graph, group):
         return "an op divides by the norm of its units, which can not be zero (weight norm)"
     for m in group.members:
         if graph.states[m.name].parameter and not graph.tensor(m.name).requires_grad:
