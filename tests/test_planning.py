@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import bough
-from bough.errors import BudgetError, PlanError, TraceError
+from bough.errors import BudgetError, ConflictError, PlanError, TraceError
 from tests.zoo.small import ZOO
 
 
@@ -293,3 +293,20 @@ def test_sensitivity_evaluates_models_of_its_own():
 
     bough.sensitivity(graph, bough.score(graph, "l2"), ruin)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_model_that_runs_another_path_than_traced_is_told():
+    class Switched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.cached = nn.Linear(4, 8), nn.Linear(8, 3), False
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x.exp() if self.cached else x.tanh())
+
+    model = Switched()
+    graph = bough.trace(model, torch.randn(2, 4))
+    model.cached = True
+    with pytest.raises(ConflictError, match="no longer runs as it was traced"):
+        bough.plan(graph, bough.score(graph, "l2"), keep=0.5)

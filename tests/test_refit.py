@@ -1,6 +1,7 @@
 """Refit restores what is a combination of what was kept, never makes a layer worse, and equals least squares by hand."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -408,6 +409,31 @@ def test_what_is_no_bias_is_told(added, scale):
     assert [layer.name for layer in result.layers] == ["head.weight"]
 
 
+class Read(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.i, self.w, self.kind = nn.Linear(5, 8), nn.Parameter(torch.zeros(3, 8, 4)), kind
+        self.pair = nn.Bilinear(8, 8, 4)
+
+    def forward(self, x):
+        h = torch.tanh(self.i(x))
+        return torch.einsum("nd,edo->no", h, self.w) if self.kind == "einsum" else self.pair(h, h.cos())
+
+
+@pytest.mark.parametrize(("kind", "told"), [("einsum", "dim of the weight alone"), ("bilinear", "No product of an activation")])
+def test_what_least_squares_can_not_solve_is_told(kind, told):
+    model, (x,) = randomize(Read(kind)).eval(), batches((5,), n=1)
+    small, plan = cut_to_half(model, "i", x)
+    with pytest.raises(PlanError, match=told):
+        refit(model, small, plan, [x])
+
+
+def test_a_rebuilt_model_is_told():
+    model, small, plan, data = halved("mlp")
+    with pytest.raises(PlanError, match="rebuild"):
+        refit(model, small, dataclasses.replace(plan, rebuild=True), data)
+
+
 def test_a_bias_that_is_a_buffer_stays():
     class Held(nn.Module):
         def __init__(self):
@@ -570,6 +596,15 @@ def test_prune_refits():
         bough.prune(model, data[0], bough.Budget(macs="60%"), refit=True)
 
 
+class ByName(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.conv, self.norm = layers[0], layers[1]
+
+    def forward(self, x):
+        return self.norm(input=self.conv(x))
+
+
 def test_recalibrate_is_the_mean_and_variance_of_what_norms_read():
     model = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 2, 1))).eval()
     data = batches((3, 6, 6), n=3) + batches((3, 6, 6), n=1, size=5)
@@ -581,6 +616,9 @@ def test_recalibrate_is_the_mean_and_variance_of_what_norms_read():
     assert not any(m.training for m in model.modules())
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
     assert changed == ["1.running_mean", "1.running_var"]
+    by_name = ByName(model)
+    seen = recalibrate(by_name, [torch.cat(data)]).norm.running_mean
+    torch.testing.assert_close(seen, by_name.conv(torch.cat(data)).mean((0, 2, 3)))
     with pytest.raises(PlanError, match="gives 1 one value of each channel"):
         recalibrate(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), torch.randn(5, 3).split(4))
     with pytest.raises(PlanError, match="no batch norm"):

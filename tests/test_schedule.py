@@ -73,6 +73,13 @@ def test_what_leaves_layers_out_is_not_composed():
     plan = bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep=1.0, drop=[graph.layers[0].name])
     with pytest.raises(PlanError, match="leaves out a layer"):
         compose(plan, plan)
+    planning = functools.partial(bough.plan, drop=[graph.layers[0].name])
+    trained = []
+    with pytest.raises(PlanError, match="cut it out first"):
+        iterate(
+            model, torch.randn(1, 4), bough.Budget(params="60%"), lambda m, s: trained.append(s), steps=2, planning=planning
+        )
+    assert not trained
 
 
 class Residual(nn.Module):

@@ -8,10 +8,12 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import bough
+from bough import recovery
 from bough.errors import PlanError
 from bough.recovery import (
     Sparse,
     Training,
+    apply_masks_,
     find_tickets,
     finetune,
     geometric,
@@ -168,3 +170,36 @@ def test_units_that_can_not_be_zero_stay_whole():
     assert all(out.isfinite().all() for out in seen)
     with pytest.raises(PlanError, match="units that can be zero"):
         find_tickets(model[:3], lambda m, sparse: None, keep=0.5, graph=bough.trace(model[:3], x))
+
+
+class Attending(nn.Module):
+    """The stream's group has the name of the module `o`, in whose weight the heads are, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.o, self.q, self.k, self.v, self.e, self.h = (nn.Linear(16, n) for n in (16, 16, 16, 16, 16, 9))
+        self.n = nn.LayerNorm(16)
+
+    def forward(self, x):
+        x = self.e(x)
+        q, k, v = (f(self.n(x)).unflatten(-1, (4, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = x + self.o(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.h(self.n(x))
+
+
+def test_a_group_with_a_module_s_name_holds_no_other():
+    torch.manual_seed(0)
+    model, x = Attending().eval(), torch.randn(2, 5, 16)
+    graph = bough.trace(model, x)
+    plan = bough.plan(graph, bough.score(graph, "l2"), keep=0.5, exact_only=True)
+    assert plan.groups["o"] == (16, 16)
+    assert plan.groups["v/head_dim"] == (2, 4)
+    assert random_plan(graph, plan).groups == plan.groups
+    apply_masks_(model, masks_of(model, plan))
+    assert recovery.zeros(graph).groups["v/head_dim"] == (2, 4)
+    fading = recovery.regularize.ProgressiveZeroing(graph, bough.Budget(params="80%"), steps=1, periods=1)
+    sgd = torch.optim.SGD(model.parameters(), 0.0)
+    fading.attach(sgd)
+    sgd.step()
+    assert fading.plan.groups["o"] == (16, 16)
+    assert fading.plan.cost.params <= 0.8 * fading.plan.original.params

@@ -194,6 +194,25 @@ def test_options_that_do_harm(options):
         Training(**options)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"loss": lambda out, batch: F.cross_entropy(out, batch[1], reduction="none")}, {"loss": lambda out, batch: 1.0},
+        {"loss": lambda out, batch: out.detach().sum()}, {"loss": "ce"},
+        {"evaluate": lambda model: None}, {"evaluate": lambda model: torch.ones(2)}, {"evaluate": 0.5},
+    ],
+)  # fmt: skip
+def test_what_is_no_loss_and_no_metric_is_told(given):
+    with pytest.raises(TrainingError, match=next(iter(given))):
+        finetune(net(), Noisy(), **given)
+
+
+def test_labels_that_do_not_fit_are_told():
+    for labels in (torch.full((8,), 3), torch.rand(8), torch.zeros(8, 2, dtype=torch.long)):
+        with pytest.raises(TrainingError, match="number the classes"):
+            finetune(net(), TensorDataset(torch.randn(8, 4), labels))
+
+
 def test_what_can_not_be_trained_is_told_before(tmp_path):
     with pytest.raises(TrainingError, match="evaluate"):
         finetune(net(), Noisy(), Training(patience=1))

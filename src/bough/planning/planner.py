@@ -119,6 +119,7 @@ class _Search:
 
     def agreed(self, held: dict[str, str]) -> Plan:
         """Plans anew, with ever more groups held, until nothing contradicts the plan."""
+        contradicted = False
         for _ in range(len(self.graph.groups) + 1 + (self.even.patience if self.even else 0)):
             tied = self._tied(held)
             found = self.counting(tied, replace(self.allowed, steps=self.even.steps if self.even else {}))
@@ -127,6 +128,9 @@ class _Search:
                 continue  # the model's class refuses these widths, and `even` is stricter now
             if not draft.conflicts:
                 return self._finished(draft, tied, found.note)
+            if not contradicted:
+                self._check_traced()
+                contradicted = True
             if self.on_conflict == "rebuild":
                 return replace(self._finished(draft.for_rebuild(), tied, found.note), rebuild=True)
             if self.on_conflict == "raise":
@@ -135,6 +139,15 @@ class _Search:
             fresh = _blamed(draft, held) or isolate(self.graph, draft.sizes, tied, str(draft.conflicts[0]))
             held = {**tied.held, **held, **fresh}
         raise ConflictError("no plan agrees with the model's Python")
+
+    def _check_traced(self) -> None:
+        """Whether it is the plan that the model's Python contradicts, or already what was traced."""
+        whole = self._draft({g.name: g.size for g in self.graph.groups})
+        if whole is not None and whole.conflicts:
+            raise ConflictError(
+                f"{type(self.graph.model).__name__} no longer runs as it was traced ({whole.conflicts[0]}): something was set "
+                "on it since, such as use_cache in a config; trace it anew"
+            )
 
     def _tied(self, held: Mapping[str, str]) -> Ties:
         graph, even = self.graph, self.even

@@ -10,6 +10,7 @@ from bough.graph import Graph, OpRecord
 from bough.importance.readings import Reading
 from bough.planning.plan import Plan
 from bough.recovery.pairing import lossy, renamed, twins
+from bough.rules.contraction import einsum_letters
 from bough.spaces import Atom, Kept, normal
 from bough.tracing.contractions import Contraction, contractions, weights_of
 from bough.tracing.flow import Flow, Produced
@@ -134,6 +135,8 @@ def _obstacle(small: Graph, names: frozenset[str], readers: Readers, flow: Flow,
         constant = flow.constant(op)
         if constant is not None and (op.scalars or origin(op, constant) is None or not _one_each(op, constant)):
             return f"{op.name} of {op.module or 'the model'} adds something else than a bias, or scales it"
+        if op.name == "einsum" and _summed_alone(op, argument):
+            return f"an einsum of {op.module or 'the model'} sums over a dim of the weight alone"
         at = readers.get(op.index)
         if at is None or name not in at[0] or (at[1].weight or (-1,))[0] != argument:
             return f"{op.name} of {op.module or 'the model'} reads the same parameter"
@@ -142,6 +145,13 @@ def _obstacle(small: Graph, names: frozenset[str], readers: Readers, flow: Flow,
     if any(renamed(s.name, plan) == name and not _scales_outputs(flow, name, s.dim) for s in plan.scales):
         return "a factor that keeps a scalar of the model as it was is folded into it"
     return ""
+
+
+def _summed_alone(op: OpRecord, weight: int) -> bool:
+    """Whether an einsum sums over a letter that its weight alone has."""
+    inputs, output = einsum_letters(op.detail[0], [len(a) for a in op.arguments])
+    others = {c for i, term in enumerate(inputs) for c in term if i != weight}
+    return not others.union(output).issuperset(inputs[weight])
 
 
 def _one_each(op: OpRecord, constant: int) -> bool:

@@ -80,7 +80,13 @@ def batch_loss(output: Any, batch: Any) -> Tensor:
         return own
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         logits, labels = logits_of(output), batch[1]
-        return F.cross_entropy(logits.movedim(classes_dim(logits, labels), 1) if logits.dim() > 2 else logits, labels)
+        try:
+            return F.cross_entropy(logits.movedim(classes_dim(logits, labels), 1) if logits.dim() > 2 else logits, labels)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise TrainingError(
+                f"no cross-entropy of logits {list(logits.shape)} and the batch's second part: {error}. Give labels that "
+                "number the classes, or loss=(output, batch) -> Tensor"
+            ) from None
     raise TrainingError("the output has no loss and the batch is no pair (inputs, labels): give loss=(output, batch) -> Tensor")
 
 

@@ -75,8 +75,9 @@ class Fitting:
         self._look(found.found)
         fit = [c for c in found.found if c.name in self.weights]
         if not fit:
+            cause = "No product of an activation and a weight reads what is cut." if plan.kept else "The plan cuts nothing."
             why = "; ".join(f"{n}: {w}" for n, w in list(self.skipped.items())[:5])
-            raise PlanError(f"no weight of {type(small.model).__name__} can be refitted. {why or 'The plan cuts nothing.'}")
+            raise PlanError(f"no weight of {type(small.model).__name__} can be refitted. {why or cause}")
         for c in fit:
             self.weights[c.name].left += 1
         self.stages = self._stages(fit)

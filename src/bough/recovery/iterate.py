@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bough.cutting import Verification, cut, transfer_optimizer, verify
+from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
 from bough.planning import Budget, Plan, plan
@@ -91,7 +92,12 @@ def iterate(
     """
     criterion = importance or Magnitude(p=2)
     graph = trace(model, example_inputs, ignore=ignore)
-    planning(graph, score(graph, criterion, data), budget)  # can it be reached at all? better told now than after training
+    end = planning(graph, score(graph, criterion, data), budget)  # can it be reached? better told now than after training
+    if end.left_out and steps > 1:
+        raise PlanError(
+            f"a plan that leaves out a layer ({next(iter(end.left_out))}) can not be followed by another: cut it out first, "
+            "and iterate from that model"
+        )
     bounds = budgets(budget, graph.cost(), steps, schedule)
     small, whole, done = model, None, []
     for number, bound in enumerate(bounds):

@@ -66,6 +66,10 @@ class Run:
         regularizers: Sequence[Regularizer], accelerator: Any,
     ) -> None:  # fmt: skip
         self.task, self.training, self.regularizers = task, training, tuple(regularizers)
+        for name in ("loss", "forward", "evaluate", "callback"):
+            given = getattr(task, name)
+            if given is not None and not callable(given):
+                raise TrainingError(f"{name}={given!r} can not be called: give a function")
         if training.patience is not None and task.evaluate is None:
             raise TrainingError(f"Training(patience={training.patience}) needs evaluate=model -> metric, to be measured by")
         _check_graphs(model, self.regularizers)
@@ -185,13 +189,23 @@ class Run:
             return None
         self.plain.eval()
         with torch.no_grad():
-            value = float(self.task.evaluate(self.plain))
+            found = self.task.evaluate(self.plain)
+        try:
+            value = float(found)
+        except (TypeError, ValueError, RuntimeError):
+            raise TrainingError(f"evaluate gave {found!r:.80}: it must give one number, the metric") from None
         if math.isnan(value):
             raise TrainingError(f"the validation metric is nan after epoch {self.at.epoch}")
         return self._shared(torch.tensor(value, dtype=torch.float64, device="cpu"))
 
     def _finite(self, loss: Tensor) -> float:
         """The loss over all processes; nothing is learned from one that is not finite."""
+        if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+            what = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise TrainingError(
+                f"the loss is {what}{'' if getattr(loss, 'requires_grad', False) else ' without a gradient'}: it must be one "
+                "number with a gradient, the mean over a batch"
+            )
         value = self._shared(loss.detach())
         if not math.isfinite(value):
             at = self.at

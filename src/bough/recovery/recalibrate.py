@@ -42,7 +42,12 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
         raise PlanError(f"{type(model).__name__} has no batch norm with running statistics")
     sums = {m: torch.zeros(3, m.num_features, dtype=torch.float64) for m in norms}
     names = {m: n for n, m in model.named_modules()}
-    hooks = [m.register_forward_pre_hook(lambda m, args: _add(sums[m], args[0], names[m])) for m in norms]
+    hooks = [
+        m.register_forward_pre_hook(
+            lambda m, args, named: _add(sums[m], args[0] if args else named["input"], names[m]), with_kwargs=True
+        )
+        for m in norms
+    ]
     try:
         with torch.no_grad(), undisturbed(model):
             for m in norms:

@@ -101,6 +101,10 @@ def refit_(
     dense, cut, stream = traceable(model), traceable(small), of(data)
     if dense is cut:
         raise PlanError("model and small are one: small is a copy of model that the plan has cut")
+    if plan.rebuild:
+        raise PlanError(
+            "the plan was carried out by `rebuild`, and refit can not follow an exported program: fine-tune instead"
+        )
     check(dense, plan)
     check_cut(cut, plan)
     first = example_of(dense, stream) if example_inputs is None else example_inputs

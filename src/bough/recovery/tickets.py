@@ -83,9 +83,7 @@ def random_plan(graph: Graph, plan: Plan, seed: int = 0) -> Plan:
         True
     """
     counts = {name: kept for name, (kept, _) in plan.groups.items()}
-    return make_plan(
-        graph, score(graph, Random(seed)), keep=counts, ignore=[n for n, (kept, size) in plan.groups.items() if kept == size]
-    )
+    return make_plan(graph, score(graph, Random(seed)), keep=counts)
 
 
 def snapshot(model: nn.Module) -> State:
@@ -155,7 +153,7 @@ def find_tickets(
     shares = schedule(keep, rounds)  # told before anything is trained, if they can not be
     start = snapshot(model) if rewind_to is None else rewind_to
     modes = modes_of(model)  # the graph's, in which its plans are checked
-    whole = [g.name for g in graph.groups if not can_be_zero(graph, g)] if graph is not None else []
+    whole = {g.name: g.size for g in graph.groups if not can_be_zero(graph, g)} if graph is not None else {}
     if graph is not None and not any(g.exact and g.name not in whole for g in graph.groups):
         raise PlanError(
             f"no group of {type(model).__name__} has units that can be zero: leave out graph= for unstructured tickets"
@@ -168,7 +166,7 @@ def find_tickets(
             chance = random_masks(masks, seed + number)
         else:
             with modes_kept(model, modes):
-                plan = make_plan(graph, score(graph, importance or GroupNorm(p=2)), keep=share, exact_only=True, ignore=whole)
+                plan = make_plan(graph, score(graph, importance or GroupNorm(p=2)), keep=share, exact_only=True, minimum=whole)
                 masks, chance = masks_of(model, plan), masks_of(model, random_plan(graph, plan, seed + number))
         other = train(rewind_(model, start, chance), Sparse(model, chance)) if control else None
         result = train(rewind_(model, start, masks), Sparse(model, masks))

@@ -102,12 +102,12 @@ class ProgressiveZeroing:
         for name, gone in self._gone(self.plan).items():
             scores[name] = scores[name] + (~gone) * (scores[name].mean() or 1.0) * 1e-9  # ties go to what is gone already
             scores[name][gone] = 0.0
-        ignored = [g.name for g in self.graph.groups if g.name not in self._fit]
-        chosen = plan(self.graph, scores, budget, ignore=ignored)
+        whole = {g.name: g.size for g in self.graph.groups if g.name not in self._fit}
+        chosen = plan(self.graph, scores, budget, minimum=whole)
         if self.plan is None:
             return chosen
         keep = {n: min(kept, self.plan.groups[n][0]) for n, (kept, _) in chosen.groups.items()}  # what is gone stays gone
-        return plan(self.graph, scores, keep=keep, ignore=ignored)
+        return plan(self.graph, scores, keep=keep, minimum=whole)
 
     def _gone(self, chosen: Plan | None) -> dict[str, Any]:
         """Which units of each group a plan removes."""
@@ -151,7 +151,7 @@ def zeros(graph: Graph) -> Plan:
         share = max(keep[n] / sizes[n] for n in names)
         keep.update({n: min(sizes[n], int(np.ceil(share * sizes[n] - 1e-9))) for n in names})
     scores = {n: alive[n].double().numpy() if n in alive else np.ones(size) for n, size in sizes.items()}
-    made = plan(graph, scores, keep=keep, ignore=list(held))
+    made = plan(graph, scores, keep=keep)
     short = [n for n, a in alive.items() if made.groups[n][0] < int(a.sum())]
     if short:
         raise PlanError(f"the zeros of {short[0]!r} can not be cut alone: other groups are tied to it")
