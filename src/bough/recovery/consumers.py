@@ -130,10 +130,9 @@ def _obstacle(small: Graph, names: frozenset[str], readers: Readers, flow: Flow,
         some = sorted(names)
         return f"the weight is computed from {' and '.join(some[:2])}{f' and {len(some) - 2} more' if len(some) > 2 else ''}"
     (name,) = names
-    origin = weights_of(small)
     for op, argument in flow.uses.get(name, ()):
         constant = flow.constant(op)
-        if constant is not None and (op.scalars or origin(op, constant) is None or not _one_each(op, constant)):
+        if constant is not None and (op.scalars or flow.origin(op, constant) is None or not _one_each(op, constant)):
             return f"{op.name} of {op.module or 'the model'} adds something else than a bias, or scales it"
         if op.name == "einsum" and _summed_alone(op, argument):
             return f"an einsum of {op.module or 'the model'} sums over a dim of the weight alone"

@@ -26,9 +26,9 @@ class Flow:
         self.uses: dict[str, list[tuple[OpRecord, int]]] = {}  # of a parameter: the ops that join it with activations
         self.recurrent: dict[str, str] = {}
         self.held = Counter(s for op in graph.ops for s in op.states)
-        origin = weights_of(graph)
+        self.origin = weights_of(graph)
         for op in graph.ops:
-            origins = [origin(op, i) for i in range(len(op.arguments))]
+            origins = [self.origin(op, i) for i in range(len(op.arguments))]
             for i, value in enumerate(op.inputs):
                 self.readers.setdefault(value, []).append((op, i))
                 if any(o is None for o in origins):
