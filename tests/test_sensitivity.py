@@ -91,3 +91,18 @@ def test_what_has_no_gradient_is_told():
         bough.score(graph, OBS(probes=1), x)
     with pytest.raises(PlanError, match=r"OBS\(.*probes=-1\)"):
         OBS(probes=-1)
+
+
+def test_without_linear_layers_nothing_is_weighted():
+    class Added(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.w, self.b = nn.Linear(5, 8), nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            return torch.addmm(self.b, self.i(x).tanh(), self.w)
+
+    x = torch.randn(16, 5).double()
+    graph = bough.trace(Added().double(), x)
+    with_probes, without = (bough.score(graph, OBS(probes=n), [x])["w"] for n in (2, 0))
+    np.testing.assert_array_equal(with_probes, without)

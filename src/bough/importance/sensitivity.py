@@ -40,6 +40,8 @@ def sensitivities(graph: Graph, data: Data, layers: Iterable[int], probes: int) 
             if not given:
                 raise PlanError("nothing that the model returns has a gradient (does it run under no_grad?): set probes=0")
             seen = outputs.taken()
+            if not seen:  # none of the layers ran with a gradient on this batch
+                continue
             edges = [edge for _, edge in seen]
             drawn = torch.Generator().manual_seed(int(sums.get(SAMPLES, 0)))  # a pass that is taken up draws the same
             for k in range(probes):
@@ -89,7 +91,7 @@ def sensitively(graph: Graph, data: Data, made: Made, probes: int, relative: boo
     `relative`: a layer's E|x w|^2 in total stays as it is, only what each of its outputs has of it becomes another.
     """
     layers = {r: m for r, m in made.items() if isinstance(m, Moments) and graph.ops[r.op].name in LAYERS}
-    found = sensitivities(graph, data, (r.op for r in layers), probes)
+    found = sensitivities(graph, data, (r.op for r in layers), probes) if layers else {}
     result = dict(made)
     for reading, m in layers.items():
         if reading.op not in found:
