@@ -63,10 +63,10 @@ class OBS:
     `relative`: outputs count as the batch norm after them scales them, and errors as a share of the variance of what comes
     of them (the residual stream, where they are added to it): scores of different groups can then be set side by side.
 
-    `probes`: if not 0, outputs of a layer count by how much what the model returns depends on them (the diagonal of
-    Gauss-Newton): outputs that the next nonlinearity keeps at zero, or that nothing goes on to read, are then free to be wrong.
-    That takes as many backward passes a batch, and no labels. Without `relative`, scores are squared changes of what the model
-    returns, to first order.
+    `probes`: if not 0, outputs of a linear layer or convolution count by how much what the model returns depends on them (the
+    diagonal of Gauss-Newton): outputs that the next nonlinearity keeps at zero, or that nothing goes on to read, are then free
+    to be wrong. That takes as many backward passes a batch, and no labels. Without `relative`, scores are squared changes of
+    what the model returns, to first order.
     """
 
     ridge: float = 0.01
