@@ -99,6 +99,7 @@ def test_a_process_killed_at_any_moment(tmp_path):
     assert same(weights(model), weights(expected))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than a machine may have cores
 def test_what_is_drawn_depends_on_neither_workers_nor_what_is_fetched_ahead():
     a, *_ = run(Training(epochs=2))
     b, *_ = run(Training(epochs=2), workers=2)
