@@ -417,7 +417,7 @@ class Read(nn.Module):
 
     def forward(self, x):
         h = torch.tanh(self.i(x))
-        return torch.einsum("nd,edo->no", h, self.w) if self.kind == "einsum" else self.pair(h, h.cos())
+        return torch.einsum("bi,eio->bo", h, self.w) if self.kind == "einsum" else self.pair(h, h.cos())
 
 
 @pytest.mark.parametrize(("kind", "told"), [("einsum", "dim of the weight alone"), ("bilinear", "No product of an activation")])
