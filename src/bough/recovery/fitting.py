@@ -229,7 +229,7 @@ class Fitting:
         weight.left -= 1
         if weight.left:
             return False
-        start, tensor, tensors = self._blocks(c), self._tensor(c), self._tensors[c.small.op]
+        start = self._blocks(c)
         shifted = {use.shift: use for use in weight.consumers if use.shift}
         none = torch.zeros(len(start), start.shape[-1], dtype=torch.float64, device=start.device)
         shifts = {
@@ -241,26 +241,34 @@ class Fitting:
             self.skipped[c.name] = "no row of the data reaches it"
             return False
         solution = weight.sums.solve(start, shifts, ridge=self.options.ridge)
-        numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
-        places = [numbered if i == _weight(c.small) else t for i, t in enumerate(tensors)]
-        flat = torch.empty(tensor.numel(), dtype=torch.float64, device=tensor.device)
-        flat[unfold(c.small, self.small.ops[c.small.op], places, 1).w.long().flatten()] = solution.weight.flatten()
-        tensor.copy_(flat.view(tensor.shape))
+        self._write(c, solution.weight)
         for name, shift in solution.shifts.items():
-            use = shifted[name]
-            if use.constant is not None:
-                bias = self._tensors[use.small.op][use.constant]
-                bias.copy_(shift.reshape(bias.shape))
-            else:
-                mean = self.small.tensor(name)
-                mean -= shift.flatten()
-                self.means.append((mean, mean.clone()))
+            self._shift(shifted[name], shift)
         notes = ["on the dense model's inputs: which rows it sees depends on data"] if c.routed else []
         if solution.rows < _FEW * start.shape[1]:
             few = f"{solution.rows} rows of data for {start.shape[1]} inputs are few"
             notes.append(few if solution.rows else "where no row of data came, it is as it was")
         self.layers.append(Layer(c.name, solution.before, solution.after, "; ".join(notes)))
         return len(weight.consumers) > 1
+
+    def _write(self, c: Consumer, blocks: Tensor) -> None:
+        """Puts a weight of the form that `unfold` gives it into the parameter."""
+        tensor = self._tensor(c)
+        numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
+        places = [numbered if i == _weight(c.small) else t for i, t in enumerate(self._tensors[c.small.op])]
+        flat = torch.empty(tensor.numel(), dtype=torch.float64, device=tensor.device)
+        flat[unfold(c.small, self.small.ops[c.small.op], places, 1).w.long().flatten()] = blocks.flatten()
+        tensor.copy_(flat.view(tensor.shape))
+
+    def _shift(self, c: Consumer, constant: Tensor) -> None:
+        """Puts a constant where it can be added."""
+        if c.constant is not None:
+            bias = self._tensors[c.small.op][c.constant]
+            bias.copy_(constant.reshape(bias.shape))
+        else:
+            mean = self.small.tensor(c.shift)
+            mean -= constant.flatten()
+            self.means.append((mean, mean.clone()))
 
 
 def _weights(squares: Tensor) -> Tensor:

@@ -99,12 +99,8 @@ class _Part:
 def _part(products: Tensor, squares: Tensor, total: Tensor, name: str) -> _Part:
     d, own = products.shape[-1] - 1, products[:, -1:, -1]
     x, y = (m / torch.where(own == 0, 1.0, own) for m in (products[:, :d, -1], products[:, d:-1, -1]))
-    share, raw, cross, powers = (
-        own / total[:, 0],
-        products[:, :d, :d] / total,
-        products[:, d:-1, :d].mT / total,
-        squares / total[:, 0],
-    )
+    share, powers = own / total[:, 0], squares / total[:, 0]
+    raw, cross = products[:, :d, :d] / total, products[:, d:-1, :d].mT / total
     second, power = raw, powers.sum()
     if name:
         among = share[:, :, None] * x[:, :, None]
