@@ -49,9 +49,10 @@ def with_answers(images: Augmented, folder: Path) -> Answered:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         down, right = (torch.stack(x) for x in zip(*(images.draw(len(images)) for _ in range(VIEWS)), strict=True))
-    nets = [fuse(images.load.resnet_cifar10(depth).eval()).to(memory_format=torch.channels_last) for depth in DEPTHS]
     files = [folder / f"{view}.pt" for view in range(VIEWS)]
-    for view in tqdm([v for v, file in enumerate(files) if not file.exists()], desc="teachers' answers"):
+    missing = [view for view, file in enumerate(files) if not file.exists()]
+    nets = [fuse(images.load.resnet_cifar10(d).eval()).to(memory_format=torch.channels_last) for d in DEPTHS if missing]
+    for view in tqdm(missing, desc="teachers' answers", disable=not missing):
         part = files[view].with_suffix(".part")
         torch.save(_answers(nets, images, down[view], right[view]), part)
         part.rename(files[view])

@@ -13,10 +13,10 @@ from torch import nn
 from bough.comparing.comparison import Comparison
 from bough.comparing.contenders import Contender, contenders
 from bough.comparing.folder import Folder, identity_of
-from bough.comparing.naming import budget_name, by_name, listed, named
+from bough.comparing.naming import budget_name, by_name, named
 from bough.comparing.rows import DENSE, Row
 from bough.comparing.run import Evaluate, Run, Scored
-from bough.errors import ComparisonError
+from bough.errors import ComparisonError, names_in
 from bough.importance import Data, Loss
 from bough.importance.data import of
 from bough.planning import Allocator, Budget, plan
@@ -90,7 +90,7 @@ def compare(
     ways = {name: allocator(way) for name, way in by_name("allocations", allocations).items()}
     bounds = by_name("budgets", budgets, budget_name)
     _check(planning, refit, bounds.values())
-    left = listed(ignore)
+    left = names_in(ignore, "ignore")
     graph = trace(model, example_inputs, ignore=left)
     options = {"refit": refit, "ignore": sorted(left), **planning}
     told = {"evaluate": _place(evaluate), "loss": _place(loss), **{k: named(v) for k, v in options.items()}, **(about or {})}

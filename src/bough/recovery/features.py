@@ -16,9 +16,10 @@ from bough.planning import Plan
 from bough.recovery.consumers import output_dim
 from bough.recovery.pairing import folded, kept_units, renamed
 from bough.spaces import Atom, Each, Kept, Space, indices, normal
+from bough.tracing.flow import LAYERS
 from bough.tracing.wrapped import unwrap
 
-_LINEAR = "linear", "addmm", "convolution", "_convolution"
+_LINEAR = (*LAYERS, "addmm")
 
 
 class Features(nn.Module):

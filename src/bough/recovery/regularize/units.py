@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bough.errors import PlanError
+from bough.errors import PlanError, names_in
 from bough.graph import Graph, Group
 from bough.spaces import coordinates, normal
 
@@ -105,7 +105,7 @@ def all_units(graph: Graph, groups: Iterable[str] | None = None) -> tuple[tuple[
         else:
             found.append(_units(graph, group))
     if groups is not None:
-        names = (groups,) if isinstance(groups, str) else tuple(groups)
+        names = names_in(groups, "groups")
         for name in names:
             if all(g.name != name for g in graph.groups):
                 raise PlanError(
