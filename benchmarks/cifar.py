@@ -71,7 +71,10 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         at = torch.as_tensor(indices)
-        return self.take(at, *self.draw(len(at))), self.labels[at]
+        x = self.take(at, *self.draw(len(at)))
+        if self.pasted and torch.rand(()) < self.pasted:
+            x = paste(x, x[torch.randperm(len(at))], squares(1))
+        return x, self.labels[at]
 
     def draw(self, n: int) -> tuple[Tensor, Tensor]:
         """Rows and columns [n, 32] of crops at random."""
@@ -81,18 +84,22 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
     def take(self, at: Tensor, down: Tensor, right: Tensor) -> Tensor:
         """Those crops of images `at` [n] -> [n, 3, 32, 32]."""
         n = len(at)
-        x = self.padded[at.view(n, 1, 1), :, down.view(n, 32, 1), right.view(n, 1, 32)]
-        if self.pasted and torch.rand(()) < self.pasted:
-            x = _paste(x, x[torch.randperm(n)])
-        return normalized(x.permute(0, 3, 1, 2), self.load).contiguous(memory_format=torch.channels_last)
+        x = self.padded[at.view(n, 1, 1), :, down.view(n, 32, 1), right.view(n, 1, 32)].permute(0, 3, 1, 2)
+        return normalized(x, self.load).contiguous(memory_format=torch.channels_last)
 
 
-def _paste(x: Tensor, other: Tensor) -> Tensor:
-    """A square of `other` [N, 32, 32, 3] at its own place in `x`; its area is uniform in [0, 1) of the image's."""
-    side = int(32 * torch.rand(()) ** 0.5)
-    top, left = torch.randint(0, 33 - side, (2,)).tolist()
-    x[:, top : top + side, left : left + side] = other[:, top : top + side, left : left + side]
-    return x
+def squares(n: int) -> Tensor:
+    """Places in images at random, [n, 3]: side, top and left; their areas are uniform in [0, 1) of the image's."""
+    side = (32 * torch.rand(n).sqrt()).long()
+    return torch.stack([side, *(torch.rand(2, n) * (33 - side)).long()], 1)
+
+
+def paste(x: Tensor, other: Tensor, places: Tensor) -> Tensor:
+    """`x` [N, 3, 32, 32] with the squares [N or 1, 3] of `other` at their own places."""
+    side, top, left = (v.view(-1, 1) for v in places.T)
+    at = torch.arange(32)
+    rows, columns = ((at >= start) & (at < start + side) for start in (top, left))
+    return torch.where((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), other, x)
 
 
 def batches(dataset: Dataset[Any], size: int = 128) -> DataLoader[Any]:

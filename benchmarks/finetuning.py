@@ -65,20 +65,28 @@ def mirrored(small: nn.Module, model: nn.Module, data: Any, training: recovery.T
     distilled(small, Mirrored(model), data, training, **more)
 
 
-def ensemble(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
+def ensemble(
+    small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, pasted: bool = False, **more: Any
+) -> None:
     """Distillation from the mean of four networks, ResNet-20 to ResNet-56, whose answers are computed beforehand."""
     assert training.folder is not None
-    answered = with_answers(data.dataset, Path(training.folder).parents[1] / "views")
+    answered = with_answers(data.dataset, Path(training.folder).parents[1] / "views", pasted)
     teacher = nn.Identity()  # its answers come with the batch
     recovery.distill(
-        small, teacher, batches(answered), training, distillation=DISTILLATION,
+        small, teacher, batches(answered), training, distillation=replace(DISTILLATION, logits=1.0) if pasted else DISTILLATION,
         forward=lambda net, batch: net(batch[2] if net is teacher else batch[0]),
         loss=lambda logits, batch: nn.functional.cross_entropy(logits, batch[1]), **more,
     )  # fmt: skip
 
 
+def ensemble_pasted(*given: Any, **more: Any) -> None:
+    """The same without labels, and half of the views of images with a square of another in them."""
+    ensemble(*given, pasted=True, **more)
+
+
 RECIPES: dict[str, Callable[..., None]] = {
     "plain": plain, "distill": distilled, "pasted": pasted, "mirrored": mirrored, "ensemble": ensemble,
+    "ensemble-pasted": ensemble_pasted,
 }  # fmt: skip
 
 

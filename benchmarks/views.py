@@ -1,12 +1,14 @@
-"""Crops of the training images with a teacher's answers to them, computed once: a large teacher for the price of a small one.
+"""Views of the training images with a teacher's answers to them, computed once: a large teacher for the price of a small one.
 
 The teacher is the mean of the logits of ResNet-20, 32, 44 and 56. It sees the very crops that the student will see, as in
-Beyer et al. (2022), but only VIEWS of each image.
+Beyer et al. (2022), but only some views of each image: PLAIN ones and, where they are asked for, as many that have a square of
+another image pasted in (CutMix, Yun et al., 2019).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,55 +17,78 @@ from torch.fx.experimental.optimization import fuse
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from benchmarks.cifar import Augmented
+from benchmarks.cifar import Augmented, paste, squares
 
-VIEWS = 12
+PLAIN = 12
 DEPTHS = (20, 32, 44, 56)
 
 
-class Answered(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """A training image, its label and the teacher's logits, for one of its crops at random.
+@dataclass(frozen=True)
+class Views:
+    """Crops at random of every image, with squares of another image in the same view.
 
-    Args:
+    Attributes:
         images: what crops are taken of.
         down, right: rows and columns of the crops, [views, images, 32].
-        answers: [views, images, classes].
+        places: of the squares, [views, images, 3]: side (0 where nothing is pasted), top, left.
     """
 
-    def __init__(self, images: Augmented, down: Tensor, right: Tensor, answers: Tensor) -> None:
-        self.images, self.down, self.right, self.answers = images, down, right, answers
+    images: Augmented
+    down: Tensor
+    right: Tensor
+    places: Tensor
+
+    def take(self, view: Tensor, at: Tensor) -> Tensor:
+        """Images `at` [n], each in its view [n] -> [n, 3, 32, 32]."""
+        there = (at + len(self.images) // 3) % len(self.images)
+        x, other = (self.images.take(i, self.down[view, i], self.right[view, i]) for i in (at, there))
+        return paste(x, other, self.places[view, at])
+
+
+class Answered(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Training images in one of their views, labels and the teacher's logits; `answers`: [views, images, classes]."""
+
+    def __init__(self, views: Views, answers: Tensor) -> None:
+        self.views, self.answers = views, answers
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.views.images)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         at = torch.as_tensor(indices)
         view = torch.randint(len(self.answers), (len(at),))
-        x = self.images.take(at, self.down[view, at], self.right[view, at])
-        return x, self.images.labels[at], self.answers[view, at].float()
+        return self.views.take(view, at), self.views.images.labels[at], self.answers[view, at].float()
 
 
-def with_answers(images: Augmented, folder: Path) -> Answered:
-    """Answers that are in the folder are taken from there, the others computed."""
+def with_answers(images: Augmented, folder: Path, pasted: bool = False) -> Answered:
+    """Answers that are in the folder are taken from there, the others computed; `pasted`: half of the views are."""
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        down, right = (torch.stack(x) for x in zip(*(images.draw(len(images)) for _ in range(VIEWS)), strict=True))
-    files = [folder / f"{view}.pt" for view in range(VIEWS)]
+    views = drawn(images, pasted)
+    files = [folder / f"{view}.pt" for view in range(len(views.down))]
     missing = [view for view, file in enumerate(files) if not file.exists()]
     nets = [fuse(images.load.resnet_cifar10(d).eval()).to(memory_format=torch.channels_last) for d in DEPTHS if missing]
     for view in tqdm(missing, desc="teachers' answers", disable=not missing):
         part = files[view].with_suffix(".part")
-        torch.save(_answers(nets, images, down[view], right[view]), part)
+        torch.save(answers(nets, views, view), part)
         part.rename(files[view])
-    return Answered(images, down, right, torch.stack([torch.load(file) for file in files]))
+    return Answered(views, torch.stack([torch.load(file) for file in files]))
+
+
+def drawn(images: Augmented, pasted: bool) -> Views:
+    n, count = len(images), 2 * PLAIN if pasted else PLAIN
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        down, right = (torch.stack(x) for x in zip(*(images.draw(n) for _ in range(count)), strict=True))
+        places = torch.stack([torch.zeros(n, 3).long() if view < PLAIN else squares(n) for view in range(count)])
+    return Views(images, down, right, places)
 
 
 @torch.no_grad()
-def _answers(nets: Sequence[nn.Module], images: Augmented, down: Tensor, right: Tensor) -> Tensor:
+def answers(nets: Sequence[nn.Module], views: Views, view: int) -> Tensor:
+    """The mean of the networks' logits for every image in a view: [images, classes], in half precision."""
     found = []
-    for at in torch.arange(len(images)).split(128):
-        x = images.take(at, down[at], right[at])
+    for at in torch.arange(len(views.images)).split(128):
+        x = views.take(torch.full_like(at, view), at)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found.append(sum(net(x).float() for net in nets) / len(nets))
     return torch.cat(found).half()
