@@ -1,5 +1,6 @@
 """Fine-tuning: against a loop written by hand, and what it leaves behind."""
 
+import copy
 import json
 import sys
 
@@ -129,6 +130,15 @@ def test_bfloat16_trains_in_float32_weights():
     assert "forward" not in vars(model)
     finetune(model, Noisy(), Training(precision="no"))
     assert seen[-1] == torch.float32
+
+
+def test_a_model_that_was_trained_before_and_its_copy_train_in_bfloat16_again():
+    model, seen = net(), []
+    model[0].register_forward_hook(lambda module, x, y: seen.append(y.dtype))
+    for trained in (model, model, copy.deepcopy(model)):
+        seen.clear()
+        finetune(trained, Noisy(), Training(precision="bf16", batch_size=25))
+        assert set(seen) == {torch.bfloat16}
 
 
 def test_the_precision_of_an_accelerator_of_the_user_s_stays():

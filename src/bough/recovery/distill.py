@@ -17,6 +17,7 @@ from bough.recovery.attach import Regularizer
 from bough.recovery.features import Features
 from bough.recovery.finetune import batch_loss, classes_dim, logits_of, run_batch
 from bough.recovery.identity import settings
+from bough.recovery.homes import homes_kept
 from bough.recovery.launch import accelerating
 from bough.recovery.loop import Run, Task
 from bough.recovery.modes import modes_kept
@@ -84,7 +85,7 @@ def distill(
     accelerator: Any = None,
 ) -> Trained:
     """Trains `small` in place to give what `model`, the unpruned one, gives; `model` only runs, in eval mode, on
-    the same device.
+    the same device. Both end on the device where they were before.
 
     Args and errors as for `finetune`. An optimizer of your own that should train projections of `Distillation.match` has to
     hold them.
@@ -122,7 +123,8 @@ def distill(
 
     task = Task(lambda trained, batch: trained(batch), total, measured if evaluate else None, callback, settings(how))
     training = training or Training()
-    with modes_kept(model), modes_kept(small), accelerating(training, accelerator) as here:
+    kept = homes_kept(pair, model, optimizer=optimizer)
+    with kept, modes_kept(model), modes_kept(small), accelerating(training, accelerator) as here:
         model.to(here.device)
         return Run(pair, train, task, training, optimizer, regularizers, here)()
 

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from bough.errors import TrainingError
 from bough.recovery.attach import Regularizer
-from bough.recovery.launch import accelerating
+from bough.recovery.homes import homes_kept
+from bough.recovery.launch import accelerating, prepared_anew
 from bough.recovery.loop import Run, Task
 from bough.recovery.training import Trained, Training
 
@@ -29,7 +30,8 @@ def finetune(
     callback: Callable[[dict[str, Any]], object] | None = None,
     accelerator: Any = None,
 ) -> Trained:
-    """Trains a model in place, on whatever `accelerate` finds: this process, or all that `accelerate launch` started.
+    """Trains a model in place, on whatever `accelerate` finds: this process, or all that `accelerate launch` started; a GPU
+    where there is one. The model ends on the device where it was before.
 
     With `training.folder`, a run that was killed at any moment goes on where it was and ends with the same weights, bit for
     bit, on the same machine. A batch is shared by all processes, so their number changes nothing but rounding (and batch
@@ -40,8 +42,9 @@ def finetune(
         training: the options.
         loss: (output, batch) -> mean over the batch; unless given, the output's own `loss`, or cross-entropy with `batch[1]`.
         forward: (model, batch) -> output; unless given, `model(batch[0])`, or `model(**batch)` for a mapping.
-        evaluate: model -> metric, after each epoch, in eval mode; the weights of the best epoch are kept, of those in which
-            no regularizer had anything left to do (lasso and penalties always have: there the last weights count).
+        evaluate: model -> metric, after each epoch, in eval mode, where it is trained: inputs go to its parameters' device;
+            the weights of the best epoch are kept, of those in which no regularizer had anything left to do (lasso and
+            penalties always have: there the last weights count).
         optimizer: an own one, such as one carried through a cut; its learning rates are scaled by the schedule.
         regularizers: see `bough.recovery.regularize`; also masks of lottery tickets.
         callback: told {"step", "epoch", "loss", "lr"} after each step; may run the model, in whatever mode.
@@ -62,7 +65,8 @@ def finetune(
     """
     task = Task(forward or run_batch, loss or batch_loss, evaluate, callback)
     training = training or Training()
-    with accelerating(training, accelerator) as here:
+    kept = homes_kept(model, optimizer=optimizer)
+    with kept, prepared_anew(model, accelerator), accelerating(training, accelerator) as here:
         return Run(model, train, task, training, optimizer, regularizers, here)()
 
 

@@ -7,8 +7,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from bough.errors import TrainingError
 from bough.recovery.training import Training
+
+
+_PREPARED = "_is_accelerate_prepared"
+
+
+@contextmanager
+def prepared_anew(model: nn.Module, given: Any = None) -> Iterator[None]:
+    """Without the mark that accelerate leaves on a model, by which it would leave it alone: on one device, in full precision.
+
+    It is there after earlier training, also in copies of the model. With an accelerator that was given it may hold: then only
+    what the run adds is taken off.
+    """
+    before = vars(model).get(_PREPARED)
+    if given is None:
+        vars(model).pop(_PREPARED, None)
+    try:
+        yield
+    finally:
+        vars(model).pop(_PREPARED, None)
+        if before is not None:
+            vars(model)[_PREPARED] = before
 
 
 @contextmanager

@@ -1,0 +1,13 @@
+"""On a device other than the CPU: tests/elsewhere/checks.py, in a process that has one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_all_checks_hold_on_another_device():
+    checks = Path(__file__).parent / "elsewhere" / "checks.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
