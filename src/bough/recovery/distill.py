@@ -16,8 +16,8 @@ from bough.errors import TrainingError
 from bough.recovery.attach import Regularizer
 from bough.recovery.features import Features
 from bough.recovery.finetune import batch_loss, classes_dim, logits_of, run_batch
-from bough.recovery.identity import settings
 from bough.recovery.homes import homes_kept
+from bough.recovery.identity import settings
 from bough.recovery.launch import accelerating
 from bough.recovery.loop import Run, Task
 from bough.recovery.modes import modes_kept

@@ -12,7 +12,6 @@ from torch import nn
 from bough.errors import TrainingError
 from bough.recovery.training import Training
 
-
 _PREPARED = "_is_accelerate_prepared"
 
 
