@@ -1,0 +1,132 @@
+"""Refit equals least squares by hand: batches, memory, rows that are missing and what does not vary change nothing."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bough
+from bough.recovery import refit
+from bough.recovery.least_squares import Sums
+from tests.refitted import Chain, batches, cut_to_half, halved
+from tests.zoo import randomize
+
+
+def test_equals_least_squares_on_materialized_inputs():
+    model, ridge = randomize(Chain()).eval(), 0.05
+    data = batches((5,))
+    small, plan = cut_to_half(model, "a", data[0])
+    x = torch.cat(data)
+    inputs = F.relu(small.a(x)).detach().numpy()
+    target = model.b(F.relu(model.a(x))).detach().numpy()
+    w, centred = small.b.weight.detach().numpy(), inputs - inputs.mean(0)
+    damping = np.sqrt(ridge * (centred**2).mean(0).mean() * len(x))
+    left = np.vstack([centred, damping * np.eye(inputs.shape[1])])
+    right = np.vstack([target - target.mean(0), damping * w.T])
+    expected = np.linalg.lstsq(left, right, rcond=None)[0]
+    refitted = refit(model, small, plan, data, ridge=ridge).model
+    np.testing.assert_allclose(refitted.b.weight.detach().numpy(), expected.T, atol=1e-9)
+    constant = target.mean(0) - inputs.mean(0) @ expected
+    np.testing.assert_allclose(refitted.b.bias.detach().numpy(), constant, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["residual", "encoder", "transposed"])
+@pytest.mark.parametrize("memory", [2**31, 0])
+def test_batches_do_not_matter_and_neither_does_memory(name, memory):
+    model, small, plan, data = halved(name)
+    whole = refit(model, small, plan, [torch.cat(data)]).model.state_dict()
+    parts = refit(model, small, plan, torch.cat(data).split(11), memory=memory).model.state_dict()
+    for key in whole:
+        torch.testing.assert_close(parts[key], whole[key], rtol=1e-6, atol=1e-7)
+
+
+def test_few_rows_are_told():
+    model, small, plan, data = halved("mlp")
+    assert all("few" in layer.note for layer in refit(model, small, plan, [data[0][:9]]).layers)
+    assert not any(layer.note for layer in refit(model, small, plan, [torch.randn(999, *data[0].shape[1:]).double()]).layers)
+
+
+def test_memory_of_sums_does_not_grow():
+    sums, sizes = Sums(), []
+    for _ in range(3):
+        sums.add([torch.randn(500, 4)], [torch.randn(500, 3)])
+        sizes.append(sum(t.numel() for part in sums._parts.values() for t in part))
+    assert sizes == [8 * 5 + 3] * 3
+
+
+class Routed(nn.Module):
+    """Three experts, the last of which no sample goes to."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp, self.gate, self.out = nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 16)) for _ in range(3))
+        with torch.no_grad():
+            self.gate.bias[2] = -1000
+
+    def forward(self, x):
+        h = F.relu(self.inp(x))
+        chosen, y = self.gate(h).argmax(-1), torch.zeros_like(h)
+        for i, expert in enumerate(self.experts):
+            y[chosen == i] = expert(h[chosen == i])
+        return self.out(h + y)
+
+
+def test_a_layer_that_no_row_reaches_is_left_and_named():
+    torch.manual_seed(0)
+    model, x = Routed().eval(), torch.randn(256, 8)
+    result = bough.prune(model, x[:8], bough.Budget(params="60%"))
+    done = refit(model, result.model, result.plan, x.split(64))
+    assert torch.equal(done.model.experts[2][2].bias, result.model.experts[2][2].bias)
+    assert "no row" in done.skipped["experts.2.2.weight"]
+    assert all(np.isfinite([layer.before, layer.after]).all() for layer in done.layers)
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_a_block_without_rows_stays(free):
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
+    sums = Sums()
+    sums.add([x, x[:0]], [y, y[:0]], shift="b" * free)
+    start, shift = torch.randn(2, 3, 2, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
+    found = sums.solve(start, {"b": shift}, ridge=1e-3)
+    assert torch.equal(found.weight[1], start[1])
+    assert not free or torch.equal(found.shifts["b"][1], shift[1])
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3])
+def test_what_does_not_vary_has_no_say(ridge):
+    torch.manual_seed(0)
+    x = torch.rand(96, 4, dtype=torch.float64) * 0 + torch.tensor([1.1, 0.7, 3.0, 0.0], dtype=torch.float64)
+    y = torch.randn(96, 2, dtype=torch.float64)
+    sums = Sums()
+    sums.add([x], [y], shift="b")
+    start = torch.randn(1, 4, 2, dtype=torch.float64)
+    found = sums.solve(start, {"b": torch.zeros(1, 2, dtype=torch.float64)}, ridge=ridge)
+    assert torch.allclose(found.weight, start, atol=1e-2)
+    assert torch.allclose(x @ found.weight[0] + found.shifts["b"][0], y.mean(0).expand(96, 2))
+
+
+class Stream(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.u, self.d, self.h = (nn.Linear(a, b, bias=False) for a, b in ((16, 16), (16, 64), (64, 16), (16, 5)))
+
+    def forward(self, x):
+        x = self.e(x)
+        return self.h(x + self.d(F.relu(self.u(x))))
+
+
+def test_padding_does_not_switch_the_fit_off():
+    torch.manual_seed(0)
+    model, x = Stream(), torch.randn(512, 16) @ torch.randn(16, 16) / 4
+    graph = bough.trace(model, x[:2])
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Random(0)), keep={"u": 32})
+    padded = x.clone()
+    padded[0] = 0
+    errors = []
+    for data in (x, padded):
+        done = refit(model, bough.cut(model, plan), plan, data.split(64))
+        errors.append(float((done.model(x) - model(x)).square().mean().detach()))
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
