@@ -40,7 +40,8 @@ def normalized(x: Tensor, load: ModuleType) -> Tensor:
 @torch.no_grad()
 def predicted(model: nn.Module, x: Tensor) -> Tensor:
     size = 250 if x.shape[-1] < 64 else 16  # what of activations fits into caches
-    return torch.cat([model.eval()(b).argmax(1) for b in x.split(size)])
+    here = next(model.parameters()).device
+    return torch.cat([model.eval()(b.to(here)).argmax(1).cpu() for b in x.split(size)])
 
 
 def test_images(load: ModuleType, count: int) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,8 @@ def with_answers(images: Augmented, folder: Path, pasted: bool = False) -> Answe
     views = drawn(images, pasted)
     files = [folder / f"{view}.pt" for view in range(len(views.down))]
     missing = [view for view, file in enumerate(files) if not file.exists()]
-    nets = [fuse(images.load.resnet_cifar10(d).eval()).to(memory_format=torch.channels_last) for d in DEPTHS if missing]
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    nets = [fuse(images.load.resnet_cifar10(d).eval()).to(here, memory_format=torch.channels_last) for d in DEPTHS if missing]
     for view in tqdm(missing, desc="teachers' answers", disable=not missing):
         part = files[view].with_suffix(".part")
         torch.save(answers(nets, views, view), part)
@@ -86,9 +87,9 @@ def drawn(images: Augmented, pasted: bool) -> Views:
 @torch.no_grad()
 def answers(nets: Sequence[nn.Module], views: Views, view: int) -> Tensor:
     """The mean of the networks' logits for every image in a view: [images, classes], in half precision."""
-    found = []
+    found, here = [], next(nets[0].parameters()).device
     for at in torch.arange(len(views.images)).split(128):
-        x = views.take(torch.full_like(at, view), at)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found.append(sum(net(x).float() for net in nets) / len(nets))
+        x = views.take(torch.full_like(at, view), at).to(here)
+        with torch.autocast(here.type, dtype=torch.bfloat16):
+            found.append((sum(net(x).float() for net in nets) / len(nets)).cpu())
     return torch.cat(found).half()
