@@ -13,7 +13,9 @@ from bough.recovery.pairing import lossy, renamed, twins
 from bough.rules.contraction import einsum_letters
 from bough.spaces import Atom, Kept, normal
 from bough.tracing.contractions import Contraction, contractions, weights_of
-from bough.tracing.flow import Flow, Produced
+from bough.tracing.flow import LAYERS, Flow, Produced
+
+PRODUCTS = (*LAYERS, "addmm")  # `output_dim` of their weight numbers the outputs
 
 Readers = Mapping[int, tuple[frozenset[str], Reading]]
 """Of ops that read an activation and a weight: the parameters of the weight, and how it is read."""
@@ -185,7 +187,7 @@ def _mixed(dense: Graph, reading: Reading, kept: Mapping[Atom, Kept]) -> str:
 
 def _scales_outputs(flow: Flow, name: str, dim: int) -> bool:
     return all(
-        op.states[i] == name and dim == output_dim(op) and op.name in ("linear", "addmm", "convolution") and not _transposed(op)
+        op.states[i] == name and dim == output_dim(op) and op.name in PRODUCTS and not _transposed(op)
         for op, i in flow.uses[name]
     )
 

@@ -13,13 +13,10 @@ from torch.nn import functional as F
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
 from bough.planning import Plan
-from bough.recovery.consumers import output_dim
+from bough.recovery.consumers import PRODUCTS, output_dim
 from bough.recovery.pairing import folded, kept_units, renamed
 from bough.spaces import Atom, Each, Kept, Space, indices, normal
-from bough.tracing.flow import LAYERS
 from bough.tracing.wrapped import unwrap
-
-_LINEAR = (*LAYERS, "addmm")
 
 
 class Features(nn.Module):
@@ -75,7 +72,7 @@ class Features(nn.Module):
                 _refuse_ragged(other, axes, kept)
                 chosen = {d: indices(a, kept) for d, a in enumerate(axes)}
                 self._selected[own] = {d: torch.from_numpy(i) for d, i in chosen.items() if len(i) < axes[d].size}
-                scales = [s for s in plan.scales if s.name in op.states and op.name in _LINEAR and s.dim == output_dim(op)]
+                scales = [s for s in plan.scales if s.name in op.states and op.name in PRODUCTS and s.dim == output_dim(op)]
                 weights = [s for s in scales if len(graph.states[s.name].axes) > 1]  # the bias has the same ones
                 if weights:
                     self._factors[own] = folded(op, weights, kept)
