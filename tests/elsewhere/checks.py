@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 import bough
 from bough import importance, recovery
 from bough.recovery import regularize
+from tests import pages
 
 pytestmark = pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")  # far's own
 PLACE = "cuda" if torch.cuda.is_available() else importlib.import_module("tests.elsewhere.far").NAME
@@ -194,3 +195,7 @@ def test_copies_do_not_share():
     with torch.no_grad():
         other[0].weight.zero_()
     assert model[0].weight.cpu().abs().sum() > 0
+
+
+def test_the_page_on_recovery_runs():
+    assert pages.run("recovery.md")["tickets"]
