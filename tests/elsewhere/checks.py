@@ -134,6 +134,18 @@ def test_iterations_score_cut_and_train_in_turn(place):
     assert places(done.model) == {place}
 
 
+def test_an_optimizer_of_the_user_s_goes_along():
+    model = net()
+    adam = torch.optim.AdamW(model.parameters())
+    recovery.iterate(
+        model, X[:1], bough.Budget(params="50%"), lambda small, step: recovery.finetune(small, DATA, TRAINING, optimizer=adam),
+        steps=2, optimizer=adam,
+    )  # fmt: skip
+    moments = [state["exp_avg"] for state in adam.state.values()]
+    assert {m.device.type for m in moments} == {"cpu"}
+    assert all(m.any() for m in moments)
+
+
 @pytest.mark.parametrize("structured", [False, True])
 def test_tickets(structured):
     model = net()
