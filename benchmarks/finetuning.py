@@ -80,7 +80,7 @@ def ensemble(
 
 
 def ensemble_pasted(*given: Any, **more: Any) -> None:
-    """The same without labels, and half of the views of images with a square of another in them."""
+    """The same without labels, and two thirds of the views of images with a square of another in them."""
     ensemble(*given, pasted=True, **more)
 
 

@@ -1,8 +1,8 @@
 """Views of the training images with a teacher's answers to them, computed once: a large teacher for the price of a small one.
 
 The teacher is the mean of the logits of ResNet-20, 32, 44 and 56. It sees the very crops that the student will see, as in
-Beyer et al. (2022), but only some views of each image: PLAIN ones and, where they are asked for, as many that have a square of
-another image pasted in (CutMix, Yun et al., 2019).
+Beyer et al. (2022), but only some views of each image: PLAIN ones and, where they are asked for, PASTED ones, which have a
+square of another image in them (CutMix, Yun et al., 2019).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.cifar import Augmented, paste, squares
 
-PLAIN = 12
+PLAIN, PASTED = 12, 24
 DEPTHS = (20, 32, 44, 56)
 
 
@@ -31,16 +31,18 @@ class Views:
         images: what crops are taken of.
         down, right: rows and columns of the crops, [views, images, 32].
         places: of the squares, [views, images, 3]: side (0 where nothing is pasted), top, left.
+        further: what is pasted into image i is of image i + further, [views]: in each view of another one.
     """
 
     images: Augmented
     down: Tensor
     right: Tensor
     places: Tensor
+    further: Tensor
 
     def take(self, view: Tensor, at: Tensor) -> Tensor:
         """Images `at` [n], each in its view [n] -> [n, 3, 32, 32]."""
-        there = (at + len(self.images) // 3) % len(self.images)
+        there = (at + self.further[view]) % len(self.images)
         x, other = (self.images.take(i, self.down[view, i], self.right[view, i]) for i in (at, there))
         return paste(x, other, self.places[view, at])
 
@@ -61,7 +63,7 @@ class Answered(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def with_answers(images: Augmented, folder: Path, pasted: bool = False) -> Answered:
-    """Answers that are in the folder are taken from there, the others computed; `pasted`: half of the views are."""
+    """Answers that are in the folder are taken from there, the others computed; `pasted`: most of the views are."""
     folder.mkdir(parents=True, exist_ok=True)
     views = drawn(images, pasted)
     files = [folder / f"{view}.pt" for view in range(len(views.down))]
@@ -76,12 +78,13 @@ def with_answers(images: Augmented, folder: Path, pasted: bool = False) -> Answe
 
 
 def drawn(images: Augmented, pasted: bool) -> Views:
-    n, count = len(images), 2 * PLAIN if pasted else PLAIN
+    n, count = len(images), PLAIN + PASTED * pasted
     with torch.random.fork_rng():
         torch.manual_seed(0)
         down, right = (torch.stack(x) for x in zip(*(images.draw(n) for _ in range(count)), strict=True))
         places = torch.stack([torch.zeros(n, 3).long() if view < PLAIN else squares(n) for view in range(count)])
-    return Views(images, down, right, places)
+        further = torch.randint(1, n, (count,))
+    return Views(images, down, right, places, further)
 
 
 @torch.no_grad()
