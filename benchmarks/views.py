@@ -31,19 +31,18 @@ class Views:
         images: what crops are taken of.
         down, right: rows and columns of the crops, [views, images, 32].
         places: of the squares, [views, images, 3]: side (0 where nothing is pasted), top, left.
-        further: what is pasted into image i is of image i + further, [views]: in each view of another one.
+        others: which image they are of, [views, images].
     """
 
     images: Augmented
     down: Tensor
     right: Tensor
     places: Tensor
-    further: Tensor
+    others: Tensor
 
     def take(self, view: Tensor, at: Tensor) -> Tensor:
         """Images `at` [n], each in its view [n] -> [n, 3, 32, 32]."""
-        there = (at + self.further[view]) % len(self.images)
-        x, other = (self.images.take(i, self.down[view, i], self.right[view, i]) for i in (at, there))
+        x, other = (self.images.take(i, self.down[view, i], self.right[view, i]) for i in (at, self.others[view, at]))
         return paste(x, other, self.places[view, at])
 
 
@@ -83,8 +82,8 @@ def drawn(images: Augmented, pasted: bool) -> Views:
         torch.manual_seed(0)
         down, right = (torch.stack(x) for x in zip(*(images.draw(n) for _ in range(count)), strict=True))
         places = torch.stack([torch.zeros(n, 3).long() if view < PLAIN else squares(n) for view in range(count)])
-        further = torch.randint(1, n, (count,))
-    return Views(images, down, right, places, further)
+        others = torch.stack([torch.randperm(n) for _ in range(count)])
+    return Views(images, down, right, places, others)
 
 
 @torch.no_grad()
