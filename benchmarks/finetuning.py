@@ -32,6 +32,7 @@ from bough import recovery
 
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
 DECAY = 5e-4
+UNLABELLED = replace(DISTILLATION, logits=1.0)
 
 
 def plain(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
@@ -44,8 +45,8 @@ def distilled(small: nn.Module, model: nn.Module, data: Any, training: recovery.
 
 def pasted(small: nn.Module, model: nn.Module, data: Any, training: recovery.Training, **more: Any) -> None:
     """The teacher's answers alone, no labels, and half of the batches of images that are pasted together."""
-    how = replace(DISTILLATION, logits=1.0)
-    recovery.distill(small, model, batches(Augmented(data.dataset.load, pasted=0.5)), training, distillation=how, **more)
+    dataset = Augmented(data.dataset.load, pasted=0.5)
+    recovery.distill(small, model, batches(dataset), training, distillation=UNLABELLED, **more)
 
 
 class Mirrored(nn.Module):
@@ -73,7 +74,7 @@ def ensemble(
     answered = with_answers(data.dataset, Path(training.folder).parents[1] / "views", pasted)
     teacher = nn.Identity()  # its answers come with the batch
     recovery.distill(
-        small, teacher, batches(answered), training, distillation=replace(DISTILLATION, logits=1.0) if pasted else DISTILLATION,
+        small, teacher, batches(answered), training, distillation=UNLABELLED if pasted else DISTILLATION,
         forward=lambda net, batch: net(batch[2] if net is teacher else batch[0]),
         loss=lambda logits, batch: nn.functional.cross_entropy(logits, batch[1]), **more,
     )  # fmt: skip

@@ -4,6 +4,7 @@ import copy
 import importlib
 import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -105,14 +106,18 @@ def test_distillation(kind):
     assert places(small) == places(model) == {"cpu"}
 
 
-@pytest.mark.parametrize(
-    "kind", [regularize.GroupLasso, regularize.SparseLearning, regularize.GrowingPenalty, regularize.Slimming]
+REGULARIZERS = (
+    partial(regularize.GroupLasso, strength=1e-3),
+    regularize.SparseLearning,
+    regularize.GrowingPenalty,
+    regularize.Slimming,
 )
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
 def test_regularizers(kind):
     model = net()
-    regularizer = (
-        kind(bough.trace(model, X[:1]), strength=1e-3) if kind is regularize.GroupLasso else kind(bough.trace(model, X[:1]))
-    )
+    regularizer = kind(bough.trace(model, X[:1]))
     recovery.finetune(model, DATA, TRAINING, regularizers=[regularizer])
     assert all(len(v) for v in regularizer.scores().values())
 

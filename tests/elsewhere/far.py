@@ -4,7 +4,6 @@ A process that imports this has the device for good. Tensors on it have no memor
 storage. Views have strides only there, so an op that reads strides is given a copy of a view that is not contiguous.
 """
 
-import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,8 +50,7 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
         base = args[0].contiguous()
         places = [base.storage_offset() + (args[3] if len(args) > 3 else 0)] if op is _OPS.as_strided.default else []
         args = (base, *args[1:3], *places)
-    with warnings.catch_warnings(action="ignore"):  # of an out= of no dims, which is how this device makes empty ones
-        found = _COPIED.get(op, op)(*args, **kwargs)
+    found = _COPIED.get(op, op)(*args, **kwargs)
     same = {id(near(t)): t for t in tensors}
     for tensor in tensors:
         if is_far(tensor) and tensor.shape != near(tensor).shape:  # an out= that was resized
