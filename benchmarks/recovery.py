@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -42,7 +43,18 @@ def plan_of(graph: Graph, scores: Any, task: Task, allocation: str, percent: int
     return bough.plan(graph, scores, budget, allocation=allocation, ignore=task.ignore)
 
 
-def row(task: Task, scores: Any, graph: Graph, allocation: str, percent: int) -> dict[str, Any]:
+def first(calibration: list[Any], samples: int) -> list[Any]:
+    """As many samples, in batches as they are."""
+    few: list[Any] = []
+    for batch in calibration:
+        parts = batch if isinstance(batch, tuple) else (batch,)
+        cut = tuple(t[:samples] for t in parts)
+        few += [cut if isinstance(batch, tuple) else cut[0]] if samples > 0 else []
+        samples -= len(parts[0])
+    return few
+
+
+def row(task: Task, scores: Any, graph: Graph, allocation: str, percent: int, ridge: float | None) -> dict[str, Any]:
     plan = plan_of(graph, scores, task, allocation, percent)
     small = bough.cut(task.model, plan)
     kept = getattr(plan.cost, task.field) / getattr(plan.original, task.field)
@@ -53,7 +65,7 @@ def row(task: Task, scores: Any, graph: Graph, allocation: str, percent: int) ->
         recalibrate(again, task.calibration)
         out["recalibrated"] = task.measure(again)
     start = time.perf_counter()
-    result = refit(task.model, small, plan, task.calibration)
+    result = refit(task.model, small, plan, task.calibration, ridge=ridge)
     out["refit_s"] = time.perf_counter() - start
     out["refit"] = task.measure(result.model)
     out["skipped"] = result.skipped
@@ -88,6 +100,8 @@ def main() -> None:
     parser.add_argument("--allocations", nargs="*", default=["global", "uniform", "error"])
     parser.add_argument("--budgets", nargs="*", type=int, help="percent that remain; of each model its own without")
     parser.add_argument("--test", type=int, default=2000, help="test samples")
+    parser.add_argument("--samples", type=int, help="calibration samples; as many as the model's task has without")
+    parser.add_argument("--ridge", type=float, help="one for all layers")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     load = load_module(given.data)
@@ -99,21 +113,24 @@ def main() -> None:
         print(key, {k: v for k, v in made.items() if k != "skipped"}, flush=True)
 
     for name in given.models:
-        task = TASKS[name](load, given.test)
-        first = task.calibration[0]
-        graph = bough.trace(task.model, (first if isinstance(first, torch.Tensor) else first[0])[:2])
+        task, how = TASKS[name](load, given.test), ""
+        if given.samples is not None:
+            task, how = dataclasses.replace(task, calibration=first(task.calibration, given.samples)), f" of {given.samples}"
+        how += "" if given.ridge is None else f" ridge {given.ridge:g}"
+        batch = task.calibration[0]
+        graph = bough.trace(task.model, (batch if isinstance(batch, torch.Tensor) else batch[0])[:2])
         budgets = given.budgets or BUDGETS[name]
         for criterion in given.criteria:
             scores = None
             ways = [a for a in given.allocations if (a == "error") <= criterion.startswith("obs")]
             for allocation, percent in product(ways, budgets):
-                key = f"{name} {criterion} {allocation} {percent}% {given.test}"
+                key = f"{name} {criterion} {allocation} {percent}% {given.test}{how}"
                 if key in results["rows"]:
                     continue
                 if scores is None:
                     data = task.calibration[: max(len(task.calibration) // 2, 1)]
                     scores = bough.score(graph, CRITERIA[criterion](), data)
-                keep(key, row(task, scores, graph, allocation, percent))
+                keep(key, row(task, scores, graph, allocation, percent, given.ridge))
         for criterion, percent in product(given.peers, budgets):
             key = f"{name} torch-pruning {criterion} {percent}% {given.test}"
             if key not in results["rows"]:

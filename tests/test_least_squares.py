@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 import bough
 from bough.recovery import refit
-from bough.recovery.least_squares import Sums
+from bough.recovery.least_squares import STRENGTHS, Sums
 from tests.refitted import Chain, batches, cut_to_half, halved
 from tests.zoo import randomize
 
@@ -35,10 +37,80 @@ def test_equals_least_squares_on_materialized_inputs():
 @pytest.mark.parametrize("memory", [2**31, 0])
 def test_batches_do_not_matter_and_neither_does_memory(name, memory):
     model, small, plan, data = halved(name)
-    whole = refit(model, small, plan, [torch.cat(data)]).model.state_dict()
-    parts = refit(model, small, plan, torch.cat(data).split(11), memory=memory).model.state_dict()
+    whole = refit(model, small, plan, [torch.cat(data)], ridge=1e-3).model.state_dict()
+    parts = refit(model, small, plan, torch.cat(data).split(11), memory=memory, ridge=1e-3).model.state_dict()
     for key in whole:
         torch.testing.assert_close(parts[key], whole[key], rtol=1e-6, atol=1e-7)
+
+
+def noisy(rows, seed, inputs=12, outputs=5):
+    torch.manual_seed(0)
+    w, start = (torch.randn(inputs, outputs, dtype=torch.float64) for _ in range(2))
+    torch.manual_seed(seed)
+    x = torch.randn(rows, inputs, dtype=torch.float64) * torch.logspace(0, -1, inputs, dtype=torch.float64) + 3
+    return x, x @ w + torch.randn(rows, outputs, dtype=torch.float64), start[None]
+
+
+def by_hand(x, y, start, ridge):
+    """The weight and the constant."""
+    means, centred = (x.mean(0), y.mean(0)), x - x.mean(0)
+    second = centred.T @ centred / len(x)
+    damped = second + ridge * second.diagonal().mean() * torch.eye(len(second))
+    w = start + torch.linalg.solve(damped, centred.T @ (y - means[1] - centred @ start) / len(x))
+    return w, means[1] - means[0] @ w
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(8, 200), quarters=st.integers(2, 4), seed=st.integers(1, 99))
+def test_the_ridge_is_the_weakest_that_holds_on_rows_held_back(rows, quarters, seed):
+    x, y, start = noisy(rows, seed)
+    parts, sums = [(x[i::quarters], y[i::quarters]) for i in range(quarters)], Sums()
+    for i, (a, b) in enumerate(parts):
+        sums.add([a], [b], shift="b", quarter=i)
+    found = sums.solve(start, {"b": torch.zeros(1, 5, dtype=torch.float64)}, ridge=None)
+    errors = []
+    for ridge in STRENGTHS:
+        error = 0.0
+        for i, (other, wanted) in enumerate(parts):
+            a, b = (torch.cat(t) for t in zip(*parts[:i], *parts[i + 1 :], strict=True))
+            left = wanted - other @ by_hand(a, b, start[0], ridge)[0]
+            error += float((left - left.mean(0)).square().sum() / len(left))
+        errors.append(error)
+    turn = next(i for i in range(len(errors)) if i + 1 == len(errors) or errors[i + 1] > errors[i])
+    assert found.ridge == next(r for r, e in zip(STRENGTHS, errors, strict=True) if e <= 1.05 * errors[turn])
+    w, shift = by_hand(x, y, start[0], found.ridge)
+    torch.testing.assert_close(found.weight[0], w)
+    torch.testing.assert_close(found.shifts["b"][0], shift)
+
+
+def test_a_ridge_is_found_where_nothing_is_to_be_done():
+    x, _, start = noisy(40, 1)
+    sums = Sums()
+    sums.add([x], [x @ start[0]], shift="b", quarter=None)
+    found = sums.solve(start, {"b": torch.zeros(1, 5, dtype=torch.float64)}, ridge=None)
+    torch.testing.assert_close(found.weight, start)
+    assert found.ridge in STRENGTHS
+
+
+def test_a_chosen_ridge_holds_where_rows_are_few():
+    x, y, start = noisy(16, 1)  # for 12 inputs
+    fresh, wanted, _ = noisy(4000, 2)
+    errors = {}
+    for ridge in (None, 1e-3, 0.0):
+        sums = Sums()
+        sums.add([x], [y], shift="b", quarter=None)
+        found = sums.solve(start, {"b": torch.zeros(1, 5, dtype=torch.float64)}, ridge=ridge)
+        errors[ridge] = float((fresh @ found.weight[0] + found.shifts["b"] - wanted).square().mean())
+    assert errors[None] < errors[1e-3] < errors[0.0]
+
+
+@pytest.mark.parametrize("name", ["residual", "transposed"])
+def test_of_one_batch_a_quarter_of_the_samples_is_held_back(name):
+    model, small, plan, data = halved(name)
+    x = torch.cat(data)[:40]
+    one, four = (refit(model, small, plan, batches) for batches in ([x], x.split(10)))
+    assert [layer.ridge for layer in one.layers] == [layer.ridge for layer in four.layers]
+    torch.testing.assert_close(one.model.state_dict(), four.model.state_dict(), rtol=1e-6, atol=1e-7)
 
 
 def test_few_rows_are_told():
@@ -50,9 +122,9 @@ def test_few_rows_are_told():
 def test_memory_of_sums_does_not_grow():
     sums, sizes = Sums(), []
     for _ in range(3):
-        sums.add([torch.randn(500, 4)], [torch.randn(500, 3)])
-        sizes.append(sum(t.numel() for part in sums._parts.values() for t in part))
-    assert sizes == [8 * 5 + 3] * 3
+        sums.add([torch.randn(500, 4)], [torch.randn(500, 3)], quarter=None)
+        sizes.append(sum(t.numel() for quarter in sums._quarters for part in quarter.values() for t in part))
+    assert sizes == [4 * (8 * 5 + 3)] * 3
 
 
 class Routed(nn.Module):

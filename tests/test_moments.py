@@ -44,9 +44,9 @@ def test_a_convolution_is_a_product_of_its_patches(draw):
     data = torch.randn(3, 3, *(7, 6)[:dims], dtype=torch.float64)
     *_, unfolded, x = contraction(model, data)
     expected = model[2](x).detach()
-    product = torch.stack([a @ b for a, b in zip(unfolded.x, unfolded.w, strict=True)])  # [groups, sites x samples, outputs]
+    product = torch.stack([a @ b for a, b in zip(unfolded.x, unfolded.w, strict=True)])  # [groups, samples x sites, outputs]
     sites = expected[0, 0].numel()
-    actual = product.reshape(groups, sites, 3, -1).permute(2, 0, 3, 1).reshape(expected.shape)
+    actual = product.reshape(groups, 3, sites, -1).permute(1, 0, 3, 2).reshape(expected.shape)
     torch.testing.assert_close(actual, expected)
     assert unfolded.spread == 3**dims
 
@@ -105,4 +105,4 @@ def test_convolutions_are_looked_at_in_as_many_places_as_told():
         model(data)
         model(data[2:])
     assert taken[0].x.shape == (1, 5 * 4, 54)
-    torch.testing.assert_close(taken[0].x.reshape(5, 4, 54)[:, 2:], taken[1].x.reshape(5, 2, 54))
+    torch.testing.assert_close(taken[0].x.reshape(4, 5, 54)[2:], taken[1].x.reshape(2, 5, 54))

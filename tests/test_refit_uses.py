@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import bough
 from bough.errors import PlanError
 from bough.recovery import refit
 from tests.refitted import batches, cut_to_half, halved
@@ -23,6 +24,31 @@ class Again(nn.Module):
     def forward(self, x):
         same = self.a(x)
         return torch.cat([same, self.head(torch.tanh(self.a(torch.tanh(self.a(self.down(torch.tanh(self.up(x))))))))], -1)
+
+
+class Shifted(nn.Module):
+    """`shift` may be left out, so nothing but the plan tells it from labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 16), nn.Linear(16, 3)
+
+    def forward(self, x, shift=None):
+        return self.b(torch.tanh(self.a(x if shift is None else x + shift)))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_batch_has_the_parts_that_the_plan_was_traced_with(named):
+    model, data = randomize(Shifted()).eval(), [(x, 5 * x.flip(0), x.argmax(1)) for x in batches((5,))]
+    example = data[0][:2]
+    graph = bough.trace(model, dict(zip(("x", "shift"), example, strict=True)) if named else example)
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep={"a": 8})
+    plan = bough.Plan.from_json(plan.to_json())
+    small = bough.cut(model, plan)
+    summed = [(x + shift, label) for x, shift, label in data]
+    plain = dataclasses.replace(plan, inputs=1)
+    found, wanted = refit(model, small, plan, data).model, refit(model, small, plain, summed).model
+    torch.testing.assert_close(found.state_dict(), wanted.state_dict())
 
 
 @pytest.mark.parametrize("memory", [2**31, 0])

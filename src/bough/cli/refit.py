@@ -21,7 +21,7 @@ def refit(
     *,
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="folder for the refitted checkpoint")],
-    ridge: Annotated[float, typer.Option(help="how much weights are held back")] = 1e-3,
+    ridge: Annotated[float | None, typer.Option(help="how much weights are held back; without it, chosen for each")] = None,
     sites: Annotated[int, typer.Option(help="output positions of each sample that a convolution is looked at")] = 128,
     input_shape: Shape = None,
     as_json: Json = False,

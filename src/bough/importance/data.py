@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,18 +140,22 @@ def of(data: Data | Iterable[Any]) -> Data:
 
 
 def as_traced(graph: Graph, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The parts of a batch that the model was traced with, as (args, kwargs).
+    """The parts of a batch that the model was traced with, as (args, kwargs)."""
+    return parts_of(graph.model, batch, len(graph.args), tuple(graph.kwargs))
 
-    Of a tuple or list, the first ones (labels stay away); of a mapping, those of the names that were traced, or that the
-    model's forward gives to its first arguments. Tensors go to the model's device.
+
+def parts_of(model: nn.Module, batch: Any, n: int, names: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The parts of a batch for the first `n` arguments of a model and for those called `names`.
+
+    Of a tuple or list, the first ones (labels stay away); of a mapping, those of these names, or of those that the model's
+    forward gives to its first arguments. Tensors go to the model's device.
 
     Raises:
         PlanError: the batch lacks a part; the message says which, and what it has.
     """
-    home = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
-    n, names = len(graph.args), list(graph.kwargs)
+    home = next((p.device for p in model.parameters()), torch.device("cpu"))
     if isinstance(batch, Mapping):
-        positional = [] if not n else list(inspect.signature(graph.model.forward).parameters)[:n]
+        positional = [] if not n else list(inspect.signature(model.forward).parameters)[:n]
         missing = [k for k in (*positional, *names) if k not in batch]
         if missing:
             raise PlanError(

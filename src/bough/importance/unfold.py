@@ -75,6 +75,7 @@ def outcome(reading: Reading, op: OpRecord, tensors: Sequence[Tensor], y: Tensor
         chosen = np.unravel_index(_sites(prod(places), sites), places) if places else ()
         n = len(places)
         y = y.movedim((0, 1), (n, n + 1))[tuple(torch.from_numpy(c).to(y.device) for c in chosen)]
+        y = y.movedim(-2, 0)
         return y.reshape(-1, op.detail[8], y.shape[-1] // op.detail[8]).movedim(1, 0)
     if op.name == "_grouped_mm":
         ends = tensors[2].tolist()
@@ -149,7 +150,8 @@ def _convolution(op: OpRecord, x: Tensor, w: Tensor, sites: int) -> Unfolded:
     for i in range(n):  # [B, C, places..., kernel...]
         x = x.movedim(2 + n + i, 0)[:: dilation[i]].movedim(0, 2 + n + i)
     chosen = np.unravel_index(_sites(prod(x.shape[2 : 2 + n]), sites), x.shape[2 : 2 + n])
-    x = x.movedim((0, 1), (n, n + 1))[tuple(torch.from_numpy(c).to(x.device) for c in chosen)]  # [sites, B, C, kernel...]
+    x = x.movedim((0, 1), (n, n + 1))[tuple(torch.from_numpy(c).to(x.device) for c in chosen)]
+    x = x.movedim(1, 0)  # [B, sites, C, kernel...]
     x = x.reshape(*x.shape[:2], groups, w.shape[1], prod(kernel)).movedim(2, 0)
     w = w.flatten(3).movedim(3, 2)
     return Unfolded(x.reshape(groups, -1, w.shape[1] * prod(kernel)), w.reshape(groups, -1, w.shape[-1]), prod(kernel), True)

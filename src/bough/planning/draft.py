@@ -68,6 +68,7 @@ class Draft:
             original_shapes={n: list(graph.tensor(n).shape) for n in cut},
             left_out={x.name: (x.form, x.container is not None) for x in graph.left_out},
             sequences=sequences,
+            inputs=tuple(graph.kwargs) or len(graph.args),
         )
 
     def _cut(self) -> dict[str, dict[int, list[int]]]:

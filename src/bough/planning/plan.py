@@ -41,6 +41,7 @@ class Plan:
         rebuild: the model's own Python contradicts the plan, so it is carried out by `bough.rebuild`, not by `cut`.
         notes: what is to be said about how it was decided, and what its latency and energy stand on.
         fingerprint: of the model that the plan was made for.
+        inputs: how many arguments it was traced with, or their names; None where that is not known.
     """
 
     fingerprint: str
@@ -59,6 +60,7 @@ class Plan:
     alike: dict[str, str] = field(default_factory=dict)
     rebuild: bool = False
     notes: tuple[str, ...] = ()
+    inputs: int | tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -86,6 +88,7 @@ class Plan:
             "alike": self.alike,
             "rebuild": self.rebuild,
             "notes": list(self.notes),
+            "inputs": self.inputs,
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -129,6 +132,7 @@ class Plan:
                 alike=dict(data.get("alike", {})),
                 rebuild=bool(data.get("rebuild", False)),
                 notes=tuple(data.get("notes", ())),
+                inputs=tuple(map(str, inputs)) if isinstance(inputs := data.get("inputs"), list) else inputs,
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from bough.importance.unfold import outcome, unfold
 from bough.planning.plan import Plan
 from bough.recovery.consumers import Consumer, Skip, consumers
 from bough.recovery.inputs import first_batch
-from bough.recovery.least_squares import Sums
+from bough.recovery.least_squares import QUARTERS, Sums
 from bough.recovery.lockstep import Lockstep, Place, Route, Seen
 from bough.recovery.pairing import folded, kept_units, renamed, select
 from bough.spaces import Space, indices
@@ -31,7 +32,7 @@ _FEW = 10  # rows for each input of a layer, below which a fit may follow the sa
 class Options:
     """See `refit_`."""
 
-    ridge: float
+    ridge: float | None
     sites: int
     everything: bool
     skips: bool
@@ -44,6 +45,7 @@ class Layer:
     name: str
     before: float
     after: float
+    ridge: float
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class Fitting:
         self.weights: dict[str, _Weight] = {}
         self._tensors: dict[int, list[Tensor]] = {}  # what each op was seen with in one run
         self._batch = first_batch(data)
+        self._alone = len(list(islice(iter(data.batches), 2))) == 1
         self._look(found.found)
         fit = [c for c in found.found if c.name in self.weights]
         if not fit:
@@ -132,9 +135,9 @@ class Fitting:
         each = sum(g.cost().peak_memory for g in (self.dense, self.small))
         with Lockstep((self._dense_route(), self._small_route()), self.data, int(memory // max(each, 1))) as runs:
             for number, stage in enumerate(self.stages):
-                for big, little in runs.at(number):
+                for batch, (big, little) in enumerate(runs.at(number)):
                     for c in stage:
-                        self._read(c, big, little[stage[0].small.op, False], little)
+                        self._read(c, batch, big, little[stage[0].small.op, False], little)
                 again = [self._solve(c) for c in stage]
                 if any(again):
                     runs.restart()
@@ -163,8 +166,8 @@ class Fitting:
     def _skip(self, c: Consumer) -> Skip | None:
         return c.skip if self.options.skips else None
 
-    def _read(self, c: Consumer, big: Seen, x: Sequence[Tensor], little: Seen) -> None:
-        """Adds a batch to a consumer's sums. `x`: the arguments of the op that the cut model stands at."""
+    def _read(self, c: Consumer, batch: int, big: Seen, x: Sequence[Tensor], little: Seen) -> None:
+        """Adds a batch, by its number, to a consumer's sums. `x`: the arguments of the op that the cut model stands at."""
         op, theirs = self.small.ops[c.small.op], self.dense.ops[c.dense.op]
         tensors = list(self._tensors[c.small.op])
         y = self._kept(big[c.dense.op, True][0], theirs.results[0]) * self._factors(c, theirs)
@@ -189,7 +192,8 @@ class Fitting:
         if stream is not None:
             each = outcome(c.small, op, tensors, stream, self.options.sites)
             weights = [_weights(e.double().square().sum(1)) for e in each]
-        self.weights[c.name].sums.add(rows, targets, weights, c.shift)
+        quarter = 0 if self.options.ridge is not None else None if self._alone else batch % QUARTERS
+        self.weights[c.name].sums.add(rows, targets, weights, c.shift, quarter)
 
     def _kept(self, tensor: Tensor, axes: Sequence[Space]) -> Tensor:
         found = select(tensor, axes, self.kept)
@@ -248,7 +252,7 @@ class Fitting:
         if solution.rows < _FEW * start.shape[1]:
             few = f"{solution.rows} rows of data for {start.shape[1]} inputs are few"
             notes.append(few if solution.rows else "where no row of data came, it is as it was")
-        self.layers.append(Layer(c.name, solution.before, solution.after, "; ".join(notes)))
+        self.layers.append(Layer(c.name, solution.before, solution.after, solution.ridge, "; ".join(notes)))
         return len(weight.consumers) > 1
 
     def _write(self, c: Consumer, blocks: Tensor) -> None:

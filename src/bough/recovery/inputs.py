@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from bough.errors import PlanError
-from bough.importance.data import Data, moved
+from bough.importance.data import Data, moved, parts_of
+from bough.planning.plan import Plan
 
 
 def given(model: nn.Module, batch: Any) -> Any:
@@ -46,8 +47,8 @@ def first_batch(data: Data) -> Any:
     return batch
 
 
-def example_of(model: nn.Module, data: Data) -> Any:
-    """Example inputs from the first batch.
+def example_of(model: nn.Module, data: Data, plan: Plan) -> Any:
+    """Example inputs from the first batch: of a tuple or list, the parts that the plan's model was traced with.
 
     Raises:
         PlanError: there are no batches or they can not be gone through again, or are given in a way of the data's own.
@@ -55,4 +56,8 @@ def example_of(model: nn.Module, data: Data) -> Any:
     batch = first_batch(data)
     if data.forward is not None:
         raise PlanError("Data(forward=...) gives batches in a way of its own: give example_inputs, as for trace")
+    n, names = (plan.inputs, ()) if isinstance(plan.inputs, int) else (0, plan.inputs or ())
+    if isinstance(batch, (tuple, list)) and 0 < n + len(names) <= len(batch):
+        args, kwargs = parts_of(model, batch, n, names)
+        return kwargs or args
     return moved(given(model, batch), next((p.device for p in model.parameters()), torch.device("cpu")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -36,8 +37,10 @@ class Refit:
         return {"layers": [x.to_dict() for x in self.layers], "skipped": dict(self.skipped)}
 
     def __str__(self) -> str:
-        lines = [f"{'refitted':56} {'error':>9} {'after':>9}"]
-        lines += [f"{x.name:56} {x.before:9.2%} {x.after:9.2%}{f'  ({x.note})' if x.note else ''}" for x in self.layers]
+        lines = [f"{'refitted':56} {'error':>9} {'after':>9} {'ridge':>7}"]
+        lines += [
+            f"{x.name:56} {x.before:9.2%} {x.after:9.2%} {x.ridge:7.0e}{f'  ({x.note})' if x.note else ''}" for x in self.layers
+        ]
         lines += [f"not refitted: {name}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -65,7 +68,7 @@ def refit_(
     plan: Plan,
     data: Data | Iterable[Any],
     *,
-    ridge: float = 1e-3,
+    ridge: float | None = None,
     sites: int = 128,
     everything: bool = True,
     skips: bool = True,
@@ -84,11 +87,13 @@ def refit_(
     Args:
         model: the dense model. small: the model cut from it by `plan`; may have been trained or refitted since.
         data: batches, as for `score`; gone through in the same order each time.
-        ridge: how much weights are held back. sites: output positions of each sample that a convolution is looked at.
+        ridge: how much weights are held back. Without it, each weight gets a power of ten of its own, from 1e-3 to 100: the
+            weakest with which what three quarters of the batches give is as good on the fourth as it gets, within 5 % (of one
+            batch: of its rows).
+        sites: output positions of each sample that a convolution is looked at.
         everything: refit all weights whose inputs have changed, not only those that read cut units.
         skips: make up for the error of what an output is added to.
-        example_inputs: as for `trace`, where `data` is a `Data` with a `forward` of its own, and where a batch is a tuple that
-            also holds inputs with defaults: of these nothing tells whether they are inputs or labels, and they are left out.
+        example_inputs: as for `trace`, where `data` is a `Data` with a `forward` of its own.
         memory: bytes that runs which wait for the next layer may hold; batches beyond are run anew for each.
 
     Raises:
@@ -96,8 +101,8 @@ def refit_(
             gives NaN.
         TraceError: on this data a model takes another path than on its first batch.
     """
-    if ridge < 0 or sites < 1:
-        raise PlanError(f"refit(ridge={ridge}, sites={sites}): ridge must not be negative, sites at least 1")
+    if (ridge is not None and not 0 <= ridge < inf) or sites < 1:
+        raise PlanError(f"refit(ridge={ridge}, sites={sites}): ridge must be a number that is not negative, sites at least 1")
     dense, cut, stream = traceable(model), traceable(small), of(data)
     if dense is cut:
         raise PlanError("model and small are one: small is a copy of model that the plan has cut")
@@ -107,7 +112,7 @@ def refit_(
         )
     check(dense, plan)
     check_cut(cut, plan)
-    first = example_of(dense, stream) if example_inputs is None else example_inputs
+    first = example_of(dense, stream, plan) if example_inputs is None else example_inputs
     with undisturbed(dense), undisturbed(cut), _all_or_nothing(cut):
         graphs = trace(dense, first), trace(cut, first)
         fitting = Fitting(*graphs, plan, stream, Options(ridge, sites, everything, skips))
