@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bough.tracing.held import notes
+
 
 class _Closed(BaseException):
     """Unwinds a run that nobody waits for; no Exception, so that a model does not take it for its own."""
@@ -31,13 +33,13 @@ class Suspended:
         self._error: BaseException | None = None
         self._go, self._back = Semaphore(0), Semaphore(0)
         self._closing = False
-        self._modules = list(model.modules())
-        self._notes: list[dict[str, Any]] | None = None
+        self._holders = notes(model)
+        self._notes: list[dict[Any, Any]] | None = None
 
     def advance(self, until: int) -> None:
         """Runs up to the pause at stage `until`, or to the end; what fails in the run is raised here."""
         self.until = until
-        outside = self._swap(self._notes) if self._notes is not None else [dict(m.__dict__) for m in self._modules]
+        outside = self._swap(self._notes) if self._notes is not None else [dict(h) for h in self._holders]
         if not self._thread.ident:
             self._thread.start()
         self._go.release()
@@ -74,14 +76,14 @@ class Suspended:
         finally:
             self._back.release()
 
-    def _swap(self, notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Puts what this run's forward has set on the modules in place of what stands there, and gives that."""
+    def _swap(self, notes: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+        """Puts what this run's forward has noted in place of what stands there, and gives that."""
         before = []
-        for module, own in zip(self._modules, notes, strict=True):
-            before.append(dict(module.__dict__))
+        for holder, own in zip(self._holders, notes, strict=True):
+            before.append(dict(holder))
             if before[-1].keys() != own.keys() or any(before[-1][k] is not own[k] for k in own):
-                module.__dict__.clear()
-                module.__dict__.update(own)
+                holder.clear()
+                holder.update(own)
         return before
 
 

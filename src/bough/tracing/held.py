@@ -46,7 +46,8 @@ class _Changes:
 
     def __init__(self, change: Callable[[Path, int], int]) -> None:
         self.change = change
-        self.before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.before: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self.lists: list[tuple[list[Any], list[Any]]] = []
         self.seen: set[int] = set()
 
     def make(self, model: nn.Module) -> None:
@@ -61,6 +62,9 @@ class _Changes:
             if list(holder) != list(before) or any(holder[k] is not before[k] for k in before):
                 holder.clear()
                 holder.update(before)
+        for items, was in self.lists:
+            if len(items) != len(was) or any(a is not b for a, b in zip(items, was, strict=True)):
+                items[:] = was
 
     def _visit(self, holder: dict[str, Any], path: Path, depth: int, skip: frozenset[str] = frozenset()) -> None:
         self.before.append((holder, dict(holder)))
@@ -77,6 +81,8 @@ class _Changes:
         if kind in (bool, float, str, type(None)) or isinstance(value, _OPAQUE) or depth == _DEPTH:
             return value
         if kind in (tuple, list):
+            if kind is list:
+                self.lists.append((value, list(value)))
             items = [self._replaced(v, (*path, str(i)), depth + 1) for i, v in enumerate(value)]
             return kind(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
         if id(value) in self.seen:
@@ -85,9 +91,18 @@ class _Changes:
         if kind is dict:
             if all(isinstance(k, str) for k in value):
                 self._visit(value, path, depth + 1)
+            else:
+                self.before.append((value, dict(value)))
         elif isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch."):
             self._visit(value.__dict__, path, depth + 1)
         return value
+
+
+def notes(model: nn.Module) -> list[dict[Any, Any]]:
+    """Every dict that a forward may note something in: of each module, of its buffers, of dicts and objects that it holds."""
+    changes = _Changes(lambda path, n: n)
+    changes.make(model)
+    return [holder for holder, _ in changes.before]
 
 
 def held_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, Any]]:

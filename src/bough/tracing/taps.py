@@ -62,12 +62,12 @@ def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
         ...     y = model(torch.randn(32, 4))
         linear (32, 8)
     """
-    model, by_op = graph.model, _by_op(graph, taps)
+    model, by_op, constant = graph.model, _by_op(graph, taps), _constant(graph.ops)
     inner = model._call_impl
 
     def followed(*args: Any, **kwargs: Any) -> Any:
-        handler = _Tapping(graph, by_op)
-        with Stream(handler):
+        handler = _Tapping(graph, by_op, constant)
+        with Stream(handler), substituted(model, lambda path, n: n):  # what one call notes, the next must not find
             result = inner(*args, **kwargs)
         handler.finish()
         return result
@@ -129,6 +129,16 @@ def _by_op(graph: Graph, taps: Sequence[Tap]) -> dict[int, _Tapped]:
     return found
 
 
+def _constant(ops: Sequence[OpRecord]) -> frozenset[int]:
+    """The ops that read held tensors and constants alone: a model may keep what they give for its next run."""
+    found, values = set[int](), {-1}
+    for op in ops:
+        if values.issuperset(op.inputs) or op.name == "lift_fresh":
+            found.add(op.index)
+            values.update(op.values)
+    return frozenset(found)
+
+
 def _name(op: OpRecord | Call) -> str:
     return _NAMES.get(op.name, op.name)
 
@@ -136,8 +146,8 @@ def _name(op: OpRecord | Call) -> str:
 class _Tapping(Runner):
     """Runs each op as it is, and shows the tensors of those tapped."""
 
-    def __init__(self, graph: Graph, taps: Mapping[int, _Tapped]) -> None:
-        self.graph, self.taps = graph, taps
+    def __init__(self, graph: Graph, taps: Mapping[int, _Tapped], constant: frozenset[int]) -> None:
+        self.graph, self.taps, self.constant = graph, taps, constant
         self.units = {g.atom for g in graph.groups}
         self._at = 0
         self._modules = {id(m): name for name, m in graph.model.named_modules()}
@@ -200,11 +210,11 @@ class _Tapping(Runner):
         return op.where == call.where or call.where == self._caller
 
     def _bystander(self, op: OpRecord) -> bool:
-        """Whether the op may fall away: it rearranges, drops out (traced in training mode), or touches no unit of a group (a
-        mask, positions that are cached)."""
+        """Whether the op may fall away: it rearranges, drops out (traced in training mode), touches no unit of a group (a mask,
+        positions that are cached), or gives the same in each run."""
         if op.name in REARRANGING or op.name == "_to_copy":  # between devices, where shapes stood in for tensors
             return True
-        if op.module in self._dropouts:
+        if op.module in self._dropouts or op.index in self.constant - self.taps.keys():
             return True
         touched = (a for axes in (*op.arguments, *op.results) for a in axes)
         return op.name not in CONTRACTING and not any(self.units.intersection(normal(a).atoms) for a in touched)
