@@ -25,6 +25,7 @@ from benchmarks.harness import about
 from benchmarks.peers import torch_pruning_at_once
 from benchmarks.tasks import TASKS, Task
 from bough.graph import Graph
+from bough.importance.data import batch_size
 from bough.recovery import recalibrate, refit
 
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
@@ -47,10 +48,10 @@ def first(calibration: list[Any], samples: int) -> list[Any]:
     """As many samples, in batches as they are."""
     few: list[Any] = []
     for batch in calibration:
-        parts = batch if isinstance(batch, tuple) else (batch,)
-        cut = tuple(t[:samples] for t in parts)
-        few += [cut if isinstance(batch, tuple) else cut[0]] if samples > 0 else []
-        samples -= len(parts[0])
+        if samples <= 0:
+            break
+        few.append(tuple(t[:samples] for t in batch) if isinstance(batch, tuple) else batch[:samples])
+        samples -= batch_size(batch)
     return few
 
 

@@ -55,7 +55,7 @@ def by_hand(x, y, start, ridge):
     """The weight and the constant."""
     means, centred = (x.mean(0), y.mean(0)), x - x.mean(0)
     second = centred.T @ centred / len(x)
-    damped = second + ridge * second.diagonal().mean() * torch.eye(len(second))
+    damped = second + ridge * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
     w = start + torch.linalg.solve(damped, centred.T @ (y - means[1] - centred @ start) / len(x))
     return w, means[1] - means[0] @ w
 

@@ -153,7 +153,7 @@ def parts_of(model: nn.Module, batch: Any, n: int, names: Sequence[str]) -> tupl
     Raises:
         PlanError: the batch lacks a part; the message says which, and what it has.
     """
-    home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    home = home_of(model)
     if isinstance(batch, Mapping):
         positional = [] if not n else list(inspect.signature(model.forward).parameters)[:n]
         missing = [k for k in (*positional, *names) if k not in batch]
@@ -169,6 +169,11 @@ def parts_of(model: nn.Module, batch: Any, n: int, names: Sequence[str]) -> tupl
         )
     given = tuple(moved(p, home) for p in parts)
     return given[:n], dict(zip(names, given[n:], strict=False))
+
+
+def home_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter is; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def batch_size(batch: Any) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from bough.importance.readings import Reading
 from bough.importance.unfold import outcome, unfold
 from bough.planning.plan import Plan
 from bough.recovery.consumers import Consumer, Skip, consumers
-from bough.recovery.inputs import first_batch
+from bough.recovery.inputs import first_batches
 from bough.recovery.least_squares import QUARTERS, Sums
 from bough.recovery.lockstep import Lockstep, Place, Route, Seen
 from bough.recovery.pairing import folded, kept_units, renamed, select
@@ -73,8 +72,8 @@ class Fitting:
         self.means: list[tuple[Tensor, Tensor]] = []
         self.weights: dict[str, _Weight] = {}
         self._tensors: dict[int, list[Tensor]] = {}  # what each op was seen with in one run
-        self._batch = first_batch(data)
-        self._alone = len(list(islice(iter(data.batches), 2))) == 1
+        begin = first_batches(data, 2)
+        self._batch, self._alone = begin[0], len(begin) == 1
         self._look(found.found)
         fit = [c for c in found.found if c.name in self.weights]
         if not fit:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
-import torch
 from torch import nn
 
 from bough.errors import PlanError
-from bough.importance.data import Data, moved, parts_of
+from bough.importance.data import Data, home_of, moved, parts_of
 from bough.planning.plan import Plan
 
 
@@ -34,17 +34,17 @@ def refuse_once(data: Data) -> None:
         raise PlanError("the data can be gone through once only: give a list or a DataLoader, which can be gone through again")
 
 
-def first_batch(data: Data) -> Any:
-    """The first batch of data that is gone through again and again.
+def first_batches(data: Data, n: int) -> list[Any]:
+    """The first batches, `n` at most, of data that is gone through again and again.
 
     Raises:
         PlanError: there are no batches, or they can be gone through once only.
     """
     refuse_once(data)
-    batch = next(iter(data.batches), None)
-    if batch is None:
+    found = list(islice(iter(data.batches), n))
+    if not found:
         raise PlanError("the data gives no batches")
-    return batch
+    return found
 
 
 def example_of(model: nn.Module, data: Data, plan: Plan) -> Any:
@@ -53,11 +53,11 @@ def example_of(model: nn.Module, data: Data, plan: Plan) -> Any:
     Raises:
         PlanError: there are no batches or they can not be gone through again, or are given in a way of the data's own.
     """
-    batch = first_batch(data)
+    batch = first_batches(data, 1)[0]
     if data.forward is not None:
         raise PlanError("Data(forward=...) gives batches in a way of its own: give example_inputs, as for trace")
     n, names = (plan.inputs, ()) if isinstance(plan.inputs, int) else (0, plan.inputs or ())
     if isinstance(batch, (tuple, list)) and 0 < n + len(names) <= len(batch):
         args, kwargs = parts_of(model, batch, n, names)
         return kwargs or args
-    return moved(given(model, batch), next((p.device for p in model.parameters()), torch.device("cpu")))
+    return moved(given(model, batch), home_of(model))

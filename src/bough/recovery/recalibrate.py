@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bough.errors import PlanError
-from bough.importance.data import Data, moved, of
+from bough.importance.data import Data, home_of, moved, of
 from bough.recovery.inputs import given
 from bough.tracing.taps import undisturbed
 from bough.tracing.trace import split_inputs
@@ -70,8 +70,7 @@ def _run(model: nn.Module, data: Data, batch: Any) -> None:
     if data.forward is not None:
         data.forward(model, batch)
         return
-    home = next((p.device for p in model.parameters()), torch.device("cpu"))
-    args, kwargs = split_inputs(moved(given(model, batch), home))
+    args, kwargs = split_inputs(moved(given(model, batch), home_of(model)))
     model(*args, **kwargs)
 
 

@@ -7,13 +7,14 @@ within the run) hands back. So what a model has computed up to a layer is comput
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from threading import Semaphore, Thread, local
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bough.tracing.held import notes
+from bough.tracing.held import Holder, notes, put
 
 
 class _Closed(BaseException):
@@ -34,12 +35,12 @@ class Suspended:
         self._go, self._back = Semaphore(0), Semaphore(0)
         self._closing = False
         self._holders = notes(model)
-        self._notes: list[dict[Any, Any]] | None = None
+        self._notes: list[Holder] | None = None
 
     def advance(self, until: int) -> None:
         """Runs up to the pause at stage `until`, or to the end; what fails in the run is raised here."""
         self.until = until
-        outside = self._swap(self._notes) if self._notes is not None else [dict(h) for h in self._holders]
+        outside = self._swap(self._notes) if self._notes is not None else [copy(h) for h in self._holders]
         if not self._thread.ident:
             self._thread.start()
         self._go.release()
@@ -76,14 +77,11 @@ class Suspended:
         finally:
             self._back.release()
 
-    def _swap(self, notes: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    def _swap(self, own: list[Holder]) -> list[Holder]:
         """Puts what this run's forward has noted in place of what stands there, and gives that."""
-        before = []
-        for holder, own in zip(self._holders, notes, strict=True):
-            before.append(dict(holder))
-            if before[-1].keys() != own.keys() or any(before[-1][k] is not own[k] for k in own):
-                holder.clear()
-                holder.update(own)
+        before = [copy(holder) for holder in self._holders]
+        for holder, contents in zip(self._holders, own, strict=True):
+            put(holder, contents)
         return before
 
 

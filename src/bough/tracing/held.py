@@ -18,6 +18,10 @@ from bough.tracing.provenance import Path
 
 _MACHINERY = frozenset(nn.Module().__dict__)
 _DEPTH = 3
+
+Holder = Any
+"""A dict or a list, changed in place."""
+
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.Tensor, nn.Module, str, bytes)
 
 
@@ -46,25 +50,19 @@ class _Changes:
 
     def __init__(self, change: Callable[[Path, int], int]) -> None:
         self.change = change
-        self.before: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-        self.lists: list[tuple[list[Any], list[Any]]] = []
+        self.before: list[tuple[Holder, Holder]] = []
         self.seen: set[int] = set()
 
-    def make(self, model: nn.Module) -> None:
+    def make(self, model: nn.Module, machinery: frozenset[str] = _MACHINERY) -> None:
         for name, module in model.named_modules():
-            for inner in _MACHINERY & module.__dict__.keys():  # parameters, buffers, modules, hooks of all kinds
+            for inner in machinery & module.__dict__.keys():  # parameters, buffers, modules, hooks of all kinds
                 if isinstance(module.__dict__[inner], dict):
                     self.before.append((module.__dict__[inner], dict(module.__dict__[inner])))
             self._visit(module.__dict__, (name,), 0, _MACHINERY)
 
     def undo(self) -> None:
         for holder, before in reversed(self.before):
-            if list(holder) != list(before) or any(holder[k] is not before[k] for k in before):
-                holder.clear()
-                holder.update(before)
-        for items, was in self.lists:
-            if len(items) != len(was) or any(a is not b for a, b in zip(items, was, strict=True)):
-                items[:] = was
+            put(holder, before)
 
     def _visit(self, holder: dict[str, Any], path: Path, depth: int, skip: frozenset[str] = frozenset()) -> None:
         self.before.append((holder, dict(holder)))
@@ -82,7 +80,7 @@ class _Changes:
             return value
         if kind in (tuple, list):
             if kind is list:
-                self.lists.append((value, list(value)))
+                self.before.append((value, list(value)))
             items = [self._replaced(v, (*path, str(i)), depth + 1) for i, v in enumerate(value)]
             return kind(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
         if id(value) in self.seen:
@@ -98,11 +96,21 @@ class _Changes:
         return value
 
 
-def notes(model: nn.Module) -> list[dict[Any, Any]]:
-    """Every dict that a forward may note something in: of each module, of its buffers, of dicts and objects that it holds."""
+def notes(model: nn.Module) -> list[Holder]:
+    """All that a forward may note something in: what each module has, its buffers, and dicts, lists and objects among these."""
     changes = _Changes(lambda path, n: n)
-    changes.make(model)
+    changes.make(model, frozenset({"_buffers"}))
     return [holder for holder, _ in changes.before]
+
+
+def put(holder: Holder, contents: Holder) -> None:
+    """Makes a dict or list hold what another does, where it does not yet."""
+    if isinstance(holder, list):
+        if len(holder) != len(contents) or any(a is not b for a, b in zip(holder, contents, strict=True)):
+            holder[:] = contents
+    elif list(holder) != list(contents) or any(holder[k] is not contents[k] for k in contents):
+        holder.clear()
+        holder.update(contents)
 
 
 def held_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, Any]]:

@@ -62,8 +62,8 @@ def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
         ...     y = model(torch.randn(32, 4))
         linear (32, 8)
     """
-    model, by_op, constant = graph.model, _by_op(graph, taps), _constant(graph.ops)
-    inner = model._call_impl
+    model, by_op = graph.model, _by_op(graph, taps)
+    inner, constant = model._call_impl, _constant(graph.ops) - by_op.keys()
 
     def followed(*args: Any, **kwargs: Any) -> Any:
         handler = _Tapping(graph, by_op, constant)
@@ -214,7 +214,7 @@ class _Tapping(Runner):
         positions that are cached), or gives the same in each run."""
         if op.name in REARRANGING or op.name == "_to_copy":  # between devices, where shapes stood in for tensors
             return True
-        if op.module in self._dropouts or op.index in self.constant - self.taps.keys():
+        if op.module in self._dropouts or op.index in self.constant:
             return True
         touched = (a for axes in (*op.arguments, *op.results) for a in axes)
         return op.name not in CONTRACTING and not any(self.units.intersection(normal(a).atoms) for a in touched)
