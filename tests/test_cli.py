@@ -163,3 +163,20 @@ def test_where_the_result_goes_is_checked_before_the_work(tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="no folder"):
         run("table", MODEL, "--out", str(tmp_path / "none" / "table.json"))
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_options_left_out_are_left_to_the_api(monkeypatch):
+    """Defaults are written once, in `bough.prune`."""
+    seen, made = {}, bough.prune
+
+    def prune(*given, **options):
+        seen.update(options)
+        return made(*given)
+
+    monkeypatch.setattr(bough, "prune", prune)
+    run("prune", MODEL, "--budget", "params=60%")
+    assert seen == {}
+    run("prune", MODEL, "--budget", "params=60%", "--round-to", "neon", "--no-uniform", "--on-conflict", "raise")
+    assert seen == {"round_to": "neon", "uniform": False, "on_conflict": "raise"}
+    run("prune", MODEL, "--budget", "params=60%", "--round-to", "2")
+    assert seen["round_to"] == 2

@@ -1,4 +1,4 @@
-"""Calibration data and the loss on it, as commands are given them."""
+"""Calibration data, the loss on it and the criteria that read them, as commands take them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bough.cli.models import find
+from bough.cli.references import call, find, is_reference, with_options
 from bough.errors import ModelReferenceError
-from bough.importance import CRITERIA, Data, Loss
+from bough.importance import CRITERIA, Data, Loss, criterion
 from bough.importance.data import moved, of
 from bough.importance.registry import parsed
 from bough.recovery.finetune import logits_of
 
-KNOWN = ", ".join(name for name, entry in CRITERIA.items() if entry.scores == "units") + "; options as in obs(relative=True)"
+KNOWN = (
+    ", ".join(name for name, entry in CRITERIA.items() if entry.scores == "units")
+    + "; options as in obs(relative=True); or one of your own, module:Criterion"
+)
 
 Batches = Annotated[str | None, typer.Option(help="module:fn; fn() gives batches, for criteria on data and --refit")]
 LossOf = Annotated[
@@ -32,6 +35,10 @@ class Calibration:
     data: Data | None
     loss: Loss
 
+    def criterion(self, text: str) -> Any:
+        """Return the criterion of a name such as "obs(relative=True)", or of a reference to one of the user's own."""
+        return with_options(text, loss=self.loss) if is_reference(text) else criterion(text, self.loss)
+
 
 def calibration(data: str | None, loss: str | None, criteria: Iterable[str], *, progress: bool) -> Calibration:
     """What `--data` and `--loss` name.
@@ -41,15 +48,18 @@ def calibration(data: str | None, loss: str | None, criteria: Iterable[str], *, 
     """
     made = None if data is None else batches(data, progress=progress)
     if loss is not None:
-        return Calibration(made, find(loss))
-    if made is not None and any(parsed(n)[0].needs == "loss" for n in criteria):
+        given = find(loss)
+        if not callable(given):
+            raise ModelReferenceError(f"--loss: {loss} is a {type(given).__name__}: fn(model, batch) is wanted")
+        return Calibration(made, given)
+    if made is not None and any(parsed(n)[0].needs == "loss" for n in criteria if not is_reference(n)):
         _pairs(made)
     return Calibration(made, cross_entropy)
 
 
 def batches(reference: str, *, progress: bool = False) -> Data:
     """What `module:callable` returns: batches that can be gone through more than once."""
-    made = find(reference)()
+    made = call(reference)
     if not hasattr(of(made).batches, "__iter__"):
         raise ModelReferenceError(f"{reference} returned {type(made).__name__}: an iterable of batches is wanted")
     if isinstance(made, Data):

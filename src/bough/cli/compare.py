@@ -10,8 +10,9 @@ import typer
 
 from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
-from bough.cli.models import find, resolve
+from bough.cli.models import resolve
 from bough.cli.options import Json, Model, Shape, writable
+from bough.cli.references import find
 from bough.comparing import compare as compare_criteria
 from bough.comparing.folder import PLOT
 from bough.errors import ComparisonError

@@ -6,11 +6,8 @@ timm:NAME          torchvision:NAME          hf:PATH (a folder with config.json)
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import torch
 from torch import nn
 
 import bough
+from bough.cli.references import call, imported
 from bough.errors import ModelReferenceError
 from bough.exporting.checkpoint import PLAN
 
@@ -61,34 +59,9 @@ def pruned(reference: str, checkpoint: Path, shape: str | None) -> Pruned:
     return Pruned(small, bough.Plan.from_json(json.dumps(saved["plan"])))
 
 
-def _import(module: str, reference: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except (ImportError, RuntimeError, OSError) as error:  # the latter two from packages whose binaries do not fit
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelReferenceError(f"{reference} needs the module {module}, which can not be imported: {reason}") from None
-
-
-def find(reference: str) -> Callable[..., Any]:
-    """The callable that a reference `module:callable` names.
-
-    Raises:
-        ModelReferenceError: it names none.
-    """
-    module, colon, name = reference.partition(":")
-    if not colon or not name:
-        raise ModelReferenceError(f"{reference!r} is no reference: write module:callable")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    function: Callable[..., Any] | None = getattr(_import(module, reference), name, None)
-    if not callable(function):
-        raise ModelReferenceError(f"{reference}: the module {module} has no callable {name}")
-    return function
-
-
 def _callable(module: str, name: str) -> tuple[nn.Module, Any]:
     reference = f"{module}:{name}"
-    made = find(reference)()
+    made = call(reference)
     model, inputs = made if isinstance(made, tuple) else (made, None)
     if not isinstance(model, nn.Module):
         raise ModelReferenceError(f"{reference} returned {type(model).__name__}, not an nn.Module")
@@ -96,7 +69,7 @@ def _callable(module: str, name: str) -> tuple[nn.Module, Any]:
 
 
 def _timm(name: str) -> tuple[nn.Module, Any]:
-    timm = _import("timm", f"timm:{name}")
+    timm = imported("timm", f"timm:{name}")
     if name not in timm.list_models():
         raise ModelReferenceError(f"timm has no model called {name}")
     model = timm.create_model(name)
@@ -104,7 +77,7 @@ def _timm(name: str) -> tuple[nn.Module, Any]:
 
 
 def _torchvision(name: str) -> tuple[nn.Module, Any]:
-    models = _import("torchvision.models", f"torchvision:{name}")
+    models = imported("torchvision.models", f"torchvision:{name}")
     if name not in models.list_models():
         raise ModelReferenceError(f"torchvision has no model called {name}")
     side = 299 if name.startswith("inception") else 224
@@ -112,7 +85,7 @@ def _torchvision(name: str) -> tuple[nn.Module, Any]:
 
 
 def _hugging_face(path: str) -> tuple[nn.Module, Any]:
-    transformers = _import("transformers", f"hf:{path}")
+    transformers = imported("transformers", f"hf:{path}")
     if not os.path.isfile(os.path.join(path, "config.json")):
         raise ModelReferenceError(f"hf:{path}: there is no config.json in that folder")
     config = transformers.AutoConfig.from_pretrained(path)

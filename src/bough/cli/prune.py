@@ -15,25 +15,26 @@ from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
 from bough.cli.models import resolve
 from bough.cli.options import Json, Model, Shape, given_by, writable
-from bough.cli.planning import planning_options
+from bough.cli.planning import ALLOCATION, allocation_of, chosen, planning_options
 from bough.cli.train import Steps, prune_iteratively, step_options
 from bough.errors import PlanError
 from bough.recovery import Iterated
 from bough.report.tables import costs_table, show
 
 
-@given_by(how=planning_options, steps=step_options)
+@given_by(planning=planning_options, steps=step_options)
 def prune(
     model: Model,
     budget: Annotated[list[str], typer.Option(help="such as macs=50% or size=256KiB; may be repeated")],
     *,
-    how: dict[str, Any],
+    planning: dict[str, Any],
     steps: Steps | None,
     input_shape: Shape = None,
-    importance: Annotated[str, typer.Option(help=f"the criterion: {KNOWN}")] = "l2",
+    importance: Annotated[str | None, typer.Option(help=f"the criterion: {KNOWN}")] = None,
+    allocation: Annotated[str | None, typer.Option(help=ALLOCATION)] = None,
     data: Batches = None,
     loss: LossOf = None,
-    refit: Annotated[bool, typer.Option("--refit", help="solve the cut model's weights anew, on --data")] = False,
+    refit: Annotated[bool | None, typer.Option(help="solve the cut model's weights anew, on --data")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="a module, parameter or group to leave; may be repeated")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the plan and the weights")] = None,
     as_json: Json = False,
@@ -41,16 +42,19 @@ def prune(
     """Cuts a model to a budget, at once or in steps with training in between, verifies it and saves it."""
     writable(out, folder=True)
     bounds = budget_of(budget)
-    given = calibration(data, loss, [importance], progress=not as_json)
-    options = {"importance": bough.importance.criterion(importance, given.loss), "data": given.data, "ignore": ignore or ()}
+    given = calibration(data, loss, [importance] if importance else [], progress=not as_json)
+    planning |= chosen(allocation=None if allocation is None else allocation_of(allocation))
+    options = chosen(
+        importance=None if importance is None else given.criterion(importance), data=given.data, ignore=ignore or None
+    )
     net, inputs = resolve(model, input_shape)
     result: bough.Result | Iterated
     if steps is None:
-        result = bough.prune(net, inputs, bounds, refit=refit, **options, **how)
+        result = bough.prune(net, inputs, bounds, **options, **planning, **chosen(refit=refit))
     else:
-        _refuse(steps, refit, how)
+        _refuse(steps, refit, planning)
         result = prune_iteratively(
-            net, inputs, bounds, steps, folder=out, progress=not as_json, planning=partial(bough.plan, **how), **options
+            net, inputs, bounds, steps, folder=out, progress=not as_json, planning=partial(bough.plan, **planning), **options
         )
     if out is not None:
         bough.save(result, out)
@@ -64,10 +68,10 @@ def prune(
         typer.echo(f"saved in {out}")
 
 
-def _refuse(steps: Steps, refit: bool, how: dict[str, Any]) -> None:
+def _refuse(steps: Steps, refit: bool | None, planning: dict[str, Any]) -> None:
     if refit:
         raise PlanError("--refit with --iterative or --task: each cut is followed by training already; leave one of them out")
-    if steps.count > 1 and how["drop"]:
+    if steps.count > 1 and planning.get("drop"):
         raise PlanError(
             "--drop with --iterative: a layer can be left out once, and each step would; cut in one step, or by width"
         )
@@ -89,6 +93,7 @@ def _as_json(result: bough.Result | Iterated) -> dict[str, Any]:
 
 def _lines(result: bough.Result | Iterated) -> Iterator[str]:
     plan, refitted = result.plan, _refitted(result)
+    yield from (f"cut: {name}: {kept} of {size}" for name, (kept, size) in plan.groups.items() if kept < size)
     yield from plan.notes
     yield from (f"left out: {name}" for name in plan.left_out)
     yield from (f"not ragged: {name}: {why}" for name, why in plan.alike.items())

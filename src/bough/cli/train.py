@@ -23,8 +23,9 @@ import typer
 from torch import Tensor, nn
 
 import bough
-from bough.cli.models import Pruned, find, pruned, resolve
+from bough.cli.models import Pruned, pruned, resolve
 from bough.cli.options import Checkpoint, Json, Original, Shape, given_by, training_options
+from bough.cli.references import call
 from bough.errors import ModelReferenceError, TrainingError
 from bough.recovery import Distillation, Features, Iterated, Trained, Training, cubic, geometric, iterate, linear
 from bough.recovery import distill as distill_model
@@ -140,7 +141,7 @@ class _Given:
 
 
 def _task(reference: str) -> _Given:
-    made = find(reference)()
+    made = call(reference)
     parts = made if isinstance(made, tuple) else (made,)
     if len(parts) > 4:
         raise ModelReferenceError(f"{reference} returned {len(parts)} things: (train, validation, loss, evaluate) are wanted")
