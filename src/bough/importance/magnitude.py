@@ -12,21 +12,29 @@ from torch import Tensor
 
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.importance.reduce import Reduce, in_parts, per_unit
+from bough.importance.reduce import Reduce, elementwise, per_unit
 from bough.importance.score import Criterion, UnitScores
 
 
 def _powers(p: float) -> Reduce:
-    """The sum of |w|^p over all dims but one."""
+    """Return the `Reduce` that sums |w|^p, computed in float32 or the tensor's own wider type, in memory that it reuses."""
+    buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
-    def reduce(tensor: Tensor, dim: int) -> Tensor:
-        others = [d for d in range(tensor.dim()) if d != dim]
-        dtype = torch.promote_types(tensor.dtype, torch.float32)
-        if not others:
-            return tensor.to(dtype).abs() ** p
-        return torch.linalg.vector_norm(tensor, p, dim=others, dtype=dtype) ** p
+    def powers(tensor: Tensor) -> Tensor:
+        dtype = torch.promote_types(tensor.dtype, torch.float32).to_real()
+        if tensor.dim() < 2:  # nothing is summed: the result may not lie in the buffer
+            return tensor.abs().to(dtype) ** p
+        key = dtype, tensor.device
+        if key not in buffers or buffers[key].numel() < tensor.numel():
+            buffers[key] = torch.empty(tensor.numel(), dtype=dtype, device=tensor.device)
+        values = buffers[key][: tensor.numel()].view(tensor.shape)
+        if tensor.is_complex():
+            torch.abs(tensor, out=values)
+        else:
+            values.copy_(tensor)
+        return values.square_() if p == 2 else values.abs_().pow_(p)
 
-    return in_parts(reduce)
+    return elementwise(powers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from bough.graph import Graph
 from bough.spaces import Atom, Space, coordinates, normal
 from bough.tracing.contractions import consumed
 
-_CHUNK = 1 << 24  # elements turned to float at a time
+_CHUNK = 1 << 18  # elements at a time: 1 MB of float32, which stays in the processor's cache
 
 Reduce = Callable[[Tensor, int], Tensor]
 """(tensor, dim) -> its saliency summed over all other dims: float [size of dim]."""
@@ -32,13 +32,17 @@ def in_parts(reduce: Reduce) -> Reduce:
 
 def elementwise(saliency: Callable[[Tensor], Tensor]) -> Reduce:
     """A `Reduce` from a saliency that maps a tensor to one of the same shape."""
+    return in_parts(lambda tensor, dim: summed(saliency(tensor), dim))
 
-    def reduce(tensor: Tensor, dim: int) -> Tensor:
-        values = saliency(tensor)
-        others = [d for d in range(values.dim()) if d != dim]
-        return values.sum(others) if others else values
 
-    return in_parts(reduce)
+def summed(values: Tensor, dim: int) -> Tensor:
+    """Return the sum of `values` over all dims but `dim`: [size of dim].
+
+    The leading dims are summed first, which adds whole contiguous rows: torch is several times slower on all at once.
+    """
+    if dim:
+        values = values.sum(tuple(range(dim)))
+    return values.sum(tuple(range(1, values.dim()))) if values.dim() > 1 else values
 
 
 @torch.no_grad()

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bough.errors import PlanError
 from bough.graph import Graph
@@ -79,8 +81,16 @@ def _check_weights(graph: Graph) -> None:
         tensor = graph.tensor(name)
         if tensor.is_meta:
             raise PlanError(f"{name} has a shape and no values (device meta), and there is nothing to score: load the weights")
-        if not tensor.detach().isfinite().all():
+        if not _is_finite(tensor.detach()):
             raise PlanError(f"{name} is not finite: it holds NaN or infinity, and scores would mean nothing")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Tell whether no value is NaN or infinite, at the price of a sum, which NaN and infinities make non-finite."""
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    if total.isfinite():
+        return True
+    return bool(tensor.isfinite().all())  # a sum of finite values may overflow
 
 
 def called(criterion: str | Criterion | DataCriterion) -> Criterion | DataCriterion:
