@@ -23,7 +23,7 @@ from bough.planning import Allocator, Budget, plan
 from bough.planning.allocation import allocator
 from bough.planning.budget import priced
 from bough.tracing import trace
-from bough.tracing.trace import flatten
+from bough.tracing.tree import tensors_within
 
 _OWN = ("graph", "scores", "budget", "keep", "allocation", "ignore")  # options of `plan` that `compare` gives or has no use for
 
@@ -94,7 +94,7 @@ def compare(
     graph = trace(model, example_inputs, ignore=left)
     options = {"refit": refit, "ignore": sorted(left), **planning}
     told = {"evaluate": _place(evaluate), "loss": _place(loss), **{k: named(v) for k, v in options.items()}, **(about or {})}
-    kept = Folder(folder, identity_of(graph, list(flatten(example_inputs)), told))
+    kept = Folder(folder, identity_of(graph, list(tensors_within(example_inputs)), told))
     run = Run(graph, example_inputs, evaluate, batches, refit, planning, ways, bounds)
     cases = [(c, Row(c.name, way, budget, c.seed)) for c in entrants for way in ways for budget in bounds]
     _fill(kept, run, cases, progress)

@@ -26,7 +26,8 @@ from bough.tracing.held import rewrite as set_integers
 from bough.tracing.layers import leave_out
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import tensors_in
-from bough.tracing.trace import flatten, split_inputs
+from bough.tracing.trace import split_inputs
+from bough.tracing.tree import tensors_within
 from bough.tracing.wrapped import traceable
 
 Shapes = dict[fx.Node, list[tuple[int, ...]]]
@@ -121,7 +122,7 @@ def _recorded(program: fx.GraphModule, inputs: Inputs, real: bool) -> tuple[list
     execution = Execution(program, real)
     recorder = Recorder(program)
     recorder.begin(execution)
-    for tensor in flatten(inputs):
+    for tensor in tensors_within(inputs):
         recorder.add_input(tensor, "input of the model")
     types = Types()
     ops = 0

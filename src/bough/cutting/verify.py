@@ -18,7 +18,8 @@ from bough.spaces import Atom, Space, indices, normal
 from bough.tracing.execution import Execution, OnStandIns
 from bough.tracing.inputs import with_tensors
 from bough.tracing.stream import Call, swap, tensors_in
-from bough.tracing.trace import flatten, run, split_inputs, trace
+from bough.tracing.trace import run, split_inputs, trace
+from bough.tracing.tree import output_tensors
 from bough.tracing.wrapped import eagerly
 
 
@@ -100,8 +101,8 @@ def _outputs(
         reference, compared = reference.to(dtype), compared.to(dtype)
     args, kwargs = split_inputs(_cast(example_inputs, dtype))
     with torch.no_grad(), _Precisely(dtype), eagerly():
-        expected = list(flatten(_kept_only(reference, plan, args, kwargs)))
-        actual = list(flatten(compared(*_cast(args, None), **_cast(kwargs, None))))
+        expected = list(output_tensors(_kept_only(reference, plan, args, kwargs)).values())
+        actual = list(output_tensors(compared(*_cast(args, None), **_cast(kwargs, None))).values())
     return expected, actual
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.tracing.trace import flatten
+from bough.tracing.tree import tensors_within
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> the mean loss over the batch, a tensor of one element."""
@@ -178,7 +178,7 @@ def home_of(model: nn.Module) -> torch.device:
 
 def batch_size(batch: Any) -> int:
     """The number of samples in a batch: the first dim of its first tensor that has one."""
-    first = next((t for t in flatten(batch) if t.dim()), None)
+    first = next((t for t in tensors_within(batch) if t.dim()), None)
     if first is None or not len(first):
         raise PlanError(f"a batch ({type(batch).__name__}) holds no samples: its first tensor's first dim must number them")
     return len(first)

@@ -17,7 +17,7 @@ from bough.importance.moments import Moments, Products
 from bough.importance.readings import Reading
 from bough.tracing.flow import LAYERS, Flow
 from bough.tracing.taps import Tap, tapped, undisturbed
-from bough.tracing.trace import flatten
+from bough.tracing.tree import output_tensors
 
 Made = Mapping[Reading, Moments | Products]
 
@@ -36,7 +36,7 @@ def sensitivities(graph: Graph, data: Data, layers: Iterable[int], probes: int) 
         for p in graph.model.parameters():
             p.requires_grad_(p.is_floating_point())
         for batch in data.stream(graph, sums, f"sensitivities {probes}"):
-            given = [z for z in flatten(data.run(graph, batch)) if z.requires_grad]
+            given = [z for z in output_tensors(data.run(graph, batch)).values() if z.requires_grad]
             if not given:
                 raise PlanError("nothing that the model returns has a gradient (does it run under no_grad?): set probes=0")
             seen = outputs.taken()

@@ -1,4 +1,4 @@
-"""Example inputs: the tensors in whatever holds them (dicts, outputs of an encoder, caches), and copies with others.
+"""Example inputs: copies with other tensors in whatever holds them (dicts, outputs of an encoder, caches).
 
 A model may write into what it is given, as it does into a cache of keys and values; so each run gets a copy.
 """
@@ -6,32 +6,12 @@ A model may write into what it is given, as it does into a cache of keys and val
 from __future__ import annotations
 
 import copy
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-_OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, nn.Module, str, bytes, int, float, complex)
-
-
-def tensors_within(value: Any) -> Iterator[Tensor]:
-    """Each tensor once, in containers and in the instance dictionaries of other objects."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        here = waiting.pop()
-        if id(here) in seen or here is None or isinstance(here, _OPAQUE):
-            continue
-        seen.add(id(here))
-        if isinstance(here, Tensor):
-            yield here
-        elif isinstance(here, Mapping):
-            waiting.extend(reversed(list(here.values())))
-        elif isinstance(here, (tuple, list, set, frozenset)):
-            waiting.extend(reversed(list(here)))
-        elif isinstance(getattr(here, "__dict__", None), dict):
-            waiting.extend(reversed(list(vars(here).values())))
+from bough.tracing.tree import tensors_within
 
 
 def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,13 +19,14 @@ from bough.spaces import Atom, freeze, innermost, normal
 from bough.tracing.contractions import read_by
 from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
-from bough.tracing.inputs import tensors_within, with_tensors
+from bough.tracing.inputs import with_tensors
 from bough.tracing.layers import Watch
 from bough.tracing.memoized import forgetting
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
 from bough.tracing.ragged import ragged
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import Handler, Stream
+from bough.tracing.tree import output_tensors, tensors_within
 from bough.tracing.wrapped import eagerly, traceable
 
 UNUSED = "never summed over: nothing tells what removing its units would mean"
@@ -44,7 +44,8 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
 
     Raises:
         TraceError: the model can not be run on these inputs, or holds what can not be traced (sharded, quantized or
-            scripted parts). Wrappers around it (`torch.compile`, `DistributedDataParallel`, ...) are looked through.
+            scripted parts), or returns no tensor, or an object in which tensors cannot be found (see `output_tensors`).
+            Wrappers around it (`torch.compile`, `DistributedDataParallel`, ...) are looked through.
         PlanError: an entry of `ignore` names nothing.
 
     Example:
@@ -57,10 +58,10 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
     model = traceable(model)
     args, kwargs = split_inputs(example_inputs)
     try:
-        recorder, outputs, watch = _recorded(model, args, kwargs, real=real)
+        recorder, result, watch = _recorded(model, args, kwargs, real=real)
     except Exception:  # shapes alone do not carry the run: control flow reads values, or the model can not run at all
         try:
-            recorder, outputs, watch = _recorded(model, args, kwargs, real=True)
+            recorder, result, watch = _recorded(model, args, kwargs, real=True)
             real = True
         except Exception as error:
             shapes = ", ".join(_describe(v) for v in (*args, *kwargs.values()))
@@ -69,6 +70,12 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
                 "Check that model(*example_inputs) works."
             ) from error
+    outputs = _freeze_outputs(recorder, result)
+    if next(tensors_within(result), None) is None:
+        raise TraceError(
+            f"{type(model).__name__} returns no tensor: its output is of type {type(result).__name__}; return tensors, or dicts, "
+            "tuples, dataclasses or plain objects that hold them"
+        )
     _ignore(recorder, model, ignored)
     notes = ["traced with real values: the model's control flow depends on data"] if real else []
     numbers = {recorder.value(recorder.owned(t)).number for t in outputs}
@@ -92,21 +99,6 @@ def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
-
-
-def flatten(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists, mappings and dataclasses."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for v in value.values():
-            yield from flatten(v)
-    elif isinstance(value, (tuple, list)):
-        for v in value:
-            yield from flatten(v)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for f in dataclasses.fields(value):
-            yield from flatten(getattr(value, f.name))
 
 
 @contextmanager
@@ -147,7 +139,7 @@ def run(
             return model(*args, **kwargs)
 
 
-def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, list[Tensor], Watch]:
+def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, Any, Watch]:
     recorder = Recorder(model)
     watch = Watch(model, recorder)
     return recorder, _record(recorder, watch, args, kwargs, real, watch), watch
@@ -155,8 +147,8 @@ def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Rec
 
 def _record(
     recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool, prepare: Callable[[], None]
-) -> list[Tensor]:  # fmt: skip
-    """Records one run, and gives the tensors that the model returns."""
+) -> Any:  # fmt: skip
+    """Records one run, and gives what the model returns."""
     execution = Execution(watch.model, real)
     recorder.begin(execution)
     watch.begin()
@@ -172,7 +164,12 @@ def _record(
         for one, other in ((a, b), (b, a)):
             if isinstance(one, Attribute) and isinstance(other, AxisSize):
                 recorder.equations.append(Equation(one, other.space, "a comparison in the model's Python"))
-    outputs = list(flatten(result))
+    return result
+
+
+def _freeze_outputs(recorder: Recorder, result: Any) -> list[Tensor]:
+    """Freeze every axis of the tensors that the model returns, and return these tensors."""
+    outputs = list(output_tensors(result).values())
     for tensor in outputs:
         for axis in recorder.typing(recorder.owned(tensor)).axes:
             if axis.size > 1:
@@ -193,7 +190,7 @@ def _other_mode(recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: 
         switch(model)
 
     try:
-        _record(recorder, watch, args, kwargs, real, prepare)
+        _freeze_outputs(recorder, _record(recorder, watch, args, kwargs, real, prepare))
     except Exception as error:
         del recorder.ops[ops:]
         watch.forget()
