@@ -42,7 +42,7 @@ class Record:
     logits: torch.Tensor
 
 
-Pair = collections.namedtuple("Pair", "features logits")  # noqa: PYI024
+Pair = collections.namedtuple("Pair", "features logits")
 
 
 def named(features, logits):

@@ -73,8 +73,8 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
     outputs = _freeze_outputs(recorder, result)
     if next(tensors_within(result), None) is None:
         raise TraceError(
-            f"{type(model).__name__} returns no tensor: its output is of type {type(result).__name__}; return tensors, or dicts, "
-            "tuples, dataclasses or plain objects that hold them"
+            f"{type(model).__name__} returns no tensor: its output is of type {type(result).__name__}; return tensors, or "
+            "dicts, tuples, dataclasses or plain objects that hold them"
         )
     _ignore(recorder, model, ignored)
     notes = ["traced with real values: the model's control flow depends on data"] if real else []
