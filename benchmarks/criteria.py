@@ -40,7 +40,7 @@ ALLOCATIONS = ("uniform", "global", "greedy")  # and "error" for scores that are
 SLOW = ("shapley", "masked_loss", "hrank")  # --slow: their cost is units x data, or an SVD of every map; scored on one batch
 STEPS = 150  # of Torch-Pruning
 ALL = 10_000
-COUNTS = ("images", "stories")
+COUNTS = ("images", "stories", "clips")
 
 
 def criteria(task: Task, slow: bool) -> dict[str, Any]:
@@ -159,7 +159,11 @@ def short(row: Row, task: Task) -> dict[str, Any]:
 
 
 def run(load: ModuleType, name: str, test: int, slow: bool, folder: Path) -> dict[str, Any]:
-    task, percents, peer = TASKS[name](load, test), BUDGETS[name], name != "stories260k"  # it does not finish on GQA
+    task, percents, peer = (
+        TASKS[name](load, test),
+        BUDGETS.get(name, (75, 50)),
+        name != "stories260k",
+    )  # it does not finish on GQA
     mine = [short(r, task) for r in ours(task, percents, slow, folder / name)]
     layers = list(by_layers(task, percents)) if bough.trace(task.model, example(task)).layers else []
     made = theirs(task, percents, folder / f"{name}-torch-pruning-{test}") if peer else []

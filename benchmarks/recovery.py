@@ -120,7 +120,7 @@ def main() -> None:
         how += "" if given.ridge is None else f" ridge {given.ridge:g}"
         batch = task.calibration[0]
         graph = bough.trace(task.model, (batch if isinstance(batch, torch.Tensor) else batch[0])[:2])
-        budgets = given.budgets or BUDGETS[name]
+        budgets = given.budgets or BUDGETS.get(name, (75, 50))
         for criterion in given.criteria:
             scores = None
             ways = [a for a in given.allocations if (a == "error") <= criterion.startswith("obs")]

@@ -1,53 +1,20 @@
-"""Trained networks with the data that accuracy after a cut is measured on."""
+"""Pretrained networks: ResNet-56 on CIFAR-10, MobileNetV1 on ImageNet crops, and a small Llama on stories."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from benchmarks.cifar import images, predicted, test_images
+from benchmarks.cifar import Augmented, images, predicted, test_images
+from benchmarks.tasks.task import Task, accuracy, cross_entropy, label_loss, pairs
 from bough import recovery
 from tests.zoo.shim import declare_torchvision_ops
-
-
-@dataclass(frozen=True)
-class Task:
-    """A model, its calibration batches, what is measured of it, and the groups that stay.
-
-    `loss(model, batch)` is the mean over a calibration batch; only criteria that need it look at labels. `measure` tells the
-    metric on test data; `choose` a figure on data that is neither: by it, and not by the test, one of several is chosen.
-    """
-
-    model: nn.Module
-    calibration: list[Any]
-    loss: Callable[[nn.Module, Any], Tensor]
-    measure: Callable[[nn.Module], dict[str, float]]
-    choose: Callable[[nn.Module], float]
-    field: str  # of Cost, that budgets bound
-    ignore: tuple[str, ...] = ()
-    lower_is_better: bool = False
-    train: Callable[[nn.Module, nn.Module], Any] | None = None  # (small, model): distills, where that takes minutes
-
-
-def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def pairs(x: Tensor, y: Tensor, size: int) -> list[Any]:
-    return list(zip(x.split(size), y.split(size), strict=True))
-
-
-def share(model: nn.Module, x: Tensor, wanted: Tensor) -> float:
-    """Percent of the images that are told as wanted."""
-    return 100 * float((predicted(model, x) == wanted).float().mean())
 
 
 def resnet56(load: ModuleType, test: int) -> Task:
@@ -56,8 +23,9 @@ def resnet56(load: ModuleType, test: int) -> Task:
     x, y = test_images(load, test)
     return Task(
         load.resnet_cifar10(56), pairs(train[:1024], truth[:1024], 128), cross_entropy,
-        lambda model: {"accuracy": share(model, x, y), "images": len(y)},
-        lambda model: share(model, train[1024:], truth[1024:]), "macs", ("conv1",),
+        lambda model: {"accuracy": accuracy(model, x, y), "images": len(y)},
+        lambda model: accuracy(model, train[1024:], truth[1024:]), "macs", ("conv1",),
+        train_set=lambda: Augmented(load), output_loss=label_loss,
     )  # fmt: skip
 
 
@@ -69,8 +37,8 @@ def mobilenet(load: ModuleType, test: int) -> Task:
     dense, same = predicted(model, x), predicted(model, train[:256])
     return Task(
         model, pairs(train, truth, 32), cross_entropy,
-        lambda small: {"agreement": share(small, x, dense), "images": len(x)},
-        lambda small: share(small, train[:256], same), "macs",
+        lambda small: {"agreement": accuracy(small, x, dense), "images": len(x)},
+        lambda small: accuracy(small, train[:256], same), "macs", metric="agreement",
     )  # fmt: skip
 
 
@@ -102,7 +70,7 @@ def stories(load: ModuleType, test: int) -> Task:
     return Task(
         load.stories260k(), list(rows[:256].split(32)), language_loss,
         lambda model: {"perplexity": load.perplexity(model, held[:test], tokenizer), "stories": len(held[:test])},
-        choose, "params", lower_is_better=True, train=train,
+        choose, "params", lower_is_better=True, train=train, metric="perplexity",
     )  # fmt: skip
 
 
@@ -115,10 +83,3 @@ def token_rows(load: ModuleType, tokenizer: Any, count: int, length: int = 128) 
             break
     cut: Sequence[list[int]] = [[1, *ids[i : i + length - 1]] for i in range(0, len(ids) - length + 2, length - 1)]
     return torch.tensor(cut[:count])
-
-
-TASKS: dict[str, Callable[[ModuleType, int], Task]] = {
-    "resnet56": resnet56,
-    "mobilenetv1_025": mobilenet,
-    "stories260k": stories,
-}

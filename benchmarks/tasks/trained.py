@@ -1,0 +1,41 @@
+"""Weights that the benchmarks train themselves, once: kept in a folder with the settings that they were trained by."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+FOLDER = Path(".tasks")
+
+
+def trained(
+    name: str, build: Callable[[], nn.Module], train: Callable[[nn.Module, Path], object], settings: Mapping[str, Any]
+) -> nn.Module:
+    """Return `build()` with the weights of FOLDER/NAME.safetensors, in eval mode; train and save them if they are absent.
+
+    Weights that were trained by other settings, as FOLDER/NAME.json says, are trained anew.
+
+    Args:
+        train: (model, folder for the states of the run) trains in place; a killed run is resumed from that folder.
+        settings: all that decides the weights, as plain values.
+    """
+    weights, told = FOLDER / f"{name}.safetensors", FOLDER / f"{name}.json"
+    wanted = json.loads(json.dumps(settings))
+    torch.manual_seed(0)
+    model = build()
+    if weights.exists() and told.exists() and json.loads(told.read_text())["settings"] == wanted:
+        model.load_state_dict(load_file(weights))
+        return model.eval()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    train(model, FOLDER / "runs" / name)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
+    told.write_text(json.dumps({"settings": wanted, "minutes": round((time.perf_counter() - begin) / 60, 1)}, indent=1) + "\n")
+    return model.eval()
