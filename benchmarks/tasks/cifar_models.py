@@ -12,16 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.cifar import Augmented, batches, images, test_images
 from benchmarks.tasks.task import Task, accuracy, cross_entropy, label_loss, pairs
-from benchmarks.tasks.trained import trained
+from benchmarks.tasks.trained import recipe, settings_of, trained
 from bough import recovery
 
 TRAINED = 49_000  # training images; those after them are for validation, and the first 1,024 for calibration
-VIT = recovery.Training(
-    epochs=14, lr=1e-3, batch_size=64, weight_decay=0.05, warmup=0.1, clip=1.0, precision="bf16", save_every=300
-)  # fmt: skip
-PLAIN = recovery.Training(
-    epochs=6, lr=0.1, optimizer="sgd", batch_size=128, weight_decay=5e-4, warmup=0.15, precision="bf16", save_every=200
-)  # fmt: skip
+VIT = recipe(epochs=14, weight_decay=0.05, clip=1.0, precision="bf16")
+PLAIN = recipe(epochs=6, lr=0.1, optimizer="sgd", weight_decay=5e-4, warmup=0.15, batch_size=128, precision="bf16")
 HALF = 2 / 3  # of the ViT's training steps see half of the patches
 
 
@@ -94,7 +90,7 @@ def vit(load: ModuleType, test: int) -> Task:
         data = batches(Augmented(load, TRAINED), VIT.batch_size)
         recovery.finetune(model, data, replace(VIT, folder=folder), forward=some_patches, loss=label_loss)
 
-    return cifar_task(load, test, trained("vit", ViT, train, {"training": VIT.identity(), "half": HALF, "images": TRAINED}))
+    return cifar_task(load, test, trained("vit", ViT, train, settings_of(VIT, half=HALF, images=TRAINED)))
 
 
 def plain(load: ModuleType, test: int) -> Task:
@@ -102,7 +98,7 @@ def plain(load: ModuleType, test: int) -> Task:
         data = batches(Augmented(load, TRAINED), PLAIN.batch_size)
         recovery.finetune(model.to(memory_format=torch.channels_last), data, replace(PLAIN, folder=folder), loss=label_loss)
 
-    return cifar_task(load, test, trained("plain_cnn", plain_cnn, train, {"training": PLAIN.identity(), "images": TRAINED}))
+    return cifar_task(load, test, trained("plain_cnn", plain_cnn, train, settings_of(PLAIN, images=TRAINED)))
 
 
 def resnet20(load: ModuleType, test: int) -> Task:

@@ -16,16 +16,14 @@ from torch.utils.data import Dataset
 
 from benchmarks.cifar import batches
 from benchmarks.tasks.task import Task, label_loss, pairs
-from benchmarks.tasks.trained import trained
+from benchmarks.tasks.trained import recipe, settings_of, trained
 from bough import recovery
 
 LEARNED, HELD = 800, 100  # crops for training and for validation; the rest are for the test
 SCALE, PATCH = 3, 72  # of super-resolution; the side of a large patch
-SUPER_RESOLUTION = recovery.Training(epochs=12, lr=2e-3, batch_size=16, weight_decay=0.0, warmup=0.05, save_every=500)
+SUPER_RESOLUTION = recipe(epochs=12, lr=2e-3, weight_decay=0.0, warmup=0.05, batch_size=16)
 SIDE, DIGIT = 64, 32  # of segmented images, and of the digits in them
-UNET = recovery.Training(
-    epochs=8, lr=3e-3, batch_size=16, weight_decay=0.02, warmup=0.1, clip=1.0, precision="bf16", save_every=200
-)  # fmt: skip
+UNET = recipe(epochs=8, lr=3e-3, batch_size=16, clip=1.0, precision="bf16")
 
 
 class FSRCNN(nn.Module):
@@ -158,14 +156,13 @@ def psnr(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def mean_iou(model: nn.Module, x: Tensor, labels: Tensor) -> float:
-    """Intersection over union in percent, of each class over all pixels of all images; the mean over classes."""
+    """Intersection over union in percent, over all pixels of all images; the mean over the classes that have pixels."""
     found = torch.cat([model.eval()(b).argmax(1) for b in x.split(50)])
-    classes = int(labels.max()) + 1
     ious = []
-    for c in range(classes):
+    for c in torch.cat([found, labels]).unique():
         both, either = ((found == c) & (labels == c)).sum(), ((found == c) | (labels == c)).sum()
-        ious.append(float(both / either.clamp_min(1)))
-    return 100 * sum(ious) / classes
+        ious.append(float(both / either))
+    return 100 * sum(ious) / len(ious)
 
 
 def parts(load: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,7 +185,7 @@ def super_resolution(load: ModuleType, test: int) -> Task:
         data = batches(learned, SUPER_RESOLUTION.batch_size)
         recovery.finetune(model, data, replace(SUPER_RESOLUTION, folder=folder), loss=loss)
 
-    settings = {"training": SUPER_RESOLUTION.identity(), "scale": SCALE, "patch": PATCH, "patches": len(learned)}
+    settings = settings_of(SUPER_RESOLUTION, scale=SCALE, patch=PATCH, patches=len(learned))
     return Task(
         trained("super_resolution", FSRCNN, train, settings), pairs(*calibration, 32),
         lambda model, batch: loss(model(batch[0]), batch),
@@ -214,7 +211,7 @@ def unet(load: ModuleType, test: int) -> Task:
             model.to(memory_format=torch.channels_last), data, replace(UNET, folder=folder), loss=label_loss
         )  # fmt: skip
 
-    settings = {"training": UNET.identity(), "side": SIDE, "digit": DIGIT, "images": len(learned)}
+    settings = settings_of(UNET, side=SIDE, digit=DIGIT, images=len(learned))
     return Task(
         trained("unet", UNet, train, settings), pairs(*calibration, 32),
         lambda model, batch: label_loss(model(batch[0]), batch),

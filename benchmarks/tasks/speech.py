@@ -16,15 +16,13 @@ from torch.utils.data import Dataset
 
 from benchmarks.cifar import batches
 from benchmarks.tasks.task import Task, accuracy, cross_entropy, label_loss, pairs
-from benchmarks.tasks.trained import trained
+from benchmarks.tasks.trained import recipe, settings_of, trained
 from bough import recovery
 
 LENGTH, FRAME, HOP, MELS, COEFFICIENTS = 8192, 256, 128, 32, 16  # samples at 8 kHz; 65 frames
 VALIDATION = 300  # clips of the training split that are held back
 NOISE = (0.0, 20.0)  # signal to noise, in dB
-TRAINING = recovery.Training(
-    epochs=25, lr=3e-3, batch_size=64, weight_decay=0.02, warmup=0.1, clip=1.0, save_every=200
-)  # fmt: skip
+TRAINING = recipe(epochs=25, lr=3e-3, clip=1.0)
 
 
 class SpeechGRU(nn.Module):
@@ -146,7 +144,7 @@ def speech_task(load: ModuleType, test: int, name: str, build: Callable[[], nn.M
         data = batches(learned, TRAINING.batch_size)
         recovery.finetune(model, data, replace(TRAINING, folder=folder), loss=label_loss)
 
-    settings = {"training": TRAINING.identity(), "noise": NOISE, "clips": len(learned)}
+    settings = settings_of(TRAINING, noise=NOISE, clips=len(learned))
     return Task(
         trained(name, build, train, settings), pairs(calibration, known, 128), cross_entropy,
         lambda model: {"accuracy": accuracy(model, x, y), "clips": len(y)},

@@ -12,7 +12,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bough.recovery import Training
+
 FOLDER = Path(".tasks")
+RECIPE: dict[str, Any] = {  # spelled out: bough's defaults may change, and these weights should not
+    "epochs": 1, "lr": 1e-3, "optimizer": "adamw", "weight_decay": 0.02, "momentum": 0.9, "schedule": "cosine", "warmup": 0.1,
+    "batch_size": 64, "accumulate": 1, "clip": None, "precision": "no", "seed": 0,
+}  # fmt: skip
+
+
+def recipe(**options: Any) -> Training:
+    """Options of a training run, RECIPE where they are not given; a state is saved every 200 steps."""
+    return Training(**RECIPE | options, save_every=200)
+
+
+def settings_of(training: Training, **more: Any) -> dict[str, Any]:
+    """The options of `recipe`, and what else decides the weights."""
+    return {"training": {name: getattr(training, name) for name in RECIPE}, **more}
 
 
 def trained(
