@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import bough
 from bough.comparing import Comparison, Row, compare
 from bough.comparing.naming import named
-from bough.errors import BoughError, BudgetError, ComparisonError, PlanError
+from bough.errors import ArgumentError, BoughError, BudgetError, ComparisonError, PlanError
 from bough.importance import Magnitude, Random, Shapley, Taylor, Wanda
 from tests import pages
 from tests.test_cli import run
@@ -215,7 +215,9 @@ def test_other_weights_shapes_and_metrics_are_other_runs(tmp_path):
         ({"criteria": ["block_influence"], "data": BATCHES}, ComparisonError, "whole layers"),
         ({"criteria": ["taylor", "wanda"], "data": iter(BATCHES), "loss": loss}, ComparisonError, "once only"),
         ({"criteria": ["fame"]}, PlanError, "no criterion 'fame'"),
-        ({"criteria": [3]}, ComparisonError, "neither a name nor a criterion"),
+        ({"criteria": [3]}, ArgumentError, "criteria must be"),
+        ({"criteria": {"mine": 3}}, ArgumentError, "criteria must be"),
+        ({"criteria": {"random": "l2"}}, ComparisonError, "the name of the control"),
         ({"criteria": ["l2", "l2"]}, ComparisonError, "two criteria are called 'l2'"),
         ({"criteria": []}, ComparisonError, "at least one of criteria"),
         ({"budgets": []}, ComparisonError, "at least one of budgets"),

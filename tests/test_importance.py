@@ -461,7 +461,7 @@ def test_names_take_options():
     for name, told in [
         ("obs(", "options are"), ("obs(True)", "options are"), ("obs(sites=x)", "options are"), ("obs(sizes=1)", "sites, step"),
         ("hrankk(rank=1)", "no criterion 'hrankk'"), ("fisher(step=1)", "needs a loss"), ("apoz(a=1)", "it has none"),
-        ("random(seed=-1)", "not negative"), ("obs(step=1.5)", "whole numbers"), ("obs(sites=0)", "at least 1"),
+        ("random(seed=-1)", "not negative"), ("obs(step=1.5)", "whole number"), ("obs(sites=0)", "at least 1"),
     ]:  # fmt: skip
         with pytest.raises(PlanError, match=re.escape(told)):
             criterion(name)

@@ -152,15 +152,11 @@ def test_names_that_mean_nothing_are_told_with_those_near():
         bough.plan(graph, scores, keep={"first_": 2})
     with pytest.raises(PlanError, match=r"minimum names 'x\.\*', which is no group; there are: first, second"):
         bough.plan(graph, scores, budget, minimum={"x.*": 2})
-    for wrong in (0, -1, float("nan"), {"first": 0}, "8"):
+    for wrong in (0, -1, {"first": 0}, {"first": float("nan")}):
         with pytest.raises(PlanError, match="must be positive"):
             bough.plan(graph, scores, budget, minimum=wrong)
-    for ask, told in (({"allocation": 5}, "allocation=5"), ({"ignore": None}, "ignore=None"), ({"drop": [1]}, r"drop=\[1\]")):
-        with pytest.raises(PlanError, match=told):
-            bough.plan(graph, scores, budget, **ask)
-    for keep in ("50%", {"first": 1.5}):
-        with pytest.raises(PlanError, match="keep"):
-            bough.plan(graph, scores, keep=keep)
+    with pytest.raises(PlanError, match="keep"):
+        bough.plan(graph, scores, keep={"first": 1.5})
 
 
 def test_inputs_that_do_not_fit():

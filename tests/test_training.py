@@ -208,8 +208,8 @@ def test_options_that_do_harm(options):
     "given",
     [
         {"loss": lambda out, batch: F.cross_entropy(out, batch[1], reduction="none")}, {"loss": lambda out, batch: 1.0},
-        {"loss": lambda out, batch: out.detach().sum()}, {"loss": "ce"},
-        {"evaluate": lambda model: None}, {"evaluate": lambda model: torch.ones(2)}, {"evaluate": 0.5},
+        {"loss": lambda out, batch: out.detach().sum()},
+        {"evaluate": lambda model: None}, {"evaluate": lambda model: torch.ones(2)},
     ],
 )  # fmt: skip
 def test_what_is_no_loss_and_no_metric_is_told(given):

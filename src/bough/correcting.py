@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from bough.arguments import check_arguments
 from bough.cost import LatencyTable
 from bough.cutting import cut
 from bough.graph import Graph
@@ -42,6 +43,7 @@ def correct_table(
             made of.
         seed: of the cuts.
     """
+    check_arguments(correct_table, locals())
     rng = np.random.default_rng(seed)
     plain = replace(table, factors={}, scale=1.0).part(graph)
     scores = score(graph, Random(seed))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from bough.arguments import check_arguments
 from bough.cutting import cut
 from bough.cutting.cut import copied
 from bough.errors import PlanError
@@ -46,6 +47,7 @@ def sensitivity(
         >>> [kept for kept, loss in curves["0"]]
         [8, 4]
     """
+    check_arguments(sensitivity, locals())
     if not widths or not all(0 < w < 1 for w in widths):
         raise PlanError(f"widths={list(widths)!r}: give shares of the units, each above 0 and below 1")
 

@@ -1,6 +1,7 @@
 """Everything bough raises for its users.
 
 BoughError
+├── ArgumentError         an argument of the wrong type (a TypeError, too)
 ├── TraceError            the model could not be run, or the example inputs do not fit it
 ├── ExportError           torch.export can not make a program of the model
 ├── BudgetError           a budget that cannot be read, or cannot be reached
@@ -21,6 +22,10 @@ _SHOWN = 6
 
 class BoughError(Exception):
     """Base of every error that bough raises on purpose; its message says what, where and what to do."""
+
+
+class ArgumentError(BoughError, TypeError):
+    """An argument of the wrong type; the message names it and shows what is meant."""
 
 
 class TraceError(BoughError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from bough.arguments import check_arguments
 from bough.cost import EnergyModel, LatencyTable
 from bough.cutting import Verification, cut, rebuild, verify
 from bough.errors import PlanError
@@ -78,6 +79,7 @@ def prune(
         >>> result.model[0].out_features, result.report.equal
         (3, True)
     """
+    check_arguments(prune, locals())
     if refit and data is None:
         raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
     if refit and data is not None:

@@ -10,14 +10,15 @@ from typing import Any
 from rich.progress import track
 from torch import nn
 
+from bough.arguments import check_arguments
 from bough.comparing.comparison import Comparison
 from bough.comparing.contenders import Contender, contenders
 from bough.comparing.folder import Folder, identity_of
-from bough.comparing.naming import budget_name, by_name, named
+from bough.comparing.naming import Many, budget_name, by_name, named
 from bough.comparing.rows import DENSE, Row
 from bough.comparing.run import Evaluate, Run, Scored
 from bough.errors import ComparisonError, names_in
-from bough.importance import Data, Loss
+from bough.importance import Criterion, Data, DataCriterion, Loss
 from bough.importance.data import of
 from bough.planning import Allocator, Budget, plan
 from bough.planning.allocation import allocator
@@ -31,11 +32,11 @@ _OWN = ("graph", "scores", "budget", "keep", "allocation", "ignore")  # options 
 def compare(
     model: nn.Module,
     example_inputs: Any,
-    criteria: Iterable[Any],
-    budgets: Iterable[Budget],
+    criteria: Many[str | Criterion | DataCriterion],
+    budgets: Many[Budget],
     evaluate: Evaluate,
     *,
-    allocations: Iterable[str | Allocator] = ("global",),
+    allocations: Many[str | Allocator] = ("global",),
     seeds: Sequence[int] = (0,),
     data: Data | Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -55,11 +56,13 @@ def compare(
 
     Args:
         model, example_inputs, ignore: as for `trace`.
-        criteria: names (see `bough.importance.CRITERIA`) or criteria.
-        budgets: what may remain.
+        criteria: names (see `bough.importance.CRITERIA`) or criteria, one or several; {name: criterion} gives them names of
+            their own in the table.
+        budgets: what may remain; likewise one, several, or {name: budget}.
         evaluate: model -> a metric, or a dict of metrics; sorted and plotted by the first. It is given models of its own, so
             it may train them.
-        allocations: names or allocators, as for `plan`. planning: other options of `plan`, such as `round_to=8`.
+        allocations: names or allocators, as for `plan`, or {name: allocator}.
+        planning: other options of `plan`, such as `round_to=8`.
         data: what criteria, and with `refit` the refit, read: batches that can be gone through again.
         loss: (model, batch) -> the mean loss, for criteria named that need one.
         refit: solve the cut models' weights anew before they are evaluated.
@@ -83,6 +86,7 @@ def compare(
         >>> [row.criterion for row in found.rows], found.best(budget).kept("params") <= 0.5
         (['dense', 'l2', 'wanda', 'random'], True)
     """
+    check_arguments(compare, locals())
     batches = _again(data)
     if refit and batches is None:
         raise ComparisonError("compare(refit=True) needs data: unlabelled batches, such as data=loader (--data)")

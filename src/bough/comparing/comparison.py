@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bough.arguments import check_arguments
 from bough.comparing.naming import budget_name
 from bough.comparing.rows import Line, Row, lines
 from bough.errors import ComparisonError
@@ -45,6 +46,7 @@ class Comparison:
         Raises:
             ComparisonError: the budget is not in the comparison, or all of it failed.
         """
+        check_arguments(Comparison.best, locals())
         name = budget if isinstance(budget, str) else budget_name(budget)
         of_budget = [line for line in self.lines if line.budget == name]
         if not of_budget:
@@ -60,6 +62,7 @@ class Comparison:
 
     def plot(self, path: str | Path, against: str | None = None) -> None:
         """Draws the first metric against the share of a cost that is kept, as a PNG; see `bough.comparing.plot`."""
+        check_arguments(Comparison.plot, locals())
         from bough.comparing.plot import plot
 
         plot(self, Path(path), against)

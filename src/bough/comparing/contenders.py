@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from bough.comparing.naming import by_name
+from bough.comparing.naming import Many, by_name
 from bough.errors import ComparisonError
 from bough.importance import CRITERIA, BlockInfluence, Data, Loss, Random
 from bough.importance import criterion as made
@@ -22,7 +22,7 @@ class Contender:
     seed: int | None
 
 
-def contenders(criteria: Iterable[Any], seeds: Sequence[int], loss: Loss | None, data: Data | None) -> list[Contender]:
+def contenders(criteria: Many[Any], seeds: Sequence[int], loss: Loss | None, data: Data | None) -> list[Contender]:
     """Names and criteria as contenders, `Random` always among them; those that have a field `seed` under every seed.
 
     Raises:
@@ -35,6 +35,8 @@ def contenders(criteria: Iterable[Any], seeds: Sequence[int], loss: Loss | None,
     given = by_name("criteria", criteria)
     ready = {name: _ready(name, criterion, loss, data) for name, criterion in given.items()}
     if not any(isinstance(c, Random) for c in ready.values()):
+        if "random" in ready:
+            raise ComparisonError("criteria={'random': ...} takes the name of the control, Random(): choose another name")
         ready["random"] = Random()
     return [c for name, criterion in ready.items() for c in _seeded(name, criterion, seeds)]
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from bough.errors import ComparisonError
 from bough.planning import Budget
 
 _LONGEST = 60
+
+One = TypeVar("One")
+Many: TypeAlias = One | Iterable[One] | Mapping[str, One]
+"""One thing, several, or several by names that the user gives."""
 
 
 def named(value: Any) -> str:
@@ -49,16 +53,19 @@ def listed(given: Any) -> list[Any]:
 
 
 def by_name(what: str, given: Any, name: Callable[[Any], str] = named) -> dict[str, Any]:
-    """The given things (or one alone) by their names.
+    """The given things (or one alone) by their names: the keys of a mapping, else what `name` makes of each.
 
     Raises:
         ComparisonError: there are none, or two that the table could not tell apart.
     """
+    pairs = list(given.items()) if isinstance(given, Mapping) else [(name(item), item) for item in listed(given)]
     found: dict[str, Any] = {}
-    for item in listed(given):
-        if name(item) in found:
-            raise ComparisonError(f"two {what} are called {name(item)!r}: leave one out, or give functions names of their own")
-        found[name(item)] = item
+    for called, item in pairs:
+        if not isinstance(called, str):
+            raise ComparisonError(f"{what}={{{called!r}: ...}}: the names in the table are strings")
+        if called in found:
+            raise ComparisonError(f"two {what} are called {called!r}: leave one out, or name them: {what}={{name: ...}}")
+        found[called] = item
     if not found:
         raise ComparisonError(f"compare needs at least one of {what}")
     return found

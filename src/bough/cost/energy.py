@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bough.arguments import check_arguments, check_fields
 from bough.cost.polynomials import Polynomials, total
 from bough.cost.precision import precision
 from bough.cost.traffic import activations, moving, weights
@@ -48,6 +49,9 @@ class EnergyModel:
     source: str
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @staticmethod
     def of(name: str = "float32") -> EnergyModel:
         """The model with the constants above, for one precision of weights and activations.
@@ -55,6 +59,7 @@ class EnergyModel:
         Raises:
             BudgetError: an unknown precision.
         """
+        check_arguments(EnergyModel.of, locals())
         weight = precision(name).weight
         source = f"operations and traffic, constants of Horowitz 2014 (45 nm) at {name}, not calibrated"
         return EnergyModel(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.arguments import check_arguments, check_fields
 from bough.cost.op_shapes import OpShape, is_timed, op_shapes
 from bough.cost.polynomials import Builder, Counts, Polynomials, total
 from bough.cost.staircase import Grid, Staircases, Widths, stair
@@ -65,6 +66,9 @@ class LatencyTable:
     scale: float = 1.0
     factors: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def source(self) -> str:
         """What predictions stand on, in words."""
@@ -93,6 +97,7 @@ class LatencyTable:
     @staticmethod
     def measure(graph: Graph, backend: str = "eager", **options: Any) -> LatencyTable:
         """Measures a table on the machine at hand: see `bough.measuring.measure_table`, which takes the same options."""
+        check_arguments(LatencyTable.measure, locals())
         from bough.measuring import measure_table
 
         return measure_table(graph, backend, **options)
@@ -110,6 +115,7 @@ class LatencyTable:
         Raises:
             PlanError: text that is not a table, is damaged, or is of another version.
         """
+        check_arguments(LatencyTable.from_json, locals())
         try:
             data = json.loads(text)
             if data.get("format") != FORMAT or data.get("version") != VERSION:
@@ -138,6 +144,7 @@ class LatencyTable:
     @staticmethod
     def load(path: str | Path) -> LatencyTable:
         """Reads what `save` wrote; errors as `from_json`, and PlanError where the file can not be read."""
+        check_arguments(LatencyTable.load, locals())
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

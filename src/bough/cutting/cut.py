@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bough.arguments import check_arguments
 from bough.cutting.check import check
 from bough.cutting.metadata import flatten, refresh
 from bough.cutting.passages import note
@@ -44,6 +45,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         >>> bough.cut(net, plan)[0]
         Linear(in_features=4, out_features=4, bias=True)
     """
+    check_arguments(cut, locals())
     inner = traceable(model)
     check(inner, plan)
     _agreed(plan)
@@ -65,6 +67,7 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: the plan was made for another model, or a tensor can not be cut in place; nothing is changed.
         TraceError: as for `cut`.
     """
+    check_arguments(cut_, locals())
     if held_by_reducer(model):
         raise PlanError(
             "cut_ can not cut inside DistributedDataParallel, whose buckets have the parameters' present sizes: call "
@@ -95,6 +98,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         PlanError, TraceError: as for `cut`.
     """
+    check_arguments(mask, locals())
     check(traceable(model), plan)
 
     def masked(name: str, tensor: Tensor, parameter: bool) -> Tensor:

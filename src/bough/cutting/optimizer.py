@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from bough.arguments import check_arguments
 from bough.cutting.passages import Passage, passages
 from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
@@ -63,6 +64,7 @@ def transfer_optimizer(optimizer: AnyOptimizer, plan: Plan) -> AnyOptimizer:
         >>> adam.state[small[0].weight]["exp_avg"].shape
         torch.Size([4, 4])
     """
+    check_arguments(transfer_optimizer, locals())
     parts = _parts(optimizer)
     for kind in (c.__name__ for part in parts for c in type(part).__mro__):
         if kind in _REFUSED:

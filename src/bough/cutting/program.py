@@ -36,7 +36,8 @@ def exported(model: nn.Module, inputs: Inputs, dynamic_shapes: Any) -> fx.GraphM
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ExportError(
-            f"torch.export can not make a program of {type(model).__name__}: {type(error).__name__}: {first}. Plan with "
+            f"torch.export can not make a program of {type(model).__name__} on these example_inputs: {type(error).__name__}: "
+            f"{first}. Plan with "
             "on_conflict='freeze' and use bough.cut, or change what torch.export names"
         ) from error
     program.training = model.training

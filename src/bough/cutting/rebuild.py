@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from bough.arguments import check_arguments
 from bough.cutting.check import check
 from bough.cutting.cut import cut
 from bough.cutting.literals import Types, rewrite
@@ -73,6 +74,7 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
         >>> tuple(small.a.weight.shape), bough.verify(net, small, plan, x).equal
         ((4, 4), True)
     """
+    check_arguments(rebuild, locals())
     inner = traceable(model)
     check(inner, plan)
     inputs = split_inputs(example_inputs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bough.arguments import check_arguments
 from bough.cutting.cut import copied, mask
 from bough.errors import PlanError, TraceError
 from bough.graph import Graph, OpRecord
@@ -68,6 +69,7 @@ def verify(
         dtype: floats are converted to this for the comparison (on copies); None compares as they are, and so does a model
             with an op that has no such precision: `Verification.dtype` tells.
     """
+    check_arguments(verify, locals())
     try:
         expected, actual = _outputs(model, small, plan, example_inputs, dtype)
     except (RuntimeError, TraceError):  # an op that has no such precision

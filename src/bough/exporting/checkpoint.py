@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bough.arguments import check_arguments
 from bough.cutting import cut_, rebuild
 from bough.errors import CheckpointError
 from bough.planning import Plan
@@ -37,6 +38,7 @@ def save(result: Pruned, folder: str | os.PathLike[str]) -> Path:
     Each file is written beside its place and then renamed, so an old checkpoint is never half overwritten. Tensors that
     share memory are written once.
     """
+    check_arguments(save, locals())
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     tensors, aliases = _unique(result.model.state_dict(keep_vars=True))
@@ -75,6 +77,7 @@ def load(
             was rebuilt, and no example inputs are given.
         PlanError: `build_model` makes another model than the one that was pruned.
     """
+    check_arguments(load, locals())
     place = Path(folder)
     meta = _read_meta(place)
     plan = Plan.from_json(json.dumps(meta["plan"]))

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bough.arguments import check_fields
 from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord
 from bough.importance.data import Data, Loss, Sums, batch_size
@@ -177,6 +178,9 @@ class Sensitivity:
 
     loss: Loss
     needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         found = readings(graph)

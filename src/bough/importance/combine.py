@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.arguments import check_fields
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.data import Data
@@ -46,10 +47,11 @@ class Combined:
     normalize: str = "mean"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if isinstance(self.parts, str) or not isinstance(self.parts, Sequence):
-            raise PlanError(f"Combined({self.parts!r}): give a list of criteria, or of (criterion, weight) pairs")
+            raise PlanError(f"Combined(parts={self.parts!r}): give a list of criteria, or of (criterion, weight) pairs")
         if not self.parts:
-            raise PlanError("Combined([]) combines nothing: give at least one criterion")
+            raise PlanError("Combined(parts=[]) combines nothing: give at least one criterion")
         if self.normalize not in NORMALIZERS:
             raise PlanError(f"normalize={self.normalize!r} is unknown: use one of {', '.join(NORMALIZERS)}")
 

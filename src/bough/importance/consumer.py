@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bough.arguments import check_fields
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.activation import Statistics, statistics
@@ -40,6 +41,7 @@ class Wanda:
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.p <= 0:
             raise PlanError(f"Wanda(p={self.p}): p must be positive")
 
@@ -57,6 +59,9 @@ class FLAP:
 
     standardize: bool = False
     needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         found = statistics(graph, data, _norm(2.0, average=False), "FLAP")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bough.arguments import check_fields
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.tracing.tree import tensors_within
@@ -71,10 +72,11 @@ class Data:
     every: int = 50
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.every < 1:
             raise PlanError(f"Data(every={self.every}): must be at least 1")
         given = self.batches
-        if isinstance(given, (str, bytes, Mapping)) or not (hasattr(given, "__iter__") or hasattr(given, "__getitem__")):
+        if isinstance(given, (Data, Mapping)):
             raise PlanError(
                 f"the data is a {type(given).__name__}: give an iterable of batches, such as a list or a DataLoader"
             )

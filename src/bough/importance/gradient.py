@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bough.arguments import check_fields
 from bough.errors import PlanError
 from bough.graph import Graph, Group
 from bough.importance.data import Data, Loss, Sums, batch_size, samples
@@ -48,6 +49,7 @@ class Taylor:
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.form not in ("group", "element", "square"):
             raise PlanError(f"Taylor(form={self.form!r}) is unknown: use 'group', 'element' or 'square'")
 
@@ -75,6 +77,9 @@ class OBD:
     loss: Loss
     needs_data: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         names = _trained(graph)
         sums = Sums()
@@ -98,6 +103,9 @@ class Fisher:
     loss: Loss
     needs_data: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         return {n: v / 2 for n, v in _gates(graph, self.loss, data, "Fisher", np.square).items()}
 
@@ -112,6 +120,9 @@ class GateTaylor:
     loss: Loss
     signed: bool = False
     needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         return _gates(graph, self.loss, data, f"GateTaylor {self.signed}", np.negative if self.signed else np.abs)

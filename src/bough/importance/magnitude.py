@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bough.arguments import check_fields
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.reduce import Reduce, elementwise, per_unit
@@ -54,6 +55,7 @@ class Magnitude:
     p: float = 2.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.p <= 0:
             raise PlanError(f"Magnitude(p={self.p}): p must be positive")
 
@@ -70,6 +72,7 @@ class GroupNorm:
     p: float = 2.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.p <= 0:
             raise PlanError(f"GroupNorm(p={self.p}): p must be positive")
 
@@ -113,6 +116,9 @@ class NormScale:
 
     otherwise: Criterion | None = Magnitude(p=1.0)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __call__(self, graph: Graph) -> UnitScores:
         scales = _norm_scales(graph)
         sums = per_unit(graph, _powers(1.0), inputs=False, tensors={n: graph.tensor(n).detach() for n in scales})
@@ -141,6 +147,7 @@ class Random:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.seed, Integral) or self.seed < 0:
             raise PlanError(f"Random(seed={self.seed!r}): must be a whole number, not negative")
 

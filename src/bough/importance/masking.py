@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bough.arguments import check_fields
 from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord
 from bough.importance.data import Data, Loss, Sums, batch_size
@@ -32,6 +33,9 @@ class MaskedLoss:
     loss: Loss
     signed: bool = True
     needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         def each(group: Group, gained: Gained) -> NDArray[np.float64]:
@@ -56,6 +60,7 @@ class Shapley:
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.permutations < 1:
             raise PlanError(f"Shapley(permutations={self.permutations}): there must be at least one")
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bough.arguments import check_fields
 from bough.errors import PlanError
 from bough.graph import Graph, Group
 from bough.importance.data import Data
@@ -43,6 +44,7 @@ class ThiNet:
     gives_errors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
@@ -78,6 +80,7 @@ class OBS:
     gives_errors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check(self)
         if self.ridge <= 0:
             raise PlanError(f"OBS(ridge={self.ridge}): must be positive, so that H can be inverted whatever the data")

@@ -9,6 +9,7 @@ from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank, Sensitivity
 from bough.importance.consumer import FLAP, Wanda
@@ -73,6 +74,7 @@ def criterion(name: str, loss: Loss | None = None) -> Any:
         >>> criterion("l1"), criterion("thinet(sites=64, relative=True)")
         (Magnitude(p=1), ThiNet(sites=64, step=1, relative=True, probes=0))
     """
+    check_arguments(criterion, locals())
     entry, options = parsed(name)
     if entry.needs == "loss" and loss is None:
         raise PlanError(f"the criterion {name!r} needs a loss: criterion({name!r}, loss) with loss(model, batch) -> a number")

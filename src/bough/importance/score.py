@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.data import Data, of
@@ -60,6 +61,7 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
         >>> score(graph, bough.importance.Taylor(loss), batches)["0"].shape
         (8,)
     """
+    check_arguments(score, locals())
     criterion = called(criterion)
     _check_weights(graph)
     if not getattr(criterion, "needs_data", False):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bough.arguments import check_arguments
 from bough.cost import EnergyModel, Prices
 from bough.errors import TraceError
 from bough.graph import Graph
@@ -77,6 +78,7 @@ def calibrate(
     Raises:
         TraceError: no counters, or they saw no more than at idle.
     """
+    check_arguments(calibrate, locals())
     packages = counters(root)
     model = model or EnergyModel.of()
     with evaluating(graph.model):

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from bough.measuring.backends import evaluating, runner
+from bough.arguments import check_arguments
+from bough.errors import TraceError
+from bough.measuring.backends import Run, evaluating, runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ def latencies(
 ) -> dict[str, Latency]:
     """Times several models side by side, turn by turn, in eval mode; each model's mode is restored.
 
+    All run once before, so that one that can not is told by its name.
+
     Args:
         models: by name, all taking the same inputs.
         example_inputs: as for `bough.trace`.
@@ -45,6 +49,7 @@ def latencies(
     times: dict[str, list[float]] = {n: [] for n in models}
     with evaluating(*models.values()):
         runs = {n: runner(model, example_inputs, backend) for n, model in models.items()}
+        _try(runs)
         for turn in range(warmup + repeats):
             for name, run in runs.items():
                 begin = time.perf_counter()
@@ -54,8 +59,18 @@ def latencies(
     return {n: _summary(t) for n, t in times.items()}
 
 
+def _try(runs: Mapping[str, Run]) -> None:
+    for name, run in runs.items():
+        try:
+            run()
+        except (RuntimeError, TypeError, ValueError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise TraceError(f"{name} can not be run on these example_inputs: {type(error).__name__}: {first}") from error
+
+
 def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 30, warmup: int = 3, backend: str = "eager") -> Latency:
     """Times one model; see `latencies`."""
+    check_arguments(latency, locals())
     return latencies({"model": model}, example_inputs, repeats=repeats, warmup=warmup, backend=backend)["model"]
 
 

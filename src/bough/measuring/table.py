@@ -13,6 +13,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from bough.arguments import check_arguments
 from bough.cost import LatencyTable
 from bough.cost.latency_table import wanted
 from bough.cost.op_shapes import SizedOp, sized
@@ -57,6 +58,9 @@ def measure_table(
     Raises:
         TraceError: `onto` or the file at `path` is of another machine or backend, or an op can not be run alone.
     """
+    check_arguments(measure_table, locals())
+    if seconds < 0:
+        raise TraceError(f"seconds={seconds}: the time to measure for can not be negative")
     if quantum < 1:
         raise TraceError(f"quantum={quantum}: the hardware works on at least one unit at once")
     where = _where(what, backend, device)
@@ -113,7 +117,10 @@ def _where(what: object, backend: str, device: str | torch.device | None) -> _Wh
     if isinstance(what, Graph):
         held = (what.tensor(n) for n, s in what.states.items() if s.parameter)
         tensor = next((t for t in held if t.is_floating_point()), tensor)
-    return _Where(tensor.device if device is None else torch.device(device), tensor.dtype, backend)
+    try:
+        return _Where(tensor.device if device is None else torch.device(device), tensor.dtype, backend)
+    except RuntimeError:
+        raise TraceError(f"device={device!r} is no device of torch: use 'cpu' or 'cuda', for instance") from None
 
 
 def _rounds(points: list[tuple[str, Widths]], table: LatencyTable, seconds: float) -> Iterator[tuple[str, Widths]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bough.arguments import check_fields
 from bough.cost import Cost, EnergyModel, LatencyTable, Prices
 from bough.cost.precision import precision as precision_called
 from bough.errors import BudgetError
@@ -49,6 +50,7 @@ class Budget:
             raise BudgetError(f"Budget() bounds nothing: give at least one of {', '.join(_BASE)}")
         for field, value in self._bounds().items():
             parse(field, value, 1.0)
+        check_fields(self)
         if self.precision is not None:
             precision_called(self.precision)
 

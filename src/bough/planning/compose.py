@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.planning.plan import Plan, Scale
 
@@ -28,6 +29,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         >>> bough.cut(net, compose(first, second))[0].out_features
         2
     """
+    check_arguments(compose, locals())
     for plan in (first, second):
         if plan.left_out:
             raise PlanError(f"a plan that leaves out a layer ({next(iter(plan.left_out))}) can not be composed with another")

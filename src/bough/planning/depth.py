@@ -44,7 +44,7 @@ def chosen(graph: Graph, drop: Iterable[str], goal: Goal, scores: Scores) -> tup
             names += [entries[i].name for i in np.argsort(given, kind="stable")[: len(entries) - n]]
     for name in names:
         if name not in by_name:
-            raise PlanError(f"{name!r} is no layer that can be left out; {instead(name, by_name)}")
+            raise PlanError(f"drop: {name!r} is no layer that can be left out; {instead(name, by_name)}")
     inner = {n for n in names if any(n.startswith(f"{other}.") for other in names)}
     return tuple(by_name[n] for n in dict.fromkeys(names) if n not in inner)
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from bough.arguments import check_arguments
 from bough.cost import Cost, shown
 from bough.errors import PlanError
 
@@ -103,6 +104,7 @@ class Plan:
         Raises:
             PlanError: text that is not a plan, is damaged, or is of another version.
         """
+        check_arguments(Plan.from_json, locals())
         try:
             data = json.loads(text)
         except (TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.arguments import check_arguments
 from bough.cost import EnergyModel, LatencyTable
 from bough.errors import ConflictError, PlanError
 from bough.graph import Graph
@@ -79,6 +80,7 @@ def plan(
         PlanError: no group can be cut, or a name in `ignore`, `keep`, `minimum` or `drop` names nothing.
         ConflictError: the model's Python contradicts the plan, and `on_conflict="raise"`.
     """
+    check_arguments(plan, locals())
     goal = budget if keep is None else keep
     if goal is None or (budget is not None and keep is not None):
         raise PlanError("plan needs either a budget or keep, and not both")

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from bough.arguments import check_arguments, check_fields
 from bough.errors import TrainingError
 from bough.recovery.attach import Regularizer
 from bough.recovery.features import Features
 from bough.recovery.finetune import batch_loss, classes_dim, logits_of, run_batch
 from bough.recovery.homes import homes_kept
 from bough.recovery.identity import settings
-from bough.recovery.launch import accelerating
+from bough.recovery.launch import Accelerator, accelerating
 from bough.recovery.loop import Run, Task
 from bough.recovery.modes import modes_kept
 from bough.recovery.training import Trained, Training
@@ -38,10 +39,13 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 
         >>> float(distillation_loss(logits, logits))
         0.0
     """
+    check_arguments(distillation_loss, locals())
     if student.shape != teacher.shape:
         raise TrainingError(f"logits of the student are {list(student.shape)}, of the teacher {list(teacher.shape)}")
     if temperature <= 0:
         raise TrainingError(f"temperature={temperature}: must be positive")
+    if not -student.dim() <= dim < student.dim():
+        raise TrainingError(f"dim={dim}: logits {list(student.shape)} have no such dim")
     own, wanted = (
         F.log_softmax(x.float() if x.itemsize < 4 else x, dim) for x in (student / temperature, teacher / temperature)
     )
@@ -67,6 +71,7 @@ class Distillation:
         numbers = all(isinstance(w, Real) for w in (self.logits, self.temperature, self.features))
         if not numbers or not 0 <= self.logits <= 1 or self.temperature <= 0 or self.features < 0:
             raise TrainingError(f"{self}: numbers, logits from 0 to 1, temperature above 0, features not negative")
+        check_fields(self)
 
 
 def distill(
@@ -82,7 +87,7 @@ def distill(
     optimizer: Optimizer | None = None,
     regularizers: Sequence[Regularizer] = (),
     callback: Callable[[dict[str, Any]], object] | None = None,
-    accelerator: Any = None,
+    accelerator: Accelerator | None = None,
 ) -> Trained:
     """Trains `small` in place to give what `model`, the unpruned one, gives; `model` only runs, in eval mode, on
     the same device. Both end on the device where they were before.
@@ -100,6 +105,7 @@ def distill(
         >>> done.steps
         4
     """
+    check_arguments(distill, locals())
     how, run, task_loss = distillation or Distillation(), forward or run_batch, loss or batch_loss
     pair = _Pair(small, model, how, run)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
 from bough.planning import Plan
@@ -55,12 +56,13 @@ class Features(nn.Module):
     def __init__(
         self, graph: Graph, names: Iterable[str] | Mapping[str, str], *, plan: Plan | None = None, student: Graph | None = None
     ) -> None:  # fmt: skip
+        check_arguments(Features.__init__, locals())
         super().__init__()
         if (plan is None) == (student is None):
             raise PlanError("Features needs either the plan that the student was cut by, or the student's graph")
         self.pairs = dict(names) if isinstance(names, Mapping) else {_renamed(n, plan): n for n in names}
         if not self.pairs:
-            raise PlanError("Features compares nothing: name at least one module")
+            raise PlanError("Features(names=[]) compares nothing: name at least one module")
         self._selected: dict[str, dict[int, Tensor]] = {}
         self._factors: dict[str, Tensor] = {}
         self.projections = nn.ModuleDict()

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from bough.arguments import check_arguments
 from bough.errors import TrainingError
 from bough.recovery.attach import Regularizer
 from bough.recovery.homes import homes_kept
-from bough.recovery.launch import accelerating, prepared_anew
+from bough.recovery.launch import Accelerator, accelerating, prepared_anew
 from bough.recovery.loop import Run, Task
 from bough.recovery.training import Trained, Training
 
@@ -28,7 +29,7 @@ def finetune(
     optimizer: Optimizer | None = None,
     regularizers: Sequence[Regularizer] = (),
     callback: Callable[[dict[str, Any]], object] | None = None,
-    accelerator: Any = None,
+    accelerator: Accelerator | None = None,
 ) -> Trained:
     """Trains a model in place, on whatever `accelerate` finds: this process, or all that `accelerate launch` started; a GPU
     where there is one. The model ends on the device where it was before.
@@ -63,6 +64,7 @@ def finetune(
         >>> done.steps, len(done.epochs)
         (6, 2)
     """
+    check_arguments(finetune, locals())
     task = Task(forward or run_batch, loss or batch_loss, evaluate, callback)
     training = training or Training()
     kept = homes_kept(model, optimizer=optimizer)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bough.arguments import check_arguments
 from bough.cutting.check import check
 from bough.cutting.cut import copied, cut
 from bough.graph import Graph, Group
@@ -64,6 +65,7 @@ def merge(graph: Graph, plan: Plan) -> Merged:
         >>> torch.allclose(merge(graph, plan).model(x), net(x), atol=1e-6)
         True
     """
+    check_arguments(merge, locals())
     check(graph.model, plan)
     kept = kept_units(graph, plan)
     reading = _reading(graph)

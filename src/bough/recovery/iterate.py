@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from bough.arguments import check_arguments
 from bough.cutting import Verification, cut, transfer_optimizer, verify
 from bough.errors import PlanError
 from bough.graph import Graph
@@ -90,6 +91,7 @@ def iterate(
         >>> [s.plan.cost.params for s in done.steps], done.model[0].out_features
         ([37, 30, 23], 3)
     """
+    check_arguments(iterate, locals())
     criterion = importance or Magnitude(p=2)
     graph = trace(model, example_inputs, ignore=ignore)
     end = planning(graph, score(graph, criterion, data), budget)  # can it be reached? better told now than after training

@@ -5,12 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from bough.errors import TrainingError
 from bough.recovery.training import Training
+
+
+class Accelerator(Protocol):
+    """What is used of an `accelerate.Accelerator`, which is imported only when it is needed."""
+
+    device: Any
+
+    def prepare(self, *objects: Any) -> Any: ...
+
+    def backward(self, loss: Any) -> None: ...
+
+    def accumulate(self, *models: Any) -> Any: ...
+
 
 _PREPARED = "_is_accelerate_prepared"
 

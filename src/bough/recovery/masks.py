@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.planning import Plan
 from bough.recovery.attach import Attachment, after_each_step, before_each_step, together
@@ -23,6 +24,7 @@ def masks_of(model: nn.Module, plan: Plan) -> Masks:
     Raises:
         PlanError: the plan leaves layers out, or is of a model with other shapes.
     """
+    check_arguments(masks_of, locals())
     if plan.left_out:
         raise PlanError(f"a plan that leaves out a layer ({next(iter(plan.left_out))}) has no masks")
     masks = {}
@@ -42,6 +44,7 @@ def masks_of(model: nn.Module, plan: Plan) -> Masks:
 
 def kept_share(masks: Mapping[str, Tensor]) -> float:
     """The share of the masked parameters' elements that stays; 1 where nothing is masked."""
+    check_arguments(kept_share, locals())
     return sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values()) if masks else 1.0
 
 
@@ -52,6 +55,7 @@ def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         PlanError: a mask for a parameter that the model does not have, or of another shape; nothing is changed.
     """
+    check_arguments(apply_masks_, locals())
     parameters = _masked(model, masks)
     for name, mask in masks.items():
         parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
@@ -75,6 +79,7 @@ class Sparse:
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        check_arguments(Sparse.__init__, locals())
         self._parameters = _masked(model, masks)
         self.masks = dict(masks)
         apply_masks_(model, masks)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.importance.data import Data, home_of, moved, of
 from bough.recovery.inputs import given
@@ -36,6 +37,7 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
         >>> torch.allclose(means, net[0](x).mean(0), atol=1e-6)
         True
     """
+    check_arguments(recalibrate, locals())
     model, stream = unwrap(small), of(data)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bough.arguments import check_arguments
 from bough.cutting.check import check
 from bough.cutting.cut import copied
 from bough.errors import PlanError
@@ -59,6 +60,7 @@ def refit(model: nn.Module, small: nn.Module, plan: Plan, data: Data | Iterable[
         >>> [layer.after <= layer.before for layer in refitted.layers]
         [True]
     """
+    check_arguments(refit, locals())
     return refit_(model, copied(small, lambda name, tensor, parameter: tensor.clone())[0], plan, data, **options)
 
 
@@ -101,6 +103,7 @@ def refit_(
             gives NaN.
         TraceError: on this data a model takes another path than on its first batch.
     """
+    check_arguments(refit_, locals())
     if (ridge is not None and not 0 <= ridge < inf) or sites < 1:
         raise PlanError(f"refit(ridge={ridge}, sites={sites}): ridge must be a number that is not negative, sites at least 1")
     dense, cut, stream = traceable(model), traceable(small), of(data)

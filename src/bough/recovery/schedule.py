@@ -7,6 +7,7 @@ from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
+from bough.arguments import check_arguments
 from bough.cost import Cost
 from bough.errors import BudgetError
 from bough.planning import Budget
@@ -25,6 +26,7 @@ def geometric(target: float, steps: int) -> list[float]:
         >>> geometric(0.25, 2)
         [0.5, 0.25]
     """
+    check_arguments(geometric, locals())
     return _ending(target, steps, lambda done: target**done)
 
 
@@ -35,6 +37,7 @@ def linear(target: float, steps: int) -> list[float]:
         >>> linear(0.5, 2)
         [0.75, 0.5]
     """
+    check_arguments(linear, locals())
     return _ending(target, steps, lambda done: 1 - (1 - target) * done)
 
 
@@ -45,6 +48,7 @@ def cubic(target: float, steps: int) -> list[float]:
         >>> cubic(0.5, 2)
         [0.5625, 0.5]
     """
+    check_arguments(cubic, locals())
     return _ending(target, steps, lambda done: 1 - (1 - target) * (1 - (1 - done) ** 3))
 
 
@@ -57,6 +61,7 @@ def budgets(budget: Budget, original: Cost, steps: int, schedule: Schedule = geo
         >>> [b.macs for b in budgets(Budget(macs="25%"), Cost(100, 1000, 400, 0, 0), 2)]
         [500.0, 250.0]
     """
+    check_arguments(budgets, locals())
     if not isinstance(steps, Integral) or steps < 1:
         raise BudgetError(f"steps={steps!r}: must be a whole number, at least 1")
     bounds: list[dict[str, Any]] = [{} for _ in range(steps)]
@@ -72,7 +77,5 @@ def budgets(budget: Budget, original: Cost, steps: int, schedule: Schedule = geo
 
 def _ending(target: float, steps: int, kept: Callable[[float], float]) -> list[float]:
     if not 0 < target <= 1 or steps < 1:
-        raise BudgetError(
-            f"a schedule to {target} in {steps} steps: the share kept is above 0 and at most 1, the steps at least 1"
-        )
+        raise BudgetError(f"target={target}, steps={steps}: the share kept must be above 0 and at most 1, and steps at least 1")
     return [*(kept(t / steps) for t in range(1, steps)), target]

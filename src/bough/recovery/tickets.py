@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bough.errors import PlanError
+from bough.arguments import check_arguments
+from bough.errors import BudgetError, PlanError, names_in
 from bough.graph import Graph
 from bough.importance import Criterion, GroupNorm, Random, score
 from bough.planning import Plan
@@ -44,6 +45,7 @@ def magnitude_masks(
         >>> magnitude_masks(net, 0.5)["weight"]
         tensor([[False,  True,  True, False]])
     """
+    check_arguments(magnitude_masks, locals())
     if not 0 < keep <= 1 or scope not in ("global", "layer"):
         raise PlanError(f"keep={keep}, scope={scope!r}: keep above 0 and at most 1, scope 'global' or 'layer'")
     weights = _weights(model, names)
@@ -63,6 +65,7 @@ def random_masks(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
 
     For structured masks take `random_plan`, whose units stay whole.
     """
+    check_arguments(random_masks, locals())
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, mask in masks.items():
@@ -82,17 +85,20 @@ def random_plan(graph: Graph, plan: Plan, seed: int = 0) -> Plan:
         >>> random_plan(graph, plan).groups == plan.groups
         True
     """
+    check_arguments(random_plan, locals())
     counts = {name: kept for name, (kept, _) in plan.groups.items()}
     return make_plan(graph, score(graph, Random(seed)), keep=counts)
 
 
 def snapshot(model: nn.Module) -> State:
     """A copy of a model's state, to rewind to: take it at the start, or after epoch k."""
+    check_arguments(snapshot, locals())
     return {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in model.state_dict().items()}
 
 
 def rewind_(model: nn.Module, state: State, masks: Mapping[str, Tensor]) -> nn.Module:
     """Puts a model back to `state`, with what the masks take away at zero; returns it."""
+    check_arguments(rewind_, locals())
     model.load_state_dict(state)
     return apply_masks_(model, masks)
 
@@ -150,6 +156,9 @@ def find_tickets(
         >>> [round(t.kept, 2) for t in found], int(net.weight.count_nonzero())
         ([1.0, 0.5, 0.25], 3)
     """
+    check_arguments(find_tickets, locals())
+    if not 0 < keep <= 1 or rounds < 1:
+        raise BudgetError(f"keep={keep}, rounds={rounds}: keep must be above 0 and at most 1, and rounds at least 1")
     shares = schedule(keep, rounds)  # told before anything is trained, if they can not be
     start = snapshot(model) if rewind_to is None else rewind_to
     modes = modes_of(model)  # the graph's, in which its plans are checked
@@ -176,11 +185,11 @@ def find_tickets(
 
 def _weights(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
     parameters = dict(model.named_parameters())
-    chosen = [n for n, p in parameters.items() if p.dim() > 1] if names is None else list(names)
+    chosen = [n for n, p in parameters.items() if p.dim() > 1] if names is None else names_in(names, "names")
     unknown = [n for n in chosen if n not in parameters]
     if unknown or not chosen:
-        what = f"{unknown[0]!r} is no parameter" if unknown else "no parameter has two dims"
-        raise PlanError(f"{what}: there are {', '.join(parameters)}")
+        what = f"{unknown[0]!r} is no parameter" if unknown else "they are of no parameter"
+        raise PlanError(f"names: {what}; there are {', '.join(parameters)}")
     return {n: parameters[n] for n in chosen}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from bough.arguments import check_fields
 from bough.errors import TrainingError
 
 _CHOICES = {
@@ -82,6 +83,7 @@ class Training:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Real):
                 raise TrainingError(f"Training({name}={value!r}): must be a number")
+        check_fields(self)
         if not 0 < self.lr < math.inf or not 0 <= self.warmup < 1:
             raise TrainingError(f"Training(lr={self.lr}, warmup={self.warmup}): lr above 0, warmup from 0 to below 1")
         if not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:

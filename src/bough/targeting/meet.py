@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from bough.arguments import check_arguments
 from bough.cost import LatencyTable, shown
 from bough.cutting import cut
 from bough.errors import BudgetError
@@ -59,6 +60,7 @@ def meet_latency(
     Raises:
         BudgetError: the budget bounds no latency, no plan reaches it, or all that were tried were measured above it.
     """
+    check_arguments(meet_latency, locals())
     return targeted(graph, scores, budget, table, Options(**options), measure, tolerance, rounds)
 
 
@@ -69,8 +71,8 @@ def targeted(
     """`meet_latency`, with the options of planning as one value."""
     if budget.latency is None:
         raise BudgetError("meet_latency needs a budget of latency, such as Budget(latency='3 ms')")
-    if rounds < 1:
-        raise BudgetError(f"rounds={rounds}: at least one plan is to be tried")
+    if rounds < 1 or not 0 <= tolerance < 1:
+        raise BudgetError(f"rounds={rounds}, tolerance={tolerance}: rounds must be at least 1, tolerance from 0 to below 1")
     measured = measure or (lambda model: latency(model, _inputs(graph), backend=table.backend).median)
     original = measured(graph.model)
     target = budget.limits(replace(graph.cost(), latency=original))["latency"]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError, TraceError, instead, names_in
 from bough.graph import Frozen, Graph, Group, Member, OpRecord, State, Storage
 from bough.rules import KERNEL
@@ -54,6 +55,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         >>> [(g.name, g.kind, g.size) for g in bough.trace(net, torch.randn(1, 4)).groups]
         [('0', 'neuron', 8)]
     """
+    check_arguments(trace, locals())
     ignored = names_in(ignore, "ignore")
     model = traceable(model)
     args, kwargs = split_inputs(example_inputs)

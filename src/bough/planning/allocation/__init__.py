@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.planning.allocation.along import Global, Isomorphic, Uniform, form_of
 from bough.planning.allocation.columns import Allowed, Column, columns, unit_scores
@@ -20,7 +21,8 @@ ALLOCATORS: dict[str, Allocator] = {
 
 def allocator(given: str | Allocator) -> Allocator:
     """An allocator by name, or as given; PlanError for an unknown name."""
-    if isinstance(given, str) or not callable(given):
+    check_arguments(allocator, locals())
+    if isinstance(given, str):
         if given not in ALLOCATORS:
             names = ", ".join(map(repr, ALLOCATORS))
             raise PlanError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.arguments import check_fields
 from bough.cost import ClosedForm
 from bough.graph import Group
 from bough.planning.allocation.columns import Column
@@ -25,6 +26,9 @@ class Global:
     """Ranks all units together, by score (`relative`: to the mean of its group, for scores not comparable between groups)."""
 
     relative: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
         return _along(Problem(form, columns, limits), [c.ranks(self.relative) for c in columns])
@@ -47,6 +51,9 @@ class Isomorphic:
     """
 
     relative: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
         ranks = [c.ranks(self.relative) for c in columns]

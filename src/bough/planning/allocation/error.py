@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from bough.arguments import check_fields
 from bough.cost import ClosedForm
 from bough.errors import PlanError
 from bough.planning.allocation.columns import Column
@@ -42,6 +43,9 @@ class LeastError:
     """
 
     by: Greedy | Knapsack | Milp = field(default_factory=Greedy)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
         below = [g.name for c in columns for g, s in zip(c.groups, c.highest.T, strict=True) if (s < 0).any()]

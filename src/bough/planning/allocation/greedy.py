@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.arguments import check_fields
 from bough.cost import ClosedForm
 from bough.planning.allocation.columns import Column
 from bough.planning.allocation.problem import Allocation, Problem, Taken
@@ -34,6 +35,9 @@ class Greedy:
 
     relative: bool = True
     rounds: int = ROUNDS
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
         problem = Problem(form, columns, limits)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.arguments import check_fields
 from bough.cost import ClosedForm
 from bough.errors import PlanError
 from bough.planning.allocation.columns import Column
@@ -36,6 +37,9 @@ class Knapsack:
     relative: bool = True
     rounds: int = 8
     bins: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
         for name in limits:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.arguments import check_fields
 from bough.cost import ClosedForm
 from bough.errors import PlanError
 from bough.planning.allocation.columns import Column
@@ -44,6 +45,9 @@ class Milp:
     widths: int = 8
     rounds: int = 4
     seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
         problem = Problem(form, columns, limits)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.arguments import check_fields
 from bough.cost import ClosedForm
 from bough.errors import PlanError
 from bough.graph import Group
@@ -36,6 +37,9 @@ class Sensitivity:
 
     curves: Curves
     by: Greedy | Knapsack | Milp = field(default_factory=Greedy)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
         known = [c for c in columns if all(len(self._points(g)) > 1 for g in c.groups)]

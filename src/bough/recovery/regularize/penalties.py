@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.score import UnitScores
@@ -45,6 +46,7 @@ class GroupLasso(_Unsettled):
     """
 
     def __init__(self, graph: Graph, strength: float, groups: Iterable[str] | None = None) -> None:
+        check_arguments(GroupLasso.__init__, locals())
         self.graph, self.strength = graph, _positive("strength", strength)
         self.units, self.left_out = all_units(graph, groups)
         self._sizes = {u.name: u.elements().sqrt() for u in self.units}
@@ -84,6 +86,7 @@ class SparseLearning(_Unsettled):
         self, graph: Graph, strength: float = 5e-4, *, alpha: float = 4.0, every: int = 100,
         groups: Iterable[str] | None = None,
     ) -> None:  # fmt: skip
+        check_arguments(SparseLearning.__init__, locals())
         self.graph, self.strength, self.alpha, self.every = graph, _positive("strength", strength), alpha, every
         self.units, self.left_out = all_units(graph, groups)
         self.step = 0
@@ -120,6 +123,7 @@ class GrowingPenalty(_Unsettled):
     def __init__(
         self, graph: Graph, growth: float = 1e-4, *, every: int = 10, ceiling: float = 1.0, groups: Iterable[str] | None = None
     ) -> None:  # fmt: skip
+        check_arguments(GrowingPenalty.__init__, locals())
         self.graph, self.growth, self.every, self.ceiling = graph, _positive("growth", growth), every, ceiling
         self.units, self.left_out = all_units(graph, groups)
         self.step = 0
@@ -160,6 +164,7 @@ class Slimming(_Unsettled):
     """
 
     def __init__(self, graph: Graph, strength: float = 1e-4) -> None:
+        check_arguments(Slimming.__init__, locals())
         self.graph, self.strength = graph, _positive("strength", strength)
         norms = {id(m.weight) for m in graph.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         norms &= {id(p) for p in graph.model.parameters()}

@@ -106,6 +106,8 @@ def all_units(graph: Graph, groups: Iterable[str] | None = None) -> tuple[tuple[
             found.append(_units(graph, group))
     if groups is not None:
         names = names_in(groups, "groups")
+        if not names:
+            raise PlanError("groups=[] names no group: leave it out for all groups whose units can be trained to zero")
         for name in names:
             if all(g.name != name for g in graph.groups):
                 raise PlanError(

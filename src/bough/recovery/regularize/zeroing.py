@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance import Criterion, GroupNorm, score
@@ -58,6 +59,7 @@ class ProgressiveZeroing:
         self, graph: Graph, budget: Budget, *, steps: int, periods: int = 5, importance: Criterion | None = None,
         schedule: Schedule = linear,
     ) -> None:  # fmt: skip
+        check_arguments(ProgressiveZeroing.__init__, locals())
         if steps < 1:
             raise PlanError(f"steps={steps}: a period has at least one step")
         self.graph, self.steps, self.criterion = graph, steps, importance or GroupNorm(p=2)
@@ -140,6 +142,7 @@ def zeros(graph: Graph) -> Plan:
     Raises:
         PlanError: no unit is zero.
     """
+    check_arguments(zeros, locals())
     units, _ = all_units(graph)
     alive = {u.name: (u.squares() > 0).cpu() for u in units}
     if all(bool(a.all()) for a in alive.values()):

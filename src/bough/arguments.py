@@ -1,0 +1,182 @@
+"""Check the arguments of public functions against their annotations, and show the call that was probably meant.
+
+The annotations are the declaration: a public function begins with one line, a dataclass with one in `__post_init__`.
+
+    def plan(graph: Graph, scores: Scores, budget: Budget | None = None) -> Plan:
+        check_arguments(plan, locals())
+
+So what a signature says and what is checked can not differ, and an argument that is added is checked as well. Ranges, names
+and sizes are checked by the functions themselves.
+"""
+
+from __future__ import annotations
+
+import collections.abc as abc
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from inspect import Parameter, signature
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from bough.errors import ArgumentError
+
+_EXAMPLES = {  # by the name of the argument, which means the same in all of bough
+    "allocation": "'global' or bough.allocation.Greedy()",
+    "allocations": "['global', bough.allocation.Greedy()]",
+    "budget": "bough.Budget(macs='50%')",
+    "budgets": "[bough.Budget(macs='50%')]",
+    "build_model": "lambda: Net()",
+    "callback": "lambda line: print(line['loss'])",
+    "criteria": "['l2', bough.importance.Wanda()]",
+    "criterion": "bough.importance.Magnitude(p=2)",
+    "data": "torch.utils.data.DataLoader(dataset, batch_size=64)",
+    "distillation": "bough.recovery.Distillation(temperature=2.0)",
+    "dtype": "torch.float64",
+    "energy": "bough.EnergyModel.of('int8')",
+    "evaluate": "lambda model: accuracy(model)",
+    "first": "bough.plan(graph, scores, budget)",
+    "forward": "lambda model, batch: model(batch['x'])",
+    "graph": "bough.trace(model, example_inputs)",
+    "importance": "'l2' or bough.importance.Magnitude(p=2)",
+    "loss": "lambda model, batch: cross_entropy(model(batch[0]), batch[1])",
+    "measure": "lambda model: bough.measuring.latency(model, example_inputs).median",
+    "optimizer": "torch.optim.AdamW(model.parameters())",
+    "original": "graph.cost()",
+    "otherwise": "bough.importance.Magnitude(p=1)",
+    "plan": "bough.plan(graph, scores, budget)",
+    "planning": "functools.partial(bough.plan, round_to=8)",
+    "recover": "lambda model, step: bough.finetune(model, train)",
+    "result": "bough.prune(model, example_inputs, budget)",
+    "schedule": "bough.recovery.geometric",
+    "scores": "bough.score(graph, 'l2')",
+    "second": "bough.plan(graph, scores, budget)",
+    "table": "bough.LatencyTable.measure(graph)",
+    "teacher": "bough.trace(model, example_inputs)",
+    "train": "torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)",
+    "training": "bough.Training(epochs=1)",
+}
+_NAMES = {bool: "True or False", int: "a whole number", float: "a number (not NaN)", str: "a string", NoneType: "None"}
+_LONGEST = 40  # characters of a value that a message shows
+
+
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Check what `function` was called with (its `locals()`, before anything else is assigned) against its annotations.
+
+    Raises:
+        ArgumentError: an argument of another type; the message names function and argument, and shows what is meant.
+
+    Example:
+        >>> def shrink(budget: int) -> None:
+        ...     check_arguments(shrink, locals())
+        >>> shrink("50%")
+        Traceback (most recent call last):
+        bough.errors.ArgumentError: shrink(budget='50%'): budget must be a whole number, such as budget=bough.Budget(macs='50%')
+    """
+    where = function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
+    _check(where, _annotations(function), given)
+
+
+def check_fields(instance: Any) -> None:
+    """Check the fields of a dataclass against their annotations, from its `__post_init__`; raises as `check_arguments`."""
+    kind = type(instance)
+    _check(kind.__name__, _annotations(kind.__init__), {f.name: getattr(instance, f.name) for f in fields(instance)})
+
+
+def _check(where: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for name, hint in hints.items():
+        if name in given and not _fits(given[name], hint):
+            value, example = given[name], _EXAMPLES.get(name)
+            told = f", and {value.__name__} is a class: make an instance of it" if isinstance(value, type) else ""
+            such = f", such as {name}={example}" if example else ""
+            raise ArgumentError(f"{where}({name}={_shown(value)}): {name} must be {_described(hint)}{told}{such}")
+
+
+@cache
+def _annotations(of: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of what a function takes, those of *args and **kwargs left out."""
+    every = get_type_hints(of)
+    several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return {n: every[n] for n, p in signature(of).parameters.items() if p.kind not in several and n in every}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`, as far as can be seen without changing or using up the value."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is Any or kind is object:
+        return True
+    if isinstance(kind, TypeVar):
+        return _fits(value, kind.__bound__ or Any)
+    if kind in (Union, UnionType):
+        return any(_fits(value, x) for x in inner)
+    if kind is Literal:
+        return any(type(value) is type(x) for x in inner)  # which of them is the function's own check
+    if kind is bool:
+        return isinstance(value, (bool, np.bool_))
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    if kind is abc.Callable:
+        return callable(value) and (not isinstance(value, type) or _makes(value, *inner))
+    if isinstance(value, type):  # the class in place of an instance
+        return kind is type
+    if kind is np.ndarray:
+        return isinstance(value, (np.ndarray, Sequence)) or hasattr(value, "__array__")
+    if kind in (abc.Iterable, abc.Sequence):
+        return _is_series(value, kind, *inner)
+    if kind is abc.Mapping and inner:
+        return isinstance(value, kind) and (inner[1] in (int, float) or all(_fits(x, inner[1]) for x in value.values()))
+    if getattr(kind, "_is_protocol", False):
+        return all(hasattr(value, member) for member in _members(kind))
+    return isinstance(value, kind)
+
+
+def _makes(kind: type, taken: Any = ..., given: Any = Any) -> bool:
+    """Whether a class does as a function: where nothing is taken (a builder), or where instances of it are to be given."""
+    return taken == [] or (isinstance(given, type) and given is not object and issubclass(kind, given))
+
+
+def _is_series(value: Any, kind: Any, of: Any = Any) -> bool:
+    """Whether `value` is an iterable (or sequence) of `of`; a string is one of strings, what runs only once is not opened."""
+    if isinstance(value, (str, bytes)):
+        return of is str and kind is Iterable
+    if not isinstance(value, kind) and not (kind is Iterable and hasattr(value, "__getitem__")):
+        return False
+    return not isinstance(value, (list, tuple, set, frozenset)) or all(_fits(x, of) for x in value)
+
+
+def _members(protocol: type) -> list[str]:
+    """The names that a protocol asks for."""
+    return [n for n in (*vars(protocol), *protocol.__annotations__) if n == "__call__" or not n.startswith("_")]
+
+
+def _described(hint: Any) -> str:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        *others, last = dict.fromkeys(_described(x) for x in inner)
+        return f"{', '.join(others)} or {last}" if others else last
+    if kind is Literal:
+        return " or ".join(map(repr, inner))
+    if kind is abc.Callable:
+        return "a function"
+    if kind is np.ndarray:
+        return "an array"
+    if kind is abc.Mapping:
+        return "a dict"
+    if kind in (abc.Iterable, abc.Sequence):
+        return "an iterable" if kind is Iterable else "a list"
+    name = str(getattr(kind, "__name__", kind))
+    return _NAMES.get(kind, f"{'an' if name[:1] in 'AEIO' else 'a'} {name}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a few characters: short ones as they are written, others by their class."""
+    if isinstance(value, type):
+        return value.__name__
+    text = repr(value) if value is None or isinstance(value, (str, bytes, Real, list, tuple, dict)) else ""
+    return text if text and len(text) <= _LONGEST and "\n" not in text else f"<{type(value).__name__}>"

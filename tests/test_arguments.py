@@ -1,0 +1,287 @@
+"""Every public function, each of its arguments, wrong values: one clear sentence that names the argument, or a good reason."""
+
+import copy
+import inspect
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import bough
+from bough import allocation, importance, recovery
+from bough.cost.latency_table import wanted
+from bough.measuring import latency, measure_table
+
+torch.manual_seed(0)
+MODEL = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
+X = torch.randn(16, 4)
+DATA = TensorDataset(X, (X[:, 0] > 0).long())
+BATCHES = [(x, (x[:, 0] > 0).long()) for x in X.split(8)]
+GRAPH = bough.trace(MODEL, X)
+SCORES = bough.score(GRAPH, importance.Magnitude())
+BUDGET = bough.Budget(params="60%")
+PLAN = bough.plan(GRAPH, SCORES, BUDGET)
+SMALL = bough.cut(MODEL, PLAN)
+POINTS = {key: {widths: 1e-6 * sum(widths) for k, widths in wanted(GRAPH) if k == key} for key, _ in wanted(GRAPH)}
+TABLE = bough.LatencyTable("a chip", "eager", 8, 0.0, 0.0, POINTS)
+MASKS = {"0.weight": torch.ones(8, 4, dtype=torch.bool)}
+OUTCOME = bough.prune(MODEL, X, BUDGET)
+
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def new():
+    """A model to change."""
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def small():
+    return bough.cut(MODEL, PLAN)
+
+
+def error(model):
+    return float((model(X) - MODEL(X)).square().mean().detach())
+
+
+def timed(model):
+    return 1e-6 * sum(p.numel() for p in model.parameters())
+
+
+class Wrong:
+    """Of no use to anyone."""
+
+    def __repr__(self):
+        return "<Wrong>"
+
+
+def call(function, **arguments):
+    """A function, and arguments that it takes; what it may change is given as a function that makes it."""
+    return function, arguments
+
+
+WRONG = {"None": None, "string": "text", "number": 3, "object": Wrong(), "class": Wrong, "list": [], "nan": math.nan}
+
+CALLS = dict([
+    call(bough.trace, model=new, example_inputs=lambda: X, ignore=(), real=False),
+    call(bough.score, graph=GRAPH, criterion="wanda", data=BATCHES),
+    call(bough.plan, graph=GRAPH, scores=SCORES, budget=BUDGET, keep=None, allocation="greedy", round_to=1, minimum=1,
+         drop=(), ignore=(), exact_only=False, uniform=False, ragged=False, on_conflict="freeze", table=None, energy=None),
+    call(bough.prune, model=new, example_inputs=lambda: X, budget=BUDGET, importance="l2", data=None, refit=False, ignore=(),
+         allocation="greedy", round_to=1, minimum=1, drop=(), exact_only=False, uniform=False, ragged=False,
+         on_conflict="freeze", table=None, energy=None),
+    call(bough.cut, model=MODEL, plan=PLAN),
+    call(bough.cut_, model=lambda: copy.deepcopy(MODEL), plan=PLAN),
+    call(bough.mask, model=MODEL, plan=PLAN),
+    call(bough.rebuild, model=MODEL, plan=PLAN, example_inputs=lambda: (X,)),
+    call(bough.verify, model=MODEL, small=SMALL, plan=PLAN, example_inputs=lambda: X, dtype=torch.float64),
+    call(bough.transfer_optimizer, optimizer=lambda: torch.optim.SGD(MODEL.parameters(), 0.1), plan=PLAN),
+    call(bough.compare, model=MODEL, example_inputs=lambda: X, criteria=["l2"], budgets=[BUDGET], evaluate=error,
+         allocations=["global"], seeds=[0], data=None, loss=None, refit=False, ignore=(), folder=None, about=None,
+         lower_is_better=False, progress=False),
+    call(bough.sensitivity, graph=GRAPH, scores=SCORES, evaluate=error, widths=[0.5]),
+    call(bough.correct_table, graph=GRAPH, table=TABLE, measure=lambda model: 1.0, plans=1, seed=0),
+    call(bough.meet_latency, graph=GRAPH, scores=SCORES, budget=bough.Budget(latency="50%"), table=TABLE, measure=timed,
+         tolerance=0.05, rounds=1),
+    call(bough.refit, model=MODEL, small=SMALL, plan=PLAN, data=BATCHES),
+    call(recovery.refit_, model=MODEL, small=small, plan=PLAN, data=BATCHES, ridge=1e-2, sites=8, everything=True, skips=True,
+         example_inputs=None, memory=2**20),
+    call(bough.recalibrate, small=small, data=BATCHES),
+    call(bough.finetune, model=new, train=DATA, training=None, loss=None, forward=None, evaluate=None, optimizer=None,
+         regularizers=(), callback=None, accelerator=None),
+    call(bough.distill, small=small, model=MODEL, train=DATA, training=None, distillation=None, loss=None, forward=None,
+         evaluate=None, optimizer=None, regularizers=(), callback=None, accelerator=None),
+    call(bough.iterate, model=MODEL, example_inputs=lambda: X, budget=BUDGET, recover=lambda model, step: None, steps=1,
+         schedule=recovery.geometric, importance="l2", data=None, planning=bough.plan, ignore=(), optimizer=None),
+    call(recovery.distillation_loss, student=X, teacher=X, temperature=1.0, dim=-1),
+    call(recovery.merge, graph=GRAPH, plan=PLAN),
+    call(recovery.masks_of, model=MODEL, plan=PLAN),
+    call(recovery.kept_share, masks=MASKS),
+    call(recovery.apply_masks_, model=new, masks=MASKS),
+    call(recovery.Sparse, model=new, masks=MASKS),
+    call(recovery.geometric, target=0.5, steps=2),
+    call(recovery.linear, target=0.5, steps=2),
+    call(recovery.cubic, target=0.5, steps=2),
+    call(recovery.budgets, budget=BUDGET, original=GRAPH.cost(), steps=2, schedule=recovery.linear),
+    call(recovery.magnitude_masks, model=MODEL, keep=0.5, scope="global", names=None, within=None),
+    call(recovery.random_masks, masks=MASKS, seed=0),
+    call(recovery.random_plan, graph=GRAPH, plan=PLAN, seed=0),
+    call(recovery.snapshot, model=MODEL),
+    call(recovery.rewind_, model=new, state=lambda: new().state_dict(), masks=MASKS),
+    call(recovery.find_tickets, model=new, train=lambda model, sparse: None, keep=0.5, rounds=1, schedule=recovery.linear,
+         rewind_to=None, graph=None, importance=None, control=True, seed=0),
+    call(recovery.zeros, graph=GRAPH),
+    call(recovery.Features, graph=GRAPH, names=["1"], plan=PLAN, student=None),
+    call(recovery.Distillation, temperature=2.0, logits=0.5, features=1.0, match=None, dim=None),
+    call(recovery.regularize.GroupLasso, graph=GRAPH, strength=1.0, groups=None),
+    call(recovery.regularize.SparseLearning, graph=GRAPH, strength=1.0, alpha=4.0, every=2, groups=None),
+    call(recovery.regularize.GrowingPenalty, graph=GRAPH, growth=1.0, every=2, ceiling=1.0, groups=None),
+    call(recovery.regularize.Slimming, graph=GRAPH, strength=1.0),
+    call(recovery.regularize.ProgressiveZeroing, graph=GRAPH, budget=BUDGET, steps=2, periods=2, importance=None,
+         schedule=recovery.linear),
+    call(bough.Budget, params=None, macs=None, size="50%", peak_memory=None, latency=None, energy=None, precision=None),
+    call(bough.Training, epochs=1, lr=0.1, optimizer="sgd", weight_decay=0.0, momentum=0.0, schedule="cosine", warmup=0.0,
+         batch_size=8, accumulate=1, clip=None, precision="no", start="", seed=0, better="max", patience=None, folder=None,
+         save_every=None, log_every=1, progress=False),
+    call(bough.EnergyModel, mac=1.0, weight_byte=1.0, activation_byte=1.0, weight_bytes=1.0, activation_bytes=1.0, source="",
+         scale=1.0),
+    call(bough.EnergyModel.of, name="int8"),
+    call(bough.LatencyTable, device="", backend="", quantum=1, op_seconds=0.0, byte_seconds=0.0, points={}, scale=1.0,
+         factors={}),
+    call(bough.LatencyTable.from_json, text=TABLE.to_json()),
+    call(bough.LatencyTable.load, path="nowhere"),
+    call(bough.Plan.from_json, text=PLAN.to_json()),
+    call(measure_table, what=GRAPH, backend="eager", device=None, quantum=8, seconds=1e-3, onto=None, path=None,
+         progress=False),
+    call(latency, model=MODEL, example_inputs=lambda: X, repeats=1, warmup=0, backend="eager"),
+    call(importance.criterion, name="taylor", loss=loss),
+    call(importance.Data, batches=BATCHES, forward=None, progress=False, checkpoint=None, every=1),
+    call(importance.Combined, parts=["l1"], normalize="mean"),
+    call(importance.Magnitude, p=2.0),
+    call(importance.GroupNorm, p=2.0),
+    call(importance.Wanda, p=2.0),
+    call(importance.NormScale, otherwise=None),
+    call(importance.Random, seed=0),
+    call(importance.FLAP, standardize=False),
+    call(importance.Taylor, loss=loss, form="group"),
+    call(importance.GateTaylor, loss=loss, signed=False),
+    call(importance.OBD, loss=loss),
+    call(importance.Fisher, loss=loss),
+    call(importance.Sensitivity, loss=loss),
+    call(importance.MaskedLoss, loss=loss, signed=True),
+    call(importance.Shapley, loss=loss, permutations=1, seed=0),
+    call(importance.OBS, ridge=0.1, sites=8, step=1, relative=False, probes=0),
+    call(importance.ThiNet, sites=8, step=1, relative=False, probes=0),
+    call(allocation.Global, relative=True),
+    call(allocation.Isomorphic, relative=True),
+    call(allocation.Greedy, relative=True, rounds=1),
+    call(allocation.Knapsack, relative=True, rounds=1, bins=10),
+    call(allocation.Milp, relative=True, widths=2, rounds=1, seconds=1.0),
+    call(allocation.LeastError, by=allocation.Greedy()),
+    call(allocation.Sensitivity, curves={"0": [(8, 0.0)]}, by=allocation.Greedy()),
+    call(allocation.allocator, given="greedy"),
+])  # fmt: skip
+
+CASES = [(function, name) for function, arguments in CALLS.items() for name in arguments]
+
+
+def outcome(function, name, value):
+    """What comes of the call with `value` in place of the argument `name`: its error, or None."""
+    arguments = {}
+    for n, v in CALLS[function].items():
+        made = inspect.isfunction(v) and not inspect.signature(v).parameters
+        arguments[n] = value if n == name else v() if made else v
+    if function is bough.plan and name == "keep":
+        arguments.pop("budget")
+    try:
+        function(**arguments)
+    except Exception as raised:
+        return raised
+    return None
+
+
+ACCEPTED = {  # what makes sense, or is not looked at until it is used
+    "None": "about accelerator callback checkpoint clip data device dim distillation dtype energy evaluate example_inputs "
+    "folder forward graph groups importance latency loss macs match names onto optimizer otherwise params path patience peak_memory "
+    "precision rewind_to ridge save_every student table training within",
+    "string": "backend checkpoint device folder importance path source start",
+    "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip dim energy epochs "
+    "every features growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory periods "
+    "permutations plans probes quantum repeats ridge round_to rounds save_every scale seconds seed sites size step steps "
+    "strength temperature warmup weight_byte weight_bytes weight_decay widths",
+    "list": "batches data drop ignore regularizers what",
+}
+
+
+@pytest.mark.parametrize(("function", "name"), CASES, ids=[f"{f.__qualname__}-{n}" for f, n in CASES])
+def test_wrong_values(function, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind, value in WRONG.items():
+        if (function, name, kind) == (bough.meet_latency, "measure", "None"):
+            continue  # it would measure
+        raised = outcome(function, name, value)
+        if raised is None:
+            assert name in ACCEPTED.get(kind, "").split(), f"{name}={value!r} is accepted"
+            continue
+        text = str(raised)
+        assert isinstance(raised, (bough.BoughError, TypeError)), repr(raised)
+        assert "\n" not in text
+        assert name in text or name.replace("_", " ") in text or (kind == "string" and (value in text or "damaged" in text)), (
+            text
+        )
+
+
+def test_right_values():
+    for function, arguments in CALLS.items():
+        name, value = next(iter(arguments.items()))
+        made = value() if inspect.isfunction(value) and not inspect.signature(value).parameters else value
+        raised = outcome(function, name, made)
+        assert raised is None or function in (bough.LatencyTable.load, recovery.zeros), f"{function.__qualname__}: {raised}"
+
+
+MADE = {  # by bough, or protocols and tables
+    "BoughError",
+    "Comparison",
+    "Cost",
+    "Frozen",
+    "Graph",
+    "Group",
+    "Layer",
+    "Member",
+    "Plan",
+    "Result",
+    "Verification",
+    "Merged",
+    "Iterated",
+    "Refit",
+    "Step",
+    "Ticket",
+    "Trained",
+    "Criterion",
+    "DataCriterion",
+    "Loss",
+    "Regularizer",
+    "Attachment",
+    "Allocation",
+    "Allocator",
+    "Allowed",
+    "Column",
+}
+INNER = {"columns", "form_of", "unit_scores", "per_unit", "elementwise"}  # for allocators and criteria of one's own
+ELSEWHERE = {"save", "load"}  # tests/test_checkpoint.py; and dynamic_shapes are torch.export's own
+
+
+def test_every_public_function_is_in_the_table():
+    modules = (bough, importance, recovery, recovery.regularize, allocation)
+    public = {n: getattr(m, n) for m in modules for n in m.__all__ if n not in MADE | INNER | ELSEWHERE}
+    taking = {n for n, x in public.items() if callable(x) and inspect.signature(x).parameters}
+    assert taking <= {f.__name__ for f in CALLS}
+    for function, arguments in CALLS.items():
+        parameters = inspect.signature(function).parameters.values()
+        asked = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        assert asked - {"dynamic_shapes"} == arguments.keys(), function
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: bough.prune(MODEL, X, "50%"), r"budget must be a Budget, such as budget=bough\.Budget\(macs='50%'\)$"),
+        (lambda: bough.prune(MODEL, X, 0.5), r"budget=bough\.Budget\(macs='50%'\)$"),
+        (lambda: bough.prune(MODEL, X, None), r"prune\(budget=None\).*bough\.Budget"),
+        (lambda: bough.prune(MODEL, X, BUDGET, importance=importance.Taylor), "Taylor is a class: make an instance of it"),
+        (lambda: bough.plan(GRAPH, SCORES, "50%"), r"plan\(budget='50%'\).*bough\.Budget"),
+        (lambda: bough.plan(GRAPH, None, BUDGET), r"scores=bough\.score\(graph, 'l2'\)"),
+        (lambda: bough.compare(MODEL, X, ["l2"], ["macs=50%"], error), r"budgets=\[bough\.Budget\(macs='50%'\)\]"),
+        (lambda: bough.LatencyTable.measure(GRAPH, seconds=-1), "seconds=-1"),
+        (lambda: bough.verify(MODEL, SMALL, PLAN, X, dtype="float64"), r"dtype=torch\.float64"),
+        (lambda: bough.score("graph", "l2"), r"graph=bough\.trace\(model, example_inputs\)"),
+        (lambda: bough.finetune(new(), DATA, loss=nn.CrossEntropyLoss), "CrossEntropyLoss is a class"),
+        (lambda: bough.Training(lr=None), r"lr must be a number \(not NaN\)"),
+    ],
+)
+def test_the_right_call_is_shown(wrong, said):
+    with pytest.raises((bough.BoughError, TypeError), match=said):
+        wrong()
