@@ -60,7 +60,8 @@ _EXAMPLES = {  # by the name of the argument, which means the same in all of bou
     "train": "torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)",
     "training": "bough.Training(epochs=1)",
 }
-_NAMES = {bool: "True or False", int: "a whole number", float: "a number (not NaN)", str: "a string", NoneType: "None"}
+_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", NoneType: "None"}
+_SERIES = {abc.Mapping: "a dict", abc.Iterable: "an iterable", abc.Sequence: "a list"}
 _LONGEST = 40  # characters of a value that a message shows
 
 
@@ -127,6 +128,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return kind is type
     if kind is np.ndarray:
         return isinstance(value, (np.ndarray, Sequence)) or hasattr(value, "__array__")
+    if kind is tuple:
+        return isinstance(value, (tuple, list))  # as JSON has them
     if kind in (abc.Iterable, abc.Sequence):
         return _is_series(value, kind, *inner)
     if kind is abc.Mapping and inner:
@@ -145,6 +148,8 @@ def _is_series(value: Any, kind: Any, of: Any = Any) -> bool:
     """Whether `value` is an iterable (or sequence) of `of`; a string is one of strings, what runs only once is not opened."""
     if isinstance(value, (str, bytes)):
         return of is str and kind is Iterable
+    if isinstance(value, Mapping) and of is not Any:
+        return False
     if not isinstance(value, kind) and not (kind is Iterable and hasattr(value, "__getitem__")):
         return False
     return not isinstance(value, (list, tuple, set, frozenset)) or all(_fits(x, of) for x in value)
@@ -166,12 +171,19 @@ def _described(hint: Any) -> str:
         return "a function"
     if kind is np.ndarray:
         return "an array"
-    if kind is abc.Mapping:
-        return "a dict"
-    if kind in (abc.Iterable, abc.Sequence):
-        return "an iterable" if kind is Iterable else "a list"
+    if kind in _SERIES:
+        return f"{_SERIES[kind]}{_items(inner[-1] if inner else Any)}"
+    if kind in (Any, object):
+        return "anything"
     name = str(getattr(kind, "__name__", kind))
     return _NAMES.get(kind, f"{'an' if name[:1] in 'AEIO' else 'a'} {name}")
+
+
+def _items(hint: Any) -> str:
+    """What a series is of, where it is of one kind: ' of strings', ' of Budget'."""
+    if not isinstance(hint, type) or hint in (object, Any):
+        return ""
+    return f" of {_NAMES[hint].removeprefix('a ')}s" if hint in (str, int, float) else f" of {hint.__name__}"
 
 
 def _shown(value: Any) -> str:

@@ -81,6 +81,10 @@ class Data:
                 f"the data is a {type(given).__name__}: give an iterable of batches, such as a list or a DataLoader"
             )
 
+    def __iter__(self) -> Iterator[Any]:
+        """The batches, under a bar where `progress` is set: what a criterion of your own goes through."""
+        return iter(track(self.batches, "data", total=_left(self.batches, 0)) if self.progress else self.batches)
+
     @property
     def once(self) -> bool:
         """Whether the batches can be gone through once only."""

@@ -81,7 +81,7 @@ class Training:
                 raise TrainingError(f"Training({name}={value!r}): must be a whole number, at least 1")
         for name in ("lr", "warmup", "weight_decay", "momentum", "clip"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, Real):
+            if value is not None and not (isinstance(value, Real) and not math.isnan(value)):
                 raise TrainingError(f"Training({name}={value!r}): must be a number")
         check_fields(self)
         if not 0 < self.lr < math.inf or not 0 <= self.warmup < 1:
