@@ -145,7 +145,7 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
     with plainly():
         values = _changed(held, change)
         copies = {id(t): like(t, values[id(t)]) for _, t, _ in held}
-    memo: dict[int, Any] = {**_computed(model), **copies}
+    memo: dict[int, Any] = {**_empty(model), **_computed(model), **copies}
     try:
         with uncollected():
             new = copy.deepcopy(model, memo)
@@ -160,6 +160,12 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
             "take out what can not be copied"
         ) from error
     return new, copies
+
+
+def _empty(model: nn.Module) -> dict[int, Any]:
+    """Return new empty containers by the ids of those that modules hold, a dozen each, which `copy.deepcopy` is slow to copy."""
+    held = (v for m in model.modules() for v in m.__dict__.values())
+    return {id(v): type(v)() for v in held if type(v) in (dict, OrderedDict, set) and not v}
 
 
 def _computed(model: nn.Module) -> dict[int, Tensor]:

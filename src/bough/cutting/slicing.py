@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bough.planning.plan import Plan
+from bough.planning.plan import Plan, Scale
+
+
+_CHUNK = 1 << 18  # elements at a time where several dims are cut: what lies between stays in the processor's cache
 
 
 class Slicer:
-    """Makes the tensors a plan wants; where several dims are cut, what lies between is kept in one reused buffer."""
+    """Makes the tensors a plan wants; where several dims are cut, it goes by parts, of which one reused buffer holds one."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._scales: dict[str, list[Scale]] = {}
+        for scale in plan.scales:
+            self._scales.setdefault(scale.name, []).append(scale)
+        self._indices: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        self._indices: dict[tuple[int, torch.device], Tensor] = {}
 
     def __call__(self, name: str, value: Tensor, *, fresh: bool, power: int = 1, only: Collection[int] | None = None) -> Tensor:
         """The tensor `name` of value `value` as the plan wants it; a copy where `fresh`.
@@ -25,38 +33,53 @@ class Slicer:
         A value that is not the tensor itself but goes with a power of it (a gradient with the power -1) is scaled by that
         power of the plan's factors; one that has only some of the tensor's dims is changed along `only` these.
         """
-        scales = [s for s in self.plan.scales if s.name == name and power and (only is None or s.dim in only)]
+        scales = [s for s in self._scales.get(name, ()) if power and (only is None or s.dim in only)]
         dims = {d: i for d, i in self.plan.kept.get(name, {}).items() if only is None or d in only}
-        if scales:
+        if dims:
+            value = self._selected(value, {d: self._index(i, value.device) for d, i in sorted(dims.items())})
+        elif fresh or scales:
             value = value.clone()
-            for s in scales:
-                index = torch.tensor(s.indices, device=value.device)
-                part = value.index_select(s.dim, index)
-                value.index_copy_(s.dim, index, (part.double() * s.factor**power).to(value.dtype))
-        elif not dims:
-            return value.clone() if fresh else value
-        order = sorted(dims, key=lambda d: len(dims[d]) / value.shape[d])
-        for place, dim in enumerate(order):
-            index = self._index(dims[dim], value.device)
-            out = None if place == len(order) - 1 else self._buffer(value, dim, len(index), place)
-            value = torch.index_select(value, dim, index, out=out)
+        for s in scales:
+            stay = dims.get(s.dim)
+            index = self._index(s.indices if stay is None else _places(s.indices, stay), value.device)
+            part = value.index_select(s.dim, index)
+            value.index_copy_(s.dim, index, (part.double() * s.factor**power).to(value.dtype))
         return value
 
-    def _index(self, indices: list[int], device: torch.device) -> Tensor:
-        key = (id(indices), device)  # the plan's lists live as long as this
+    def _selected(self, value: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+        """Return the elements of `value` whose index along each dim is among `indices[dim]`, in memory of their own."""
+        (first, rows), *others = indices.items()
+        if not others or value.device.type == "meta":
+            for dim, index in indices.items():
+                value = value.index_select(dim, index)
+            return value
+        result = value.new_empty([len(indices[d]) if d in indices else n for d, n in enumerate(value.shape)])
+        step = max(1, _CHUNK * value.shape[first] // max(value.numel(), 1))
+        for start, some in zip(range(0, len(rows), step), rows.split(step), strict=True):
+            shape = [len(some) if d == first else n for d, n in enumerate(value.shape)]
+            part = torch.index_select(value, first, some, out=self._buffer(value, shape))
+            for dim, index in others[:-1]:
+                part = part.index_select(dim, index)
+            torch.index_select(part, *others[-1], out=result.narrow(first, start, len(some)))
+        return result
+
+    def _buffer(self, value: Tensor, shape: list[int]) -> Tensor:
+        key, size = (value.dtype, value.device), prod(shape)
+        if key not in self._buffers or self._buffers[key].numel() < size:
+            self._buffers[key] = value.new_empty(size)
+        return self._buffers[key][:size].view(shape)
+
+    def _index(self, indices: Sequence[int], device: torch.device) -> Tensor:
+        key = tuple(indices), device
         if key not in self._indices:
-            self._indices[key] = torch.tensor(indices, device=device)
+            self._indices[key] = torch.from_numpy(np.array(indices, dtype=np.int64)).to(device)
         return self._indices[key]
 
-    def _buffer(self, value: Tensor, dim: int, kept: int, place: int) -> Tensor | None:
-        if place or value.device.type == "meta":
-            return None
-        shape = [kept if d == dim else n for d, n in enumerate(value.shape)]
-        size = torch.Size(shape).numel()
-        key = (value.dtype, value.device)
-        if key not in self._buffers or self._buffers[key].numel() < size:
-            self._buffers[key] = torch.empty(size, dtype=value.dtype, device=value.device)
-        return self._buffers[key][:size].view(shape)
+
+def _places(units: Sequence[int], stay: Sequence[int]) -> list[int]:
+    """Return where `units` stand among the indices that stay."""
+    wanted = frozenset(units)
+    return [place for place, unit in enumerate(stay) if unit in wanted]
 
 
 @contextmanager

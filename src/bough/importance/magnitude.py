@@ -18,24 +18,38 @@ from bough.importance.score import Criterion, UnitScores
 
 
 def _powers(p: float) -> Reduce:
-    """Return the `Reduce` that sums |w|^p, computed in float32 or the tensor's own wider type, in memory that it reuses."""
-    buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+    """Return the `Reduce` that sums |w|^p, computed in float32 or the tensor's own wider type."""
+    columns = elementwise(_Powers(p))
 
-    def powers(tensor: Tensor) -> Tensor:
+    def reduce(tensor: Tensor, dim: int) -> Tensor:
+        if dim or p != 2 or tensor.dim() < 2:
+            return columns(tensor, dim)
+        dtype = torch.promote_types(tensor.dtype, torch.float32)  # of contiguous rows torch has a fast norm
+        return torch.linalg.vector_norm(tensor, p, dim=tuple(range(1, tensor.dim())), dtype=dtype).square()
+
+    return reduce
+
+
+class _Powers:
+    """|w|^p of each element, in memory that is used again by the next call."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+        self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
         dtype = torch.promote_types(tensor.dtype, torch.float32).to_real()
-        if tensor.dim() < 2:  # nothing is summed: the result may not lie in the buffer
-            return tensor.abs().to(dtype) ** p
+        if tensor.dim() < 2:  # nothing will be summed: the result must be memory of its own
+            return tensor.abs().to(dtype) ** self.p
         key = dtype, tensor.device
-        if key not in buffers or buffers[key].numel() < tensor.numel():
-            buffers[key] = torch.empty(tensor.numel(), dtype=dtype, device=tensor.device)
-        values = buffers[key][: tensor.numel()].view(tensor.shape)
+        if key not in self._buffers or self._buffers[key].numel() < tensor.numel():
+            self._buffers[key] = torch.empty(tensor.numel(), dtype=dtype, device=tensor.device)
+        values = self._buffers[key][: tensor.numel()].view(tensor.shape)
         if tensor.is_complex():
             torch.abs(tensor, out=values)
         else:
             values.copy_(tensor)
-        return values.square_() if p == 2 else values.abs_().pow_(p)
-
-    return elementwise(powers)
+        return values.square_() if self.p == 2 else values.abs_().pow_(self.p)
 
 
 @dataclass(frozen=True, slots=True)
