@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
 from torch import nn
 
 from bough.arguments import check_arguments
@@ -107,6 +106,8 @@ def compare(
 
 def _fill(kept: Folder, run: Run, cases: Sequence[tuple[Contender, Row]], progress: bool) -> None:
     """Makes the rows that are not there; the scores of one criterion and seed at a time are held."""
+    from rich.progress import track  # a third of the time that importing bough would take
+
     if Row(DENSE).key not in kept.done:
         kept.add(run.dense())
     metrics = list(kept.done[Row(DENSE).key].metrics)

@@ -163,7 +163,7 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
 
 
 def _empty(model: nn.Module) -> dict[int, Any]:
-    """Return new empty containers by the ids of those that modules hold, a dozen each, which `copy.deepcopy` is slow to copy."""
+    """Return new empty containers by the ids of the empty ones of modules, a dozen each: `copy.deepcopy` is slow on them."""
     held = (v for m in model.modules() for v in m.__dict__.values())
     return {id(v): type(v)() for v in held if type(v) in (dict, OrderedDict, set) and not v}
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bough.planning.plan import Plan, Scale
 
-
 _CHUNK = 1 << 18  # elements at a time where several dims are cut: what lies between stays in the processor's cache
 
 

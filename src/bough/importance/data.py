@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -112,6 +111,8 @@ class Data:
         Raises:
             PlanError: there are no batches, a batch without a tensor, or a sum that is not finite at the end.
         """
+        from rich.progress import track  # a third of the time that importing bough would take
+
         file = self._file(graph, title)
         done = _load(file, sums) if file else 0
         batches = itertools.islice(iter(self.batches), done, None)

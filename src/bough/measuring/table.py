@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from bough.arguments import check_arguments
@@ -77,6 +76,8 @@ def measure_table(
     moved = 2 * _LARGE * where.dtype.itemsize
     table = replace(table, op_seconds=each, byte_seconds=max(large - base, 0.0) / moved)
     points = {key: dict(times) for key, times in table.points.items()}
+    from rich.progress import Progress  # a third of the time that importing bough would take
+
     with Progress(disable=not progress, transient=True) as bar:
         saved = time.monotonic()
         for key, widths in bar.track(_rounds(wished, table, seconds), total=None, description="timing ops"):
