@@ -82,7 +82,7 @@ class Data:
 
     def __iter__(self) -> Iterator[Any]:
         """The batches, under a bar where `progress` is set: what a criterion of your own goes through."""
-        return iter(track(self.batches, "data", total=_left(self.batches, 0)) if self.progress else self.batches)
+        return iter(_shown(self.batches, "data", _left(self.batches, 0)) if self.progress else self.batches)
 
     @property
     def once(self) -> bool:
@@ -111,13 +111,11 @@ class Data:
         Raises:
             PlanError: there are no batches, a batch without a tensor, or a sum that is not finite at the end.
         """
-        from rich.progress import track  # a third of the time that importing bough would take
-
         file = self._file(graph, title)
         done = _load(file, sums) if file else 0
         batches = itertools.islice(iter(self.batches), done, None)
         at = done
-        for batch in track(batches, title, total=_left(self.batches, done)) if self.progress else batches:
+        for batch in _shown(batches, title, _left(self.batches, done)) if self.progress else batches:
             yield batch
             at += 1
             sums.plus(SAMPLES, float(batch_size(batch)))
@@ -215,6 +213,13 @@ def moved(value: Any, home: torch.device) -> Any:
     if type(value) in (tuple, list):
         return type(value)(moved(v, home) for v in value)
     return {k: moved(v, home) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _shown(batches: Iterable[Any], title: str, total: int | None) -> Iterable[Any]:
+    """Return the same batches, under a progress bar."""
+    from rich.progress import track  # a third of the time that importing bough would take
+
+    return track(batches, title, total=total)
 
 
 def _left(batches: Iterable[Any], done: int) -> int | None:
