@@ -18,6 +18,7 @@ from bough.cutting.passages import note
 from bough.cutting.slicing import Slicer, formatted, like, plain, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
+from bough.tracing.caches import clear_memoized_methods
 from bough.tracing.execution import held_tensors, memory
 from bough.tracing.held import rewrite, substituted
 from bough.tracing.layers import bypass, leave_out
@@ -61,7 +62,7 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
 
     Each parameter and buffer stays the same object, so whoever holds it (an optimizer, another model) holds the cut one;
     `transfer_optimizer` carries an optimizer's state along. What only shares memory with one (a view, a detached tensor) keeps
-    the old values.
+    the old values. What memoized methods of its classes (`functools.lru_cache`) returned for the uncut model is forgotten.
 
     Raises:
         PlanError: the plan was made for another model, or a tensor can not be cut in place; nothing is changed.
@@ -88,6 +89,7 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
                 if id(tensor) in values:
                     _put(name, tensor, values[id(tensor)])
             _finish(inner, plan)
+    clear_memoized_methods(inner)
     note(plan, inner, ((n, t, t) for n, t, parameter, _ in held if parameter))
     return model
 
@@ -154,6 +156,8 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
             _carry_slots(old, memo)
         for module in model.modules():
             _carry_slots(module, memo)
+            if id(module) in memo:  # a class that copies itself by its constructor starts in training mode
+                memo[id(module)].training = module.training
     except Exception as error:
         raise PlanError(
             f"{type(model).__name__} can not be copied: {type(error).__name__}: {error}. Cut it in place with bough.cut_, or "

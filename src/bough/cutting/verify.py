@@ -16,6 +16,7 @@ from bough.errors import PlanError, TraceError
 from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, indices, normal
+from bough.tracing.caches import fresh_caches
 from bough.tracing.execution import Execution, OnStandIns
 from bough.tracing.inputs import with_tensors
 from bough.tracing.stream import Call, swap, tensors_in
@@ -104,7 +105,8 @@ def _outputs(
     args, kwargs = split_inputs(_cast(example_inputs, dtype))
     with torch.no_grad(), _Precisely(dtype), eagerly():
         expected = list(output_tensors(_kept_only(reference, plan, args, kwargs)).values())
-        actual = list(output_tensors(compared(*_cast(args, None), **_cast(kwargs, None))).values())
+        with fresh_caches(compared):
+            actual = list(output_tensors(compared(*_cast(args, None), **_cast(kwargs, None))).values())
     return expected, actual
 
 

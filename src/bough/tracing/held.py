@@ -7,7 +7,8 @@ axis of size 1 has no unit to lose.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +20,9 @@ from bough.tracing.provenance import Path
 _MACHINERY = frozenset(nn.Module().__dict__)
 _DEPTH = 3
 
+DICTS = (dict, OrderedDict, defaultdict)
 Holder = Any
-"""A dict or a list, changed in place."""
+"""A dict, list, set or deque, changed in place."""
 
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.Tensor, nn.Module, str, bytes)
 
@@ -78,22 +80,35 @@ class _Changes:
             return self.change(path, value) if value > 1 else value
         if kind in (bool, float, str, type(None)) or isinstance(value, _OPAQUE) or depth == _DEPTH:
             return value
-        if kind in (tuple, list):
+        if _is_sequence(kind):
             if kind is list:
                 self.before.append((value, list(value)))
             items = [self._replaced(v, (*path, str(i)), depth + 1) for i, v in enumerate(value)]
-            return kind(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
+            return _like(value, items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
         if id(value) in self.seen:
             return value
         self.seen.add(id(value))
-        if kind is dict:
+        if kind in DICTS:
             if all(isinstance(k, str) for k in value):
                 self._visit(value, path, depth + 1)
             else:
                 self.before.append((value, dict(value)))
+        elif kind in (set, deque):
+            self.before.append((value, kind(value)))
         elif isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch."):
             self._visit(value.__dict__, path, depth + 1)
         return value
+
+
+def _is_sequence(kind: type) -> bool:
+    """Whether objects of this type can be made anew with other items by `_like`: lists, tuples, named tuples, shapes."""
+    return kind in (tuple, list, torch.Size) or (issubclass(kind, tuple) and hasattr(kind, "_make"))
+
+
+def _like(sequence: Any, items: Iterable[Any]) -> Any:
+    """Return a sequence of the same type with other items."""
+    kind = type(sequence)
+    return kind._make(items) if hasattr(kind, "_make") else kind(items)
 
 
 def notes(model: nn.Module) -> list[Holder]:
@@ -104,10 +119,15 @@ def notes(model: nn.Module) -> list[Holder]:
 
 
 def put(holder: Holder, contents: Holder) -> None:
-    """Makes a dict or list hold what another does, where it does not yet."""
-    if isinstance(holder, list):
+    """Makes a dict, list, set or deque hold what another does, where it does not yet."""
+    if isinstance(holder, (list, deque)):
         if len(holder) != len(contents) or any(a is not b for a, b in zip(holder, contents, strict=True)):
-            holder[:] = contents
+            holder.clear()
+            holder.extend(contents)
+    elif isinstance(holder, set):
+        if {id(v) for v in holder} != {id(v) for v in contents}:
+            holder.clear()
+            holder.update(contents)
     elif list(holder) != list(contents) or any(holder[k] is not contents[k] for k in contents):
         holder.clear()
         holder.update(contents)
@@ -121,15 +141,16 @@ def held_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, A
         kind = type(value)
         if kind is int:
             yield path, value
-        elif kind in (tuple, list) and depth < _DEPTH:
-            yield path, value
+        elif _is_sequence(kind) and depth < _DEPTH:
+            if kind in (tuple, list):
+                yield path, value
             for i, v in enumerate(value):
                 yield from within(v, (*path, str(i)), depth + 1)
         elif kind in (bool, float, str, type(None)) or isinstance(value, _OPAQUE) or depth >= _DEPTH or id(value) in seen:
             return
-        elif kind is dict or (isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch.")):
+        elif kind in DICTS or (isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch.")):
             seen.add(id(value))
-            for k, v in (value if kind is dict else value.__dict__).items():
+            for k, v in (value if kind in DICTS else value.__dict__).items():
                 yield from within(v, (*path, str(k)), depth + 1)
 
     for name, part in module.named_modules() if inner else (("", module),):
@@ -163,7 +184,7 @@ def write(model: nn.Module, path: Path, new: Any) -> None:
     value: Any = new
     for holder, key in zip(reversed(holders), reversed(path[1:]), strict=True):
         if isinstance(holder, (tuple, list)):
-            value = type(holder)(value if i == int(key) else v for i, v in enumerate(holder))
+            value = _like(holder, [value if i == int(key) else v for i, v in enumerate(holder)])
             continue
         if isinstance(holder, dict):
             holder[key] = value

@@ -161,6 +161,15 @@ def spaces_in(expression: Expression) -> list[Space]:
     return []
 
 
+def renamed(expression: Expression, path: Path, to: Path) -> Expression:
+    """Return the expression with the attribute at `to` in place of the one at `path`."""
+    if isinstance(expression, Attribute) and expression.path == path:
+        return Attribute(to, expression.value)
+    if isinstance(expression, Operation):
+        return Operation(expression.op, renamed(expression.left, path, to), renamed(expression.right, path, to))
+    return expression
+
+
 def invert(
     expression: Expression, target: int, path: Path, attributes: Mapping[Path, int], kept: Mapping[Atom, int]
 ) -> int | None:

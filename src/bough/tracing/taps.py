@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from bough.errors import TraceError
 from bough.graph import Graph, OpRecord
 from bough.spaces import Space, normal
+from bough.tracing.caches import fresh_caches
 from bough.tracing.contractions import CONTRACTING
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
@@ -67,7 +68,7 @@ def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
 
     def followed(*args: Any, **kwargs: Any) -> Any:
         handler = _Tapping(graph, by_op, constant)
-        with Stream(handler), substituted(model, lambda path, n: n):  # what one call notes, the next must not find
+        with Stream(handler), substituted(model, lambda path, n: n), fresh_caches(model):  # each call finds nothing of others
             result = inner(*args, **kwargs)
         handler.finish()
         return result

@@ -17,12 +17,13 @@ from bough.errors import PlanError, TraceError, instead, names_in
 from bough.graph import Frozen, Graph, Group, Member, OpRecord, State, Storage
 from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, innermost, normal
+from bough.tracing.caches import fresh_caches
 from bough.tracing.contractions import read_by
+from bough.tracing.copies import bind_copies
 from bough.tracing.execution import Execution
 from bough.tracing.held import substituted
 from bough.tracing.inputs import with_tensors
 from bough.tracing.layers import Watch
-from bough.tracing.memoized import forgetting
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
 from bough.tracing.ragged import ragged
 from bough.tracing.recorder import Recorder
@@ -83,6 +84,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
     numbers = {recorder.value(recorder.owned(t)).number for t in outputs}
     ops, storages = tuple(recorder.ops), _storages(recorder, outputs)
     notes += _other_mode(recorder, watch, args, kwargs, real)
+    recorder.equations += bind_copies(model, recorder.equations)
     groups, frozen = _groups(recorder, ops)
     graph = Graph(
         model, args, kwargs, ops, storages, recorder.states, tuple(recorder.equations), groups, frozen,
@@ -137,7 +139,7 @@ def run(
     with collected, unchanged_rng(), torch.no_grad(), substituted(model, change):
         if prepare is not None:
             prepare()
-        with Stream(handler, first), eagerly(), forgetting(model):
+        with Stream(handler, first), eagerly(), fresh_caches(model):
             return model(*args, **kwargs)
 
 
