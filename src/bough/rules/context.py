@@ -154,9 +154,15 @@ class Context:
         self.notes.combined.extend(spaces)
         self.notes.renormalized.extend(s for s in spaces if not is_frozen(s))
 
-    def pick(self, axis: Space, index: Typing, what: str = "indexed by a tensor") -> None:
-        """An integer tensor picks units of `axis`: they are the units its values number, where that is known."""
+    def pick(self, axis: Space, index: Typing, what: str = "indexed by a tensor", table: Typing | None = None) -> None:
+        """An integer tensor picks units of `axis`: they are the units its values number, where that is known.
+
+        `table`: what is read so. A buffer lists what each unit stands for outside the model, unless it is what numbers them.
+        """
         numbered = index.ranges
+        if numbered is not None and table is not None and table.weight and not any(table.null):
+            if normal(axis) != normal(numbered):
+                self.freeze(numbered, "a buffer lists what each of its units stands for")
         if numbered is None:
             self.freeze(axis, what)
         elif numbered.size > axis.size:

@@ -236,7 +236,7 @@ def _position(c: Context, call: Any, i: int, axis: Space, kernel: int, size: int
 @rule("embedding")
 def _embedding(c: Context, call: Any, result: Any) -> Typing:
     w, index = c.of(call.args[0]), c.of(call.args[1])
-    c.pick(w.axes[0], index, "indexed by data")
+    c.pick(w.axes[0], index, "indexed by data", w)
     c.mark("residual", w.axes[1])
     return Typing((*index.axes, w.axes[1]), (*(False,) * len(index.axes), w.null[1]))
 

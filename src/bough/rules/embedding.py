@@ -11,7 +11,7 @@ from bough.rules.context import Context, Typing, argument, rule
 def _bag(c: Context, call: Any, result: Any) -> list[Typing]:
     """Sums, means or maxima of rows [V, D]: one [D] per bag, which `offsets` tell apart; and where each index went."""
     w, index = c.of(call.args[0]), c.of(call.args[1])
-    c.pick(w.axes[0], index, "indexed by data")
+    c.pick(w.axes[0], index, "indexed by data", w)
     weights = argument(call, 6, "per_sample_weights")
     for t in (call.args[1], call.args[2], *(() if weights is None else (weights,))):
         for axis in c.of(t).axes:

@@ -39,11 +39,11 @@ def _BOOLS() -> tuple[Any, ...]:
     return (torch.bool, torch.uint8)
 
 
-def _pick(c: Context, x: Typing, dims: list[int], index: list[Any]) -> None:
+def _pick(c: Context, x: Typing, dims: list[int], index: list[Any], reads: bool) -> None:
     given = [c.of(i) for i in index if i is not None]
     for n, d in enumerate(dims):
         if len(given) == len(dims):
-            c.pick(x.axes[d], given[n])
+            c.pick(x.axes[d], given[n], table=x if reads else None)
         else:  # masks
             c.freeze(x.axes[d], "indexed by a tensor")
 
@@ -52,7 +52,7 @@ def _pick(c: Context, x: Typing, dims: list[int], index: list[Any]) -> None:
 def _index(c: Context, call: Any, result: Any) -> Typing:
     x = c.of(call.args[0])
     dims, picked, at = _indexed(c, x, call.args[1])
-    _pick(c, x, dims, call.args[1])
+    _pick(c, x, dims, call.args[1], reads=True)
     rest = [d for d in range(len(x.axes)) if d not in dims]
     before = [d for d in rest if d < at]
     after = [d for d in rest if d >= at]
@@ -70,7 +70,7 @@ def _index_put(c: Context, call: Any, result: Any) -> Typing:
     if len(call.args[1]) == 1 and call.args[1][0].dtype in _BOOLS() and call.args[2].numel() == 1:
         return _fill(c, x, c.of(call.args[1][0]))
     dims, picked, at = _indexed(c, x, call.args[1])
-    _pick(c, x, dims, call.args[1])
+    _pick(c, x, dims, call.args[1], reads=False)
     rest = [d for d in range(len(x.axes)) if d not in dims]
     target = [*(x.axes[d] for d in rest if d < at), *picked, *(x.axes[d] for d in rest if d >= at)]
     for k in range(1, min(len(target), len(values.axes)) + 1):
@@ -94,7 +94,7 @@ def _fill(c: Context, x: Typing, mask: Typing) -> Typing:
 def _index_select(c: Context, call: Any, result: Any) -> Typing:
     x, index = c.of(call.args[0]), c.of(call.args[2])
     d = call.args[1] % len(x.axes)
-    c.pick(x.axes[d], index)
+    c.pick(x.axes[d], index, table=x)
     axis = index.axes[0] if index.axes else UNIT
     return Typing((*x.axes[:d], axis, *x.axes[d + 1 :]), x.null, x.weight)
 
@@ -106,7 +106,7 @@ def _take_along(c: Context, call: Any, result: Any) -> Any:
     if dim is None:
         return []
     d = dim % len(x.axes)
-    c.pick(x.axes[d], index)
+    c.pick(x.axes[d], index, table=x)
     axes, null = list(x.axes), list(x.null)
     for i, (axis, other) in enumerate(zip(x.axes, index.axes, strict=True)):
         if i == d:
@@ -123,7 +123,7 @@ def _gather(c: Context, call: Any, result: Any) -> Typing:
     """One index per element: the axis picked from or into, and as many others as there are."""
     x, index = c.of(call.args[0]), c.of(call.args[2])
     d = call.args[1] % len(x.axes) if x.axes else 0
-    c.pick(x.axes[d], index)
+    c.pick(x.axes[d], index, table=x if call.name == "gather" else None)
     sources = [c.of(t) for t in call.args[3:] if hasattr(t, "shape")]
     for other in (index, *sources):
         for i, axis in enumerate(other.axes):
@@ -185,7 +185,7 @@ def _like(c: Context, call: Any, result: Any) -> Typing:
     return Typing(x.axes, (call.name in ("zeros_like", "empty_like"),) * len(x.axes))
 
 
-@rule("arange", "linspace", "eye", "logspace", "tril_indices", "triu_indices", "randperm", "one_hot", "hann_window",
+@rule("arange", "linspace", "eye", "logspace", "tril_indices", "triu_indices", "randperm", "hann_window",
       "bartlett_window", "blackman_window", "hamming_window", "kaiser_window", "range", "fft_fftfreq",
       "fft_rfftfreq")  # fmt: skip
 def _ordinal(c: Context, call: Any, result: Any) -> Typing:
@@ -195,6 +195,15 @@ def _ordinal(c: Context, call: Any, result: Any) -> Typing:
             for axis in c.of(t).axes:
                 c.freeze(axis, "used as indices")
     return Typing(tuple(c.data(n, f"numbered by {call.name}") for n in result.shape), (False,) * result.dim())
+
+
+@rule("one_hot")
+def _one_hot(c: Context, call: Any, result: Any) -> Typing:
+    """A last axis of the units that the values number."""
+    x = c.of(call.args[0])
+    axis = c.data(result.shape[-1], "numbered by one_hot") if x.ranges is None else c.fresh(result.shape[-1])
+    c.pick(axis, x, "used as indices")
+    return Typing((*x.axes, axis), (False,) * result.dim())
 
 
 @rule("nonzero")

@@ -22,6 +22,12 @@ _PICKING = frozenset(
      "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "index_reduce", "embedding",
      "_embedding_bag", "_embedding_bag_forward_only", "bincount", "histc", "one_hot", "argsort")
 )  # fmt: skip
+_INDEX = {  # of ops that pick: the position of the argument that picks; all others carry values
+    **dict.fromkeys(("index", "_unsafe_index", "index_put", "_index_put_impl", "_unsafe_index_put"), 1),
+    **dict.fromkeys(("embedding", "_embedding_bag", "_embedding_bag_forward_only", "take_along_dim"), 1),
+    **dict.fromkeys(("index_select", "gather", "scatter", "scatter_add", "scatter_reduce"), 2),
+    **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), 2),
+}
 _UNREAD = frozenset(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "_local_scalar_dense"))
 _ORDER = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 _READERS = frozenset(("item", "__int__", "__index__", "__float__", "__bool__"))
@@ -33,6 +39,8 @@ def follow(c: Context, call: Any, operands: list[Typing], typed: list[Typing], r
     if not numbered:
         return
     name = call.name.rstrip("_") if not call.name.startswith("_") else call.name
+    if name in _INDEX:
+        _freeze(c, _written(c, call, _INDEX[name], name in _MOVED))
     one = all(normal(s) == normal(numbered[0]) for s in numbered)
     joined = name not in ("cat", "stack") or (one and len(numbered) == len(operands))
     if not joined or (name == "clamp" and not _within(call, numbered[0].size)):
@@ -48,6 +56,16 @@ def follow(c: Context, call: Any, operands: list[Typing], typed: list[Typing], r
                 _compared(c, i, other, numbered[0])
     elif name not in _PICKING and name not in _UNREAD:
         _freeze(c, numbered)
+
+
+def _written(c: Context, call: Any, index: int, moved: bool) -> list[Space]:
+    """Return the spaces whose numbers an op that picks takes for values; `moved`: it passes on those in its first argument."""
+    values = [t for i, given in enumerate(call.args) if i != index and not (moved and i == 0) for t in _tensors(given)]
+    return [s for s in (c.of(t).ranges for t in values) if s is not None]
+
+
+def _tensors(given: Any) -> list[Any]:
+    return [t for t in (given if isinstance(given, (tuple, list)) else (given,)) if hasattr(t, "dim")]
 
 
 @rule("tolist", "numpy")

@@ -63,7 +63,12 @@ def _one(c: Context, call: Any, result: Any) -> Any:
         from bough.rules.pointwise import pointwise
 
         return pointwise(c, call, result)
-    return _typed(c, call, result, _dims(argument(call, 1, "dim"), n), False)
+    dims = _dims(argument(call, 1, "dim"), n)
+    typed = _typed(c, call, result, dims, False)
+    if isinstance(typed, list) and len(dims) == 1:  # the value, and the number of the unit that has it
+        numbered = c.of(call.args[0]).axes[next(iter(dims))]
+        typed[1] = Typing(typed[1].axes, (False,) * len(typed[1].axes), ranges=numbered)
+    return typed
 
 
 @rule("argmax", "argmin")

@@ -175,9 +175,12 @@ def _freeze_outputs(recorder: Recorder, result: Any) -> list[Tensor]:
     """Freeze every axis of the tensors that the model returns, and return these tensors."""
     outputs = list(output_tensors(result).values())
     for tensor in outputs:
-        for axis in recorder.typing(recorder.owned(tensor)).axes:
+        typing = recorder.typing(recorder.owned(tensor))
+        for axis in typing.axes:
             if axis.size > 1:
                 freeze(axis, "output of the model")
+        if typing.ranges is not None:
+            freeze(typing.ranges, "numbered by an output of the model")
     return outputs
 
 
