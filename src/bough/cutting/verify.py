@@ -22,7 +22,7 @@ from bough.tracing.inputs import with_tensors
 from bough.tracing.stream import Call, swap, tensors_in
 from bough.tracing.trace import run, split_inputs, trace
 from bough.tracing.tree import output_tensors
-from bough.tracing.wrapped import eagerly
+from bough.tracing.wrapped import eagerly, unwrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ def verify(
 def _outputs(
     model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    reference = mask(model, plan).eval()
-    compared = copied(small, lambda name, tensor, parameter: tensor.clone())[0].eval()
+    reference = unwrap(mask(model, plan)).eval()
+    compared = unwrap(copied(small, lambda name, tensor, parameter: tensor.clone())[0]).eval()
     if dtype is not None:
         reference, compared = reference.to(dtype), compared.to(dtype)
     args, kwargs = split_inputs(_cast(example_inputs, dtype))

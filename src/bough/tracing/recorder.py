@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bough.errors import TraceError
 from bough.graph import OpRecord, State, UnknownOp, atoms_of
 from bough.rules import POINTWISE, RULES, Context, Notes, Typing
 from bough.rules.numbers import follow
@@ -18,7 +19,8 @@ from bough.tracing.execution import Execution, held_tensors, memory, number_in
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.stream import Call, tensors_in
 
-_READING = frozenset(("_local_scalar_dense", "tolist", "numpy"))  # ops that give no tensor, but what is in one
+LEAVING = frozenset(("tolist", "numpy"))  # ops that give all numbers of a tensor to Python
+_READING = LEAVING | {"_local_scalar_dense"}  # ops that give no tensor, but what is in one
 
 
 class Value:
@@ -128,9 +130,15 @@ class Recorder:
         tensors = [t for a in call.args for t in tensors_in(a)]
         tensors += [t for a in call.kwargs.values() for t in tensors_in(a)] if call.kwargs else []
         values = [self.value(t) for t in tensors]
+        rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_")) or (POINTWISE if call.pointwise else None)
+        if rule is None and "nested" in call.name:
+            module, where = self._locate(call)
+            raise TraceError(
+                f"{module or 'the model'} makes a nested tensor ({call.name}, {where}), whose rows have sizes of their own, which "
+                "bough can not follow: let it work on padded tensors, with a mask"
+            )
         result = self.execution.run(call)
         results = tensors_in(result)
-        rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_")) or (POINTWISE if call.pointwise else None)
         context = self.context
         context.start(call)
         if rule is None:

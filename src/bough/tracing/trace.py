@@ -26,9 +26,9 @@ from bough.tracing.inputs import with_tensors
 from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
 from bough.tracing.ragged import ragged
-from bough.tracing.recorder import Recorder
+from bough.tracing.recorder import LEAVING, Recorder
 from bough.tracing.stream import Handler, Stream
-from bough.tracing.tree import output_tensors, tensors_within
+from bough.tracing.tree import holds_numbers, output_tensors, tensors_within
 from bough.tracing.wrapped import eagerly, traceable
 
 UNUSED = "never summed over: nothing tells what removing its units would mean"
@@ -60,12 +60,17 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
     ignored = names_in(ignore, "ignore")
     model = traceable(model)
     args, kwargs = split_inputs(example_inputs)
+    _check_inputs(args, kwargs)
     try:
         recorder, result, watch = _recorded(model, args, kwargs, real=real)
+    except TraceError:
+        raise
     except Exception:  # shapes alone do not carry the run: control flow reads values, or the model can not run at all
         try:
             recorder, result, watch = _recorded(model, args, kwargs, real=True)
             real = True
+        except TraceError:
+            raise
         except Exception as error:
             shapes = ", ".join(_describe(v) for v in (*args, *kwargs.values()))
             raise TraceError(
@@ -172,8 +177,11 @@ def _record(
 
 
 def _freeze_outputs(recorder: Recorder, result: Any) -> list[Tensor]:
-    """Freeze every axis of the tensors that the model returns, and return these tensors."""
+    """Freeze every axis of what the model returns, and the units that numbers in it refer to; return its tensors."""
     outputs = list(output_tensors(result).values())
+    if holds_numbers(result):
+        for axis in (a for op in recorder.ops if op.name in LEAVING for axes in op.arguments for a in axes):
+            freeze(axis, "output of the model, as numbers outside of tensors")
     for tensor in outputs:
         typing = recorder.typing(recorder.owned(tensor))
         for axis in typing.axes:
@@ -219,6 +227,15 @@ def switch(model: nn.Module) -> None:
 
 def _describe(value: Any) -> str:
     return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for tensor in tensors_within((args, kwargs)):
+        if tensor.is_nested:
+            raise TraceError(
+                "an example input is a nested tensor, whose rows have sizes of their own, which bough can not follow: give a "
+                "padded tensor, with a mask where the model takes one"
+            )
 
 
 def _ignore(recorder: Recorder, model: nn.Module, names: tuple[str, ...]) -> None:

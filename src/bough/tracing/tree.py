@@ -67,6 +67,22 @@ def output_tensors(value: Any) -> dict[str, Tensor]:
     return found
 
 
+def holds_numbers(value: Any) -> bool:
+    """Whether numbers outside of tensors, or arrays of numpy, are in `value`."""
+    seen: dict[int, Any] = {}
+    waiting = [value]
+    while waiting:
+        here = waiting.pop()
+        if id(here) in seen or isinstance(here, (bool, Tensor)):
+            continue
+        if isinstance(here, Number) or _is_array(here):
+            return True
+        seen[id(here)] = here
+        if not isinstance(here, _WITHOUT_TENSORS):
+            waiting += [child for _, child in _children(here) or ()]
+    return False
+
+
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield (path, leaf) for each tensor, and for each object that cannot be looked into; each object once."""
     seen: dict[int, Any] = {}  # the objects too: an id is free again once its object is gone
