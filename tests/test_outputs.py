@@ -139,3 +139,25 @@ def test_what_cannot_be_looked_into_is_refused_by_name(make, kind):
 def test_a_model_that_returns_no_tensor_is_refused(hold):
     with pytest.raises(TraceError, match="returns no tensor: its output is of type"):
         bough.trace(built(hold), X)
+
+
+@pytest.mark.parametrize("leave", [torch.Tensor.tolist, lambda f: f.numpy() * 2, lambda f: {"first": float(f.numpy()[0, 0])}])
+def test_what_leaves_the_tensors_for_the_output_stays(leave):
+    """Numbers outside of tensors are outputs, too."""
+    model = Net(lambda f, y: (leave(f.detach()), y)).eval()
+    graph = bough.trace(model, X)
+    assert [g.name for g in graph.groups] == ["a"]
+
+
+def ragged_rows(layout):
+    return torch.nested.nested_tensor([torch.randn(2, 8), torch.randn(3, 8)], layout=layout)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_named(layout):
+    with pytest.raises(TraceError, match="an example input is a nested tensor"):
+        bough.trace(built(Record), ragged_rows(layout))
+    inside = Net(lambda f, y: torch.nested.as_nested_tensor([y[:1], y], layout=layout).to_padded_tensor(0.0)).eval()
+    with pytest.raises(TraceError, match=r"the model makes a nested tensor \(.*test_outputs.py"):
+        bough.trace(inside, X)

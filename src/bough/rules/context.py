@@ -160,9 +160,9 @@ class Context:
         `table`: what is read so. A buffer lists what each unit stands for outside the model, unless it is what numbers them.
         """
         numbered = index.ranges
-        if numbered is not None and table is not None and table.weight and not any(table.null):
-            if normal(axis) != normal(numbered):
-                self.freeze(numbered, "a buffer lists what each of its units stands for")
+        listed = table is not None and table.weight and not any(table.null)
+        if listed and numbered is not None and normal(axis) != normal(numbered):
+            self.freeze(numbered, "a buffer lists what each of its units stands for")
         if numbered is None:
             self.freeze(axis, what)
         elif numbered.size > axis.size:

@@ -134,8 +134,8 @@ class Recorder:
         if rule is None and "nested" in call.name:
             module, where = self._locate(call)
             raise TraceError(
-                f"{module or 'the model'} makes a nested tensor ({call.name}, {where}), whose rows have sizes of their own, which "
-                "bough can not follow: let it work on padded tensors, with a mask"
+                f"{module or 'the model'} makes a nested tensor ({call.name}, {where}), whose rows have sizes of their own, "
+                "which bough can not follow: let it work on padded tensors, with a mask"
             )
         result = self.execution.run(call)
         results = tensors_in(result)
