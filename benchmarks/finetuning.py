@@ -123,7 +123,7 @@ def row(load: ModuleType, depth: int, start: str, recipe: str, times: float, tra
     RECIPES[recipe](small, model, data, left, callback=at_the_end_of_epochs)
     out |= {"train_s": time.perf_counter() - begin, "after": accuracy(small)}
     if cut.plan is not None:
-        bough.save(replace(cut, model=small), folder / "checkpoint")
+        bough.save(small, cut.plan, folder / "checkpoint", overwrite=True)
     return out | {"curve": [json.loads(line) for line in curve.read_text().splitlines()]}
 
 

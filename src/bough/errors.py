@@ -10,6 +10,7 @@ BoughError
 ├── TrainingError         a training run that can not start, go on or be resumed
 ├── ComparisonError       a comparison that can not start, or whose folder holds another
 ├── CheckpointError       a checkpoint that is missing, damaged or of another version
+├── WriteError            a file that can not be written, such as on a full disk
 └── ModelReferenceError   a model name on the command line that leads nowhere
 """
 
@@ -58,6 +59,10 @@ class ComparisonError(BoughError, ValueError):
 
 class CheckpointError(BoughError):
     """A checkpoint that is missing, damaged, or made by another version."""
+
+
+class WriteError(BoughError, OSError):
+    """A file or folder that can not be written; what was there before is still there."""
 
 
 class ModelReferenceError(BoughError):

@@ -197,6 +197,39 @@ def test_scores_are_those_on_the_cpu(name):
         torch.testing.assert_close(torch.tensor(values), torch.tensor(found[1][group]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["obs", "thinet", "obs(relative=True)", "wanda", "flap", "hrank", "fisher"])
+def test_a_pass_over_data_resumes_on_the_device(name, tmp_path):
+    """Stopped after any number of batches, also after the last one."""
+
+    def scores(folder=None, stop=None):
+        def batches():
+            for i, batch in enumerate(BATCHES):
+                if i == stop:
+                    raise KeyboardInterrupt
+                yield batch
+
+        data = importance.Data(Again(batches), checkpoint=folder, every=1)
+        return bough.score(bough.trace(net(PLACE), X[:1].to(PLACE)), importance.criterion(name, loss), data)
+
+    whole = scores()
+    for stop in range(1, len(BATCHES)):
+        with pytest.raises(KeyboardInterrupt):
+            scores(tmp_path / str(stop), stop)
+        resumed = scores(tmp_path / str(stop))
+        for group, values in whole.items():
+            torch.testing.assert_close(torch.tensor(resumed[group]), torch.tensor(values), rtol=1e-6, atol=1e-9)
+
+
+class Again:
+    """What a function gives, anew each time it is gone through."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __iter__(self):
+        return self.make()
+
+
 def test_checkpoints_go_from_place_to_place(tmp_path):
     pruned = bough.prune(net(PLACE), X[:1].to(PLACE), bough.Budget(params="60%"))
     bough.save(pruned, tmp_path / "saved")

@@ -6,7 +6,6 @@ timm:NAME          torchvision:NAME          hf:PATH (a folder with config.json)
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import nn
 import bough
 from bough.cli.references import call, imported
 from bough.errors import ModelReferenceError
-from bough.exporting.checkpoint import PLAN
+from bough.exporting import load_plan
 
 
 def resolve(reference: str, shape: str | None = None) -> tuple[nn.Module, Any]:
@@ -55,8 +54,7 @@ class Pruned:
 def pruned(reference: str, checkpoint: Path, shape: str | None) -> Pruned:
     """The pruned form of a model, from its checkpoint."""
     small = bough.load(checkpoint, lambda: resolve(reference, shape)[0])
-    saved = json.loads((checkpoint / PLAN).read_text(encoding="utf-8"))
-    return Pruned(small, bough.Plan.from_json(json.dumps(saved["plan"])))
+    return Pruned(small, load_plan(checkpoint))
 
 
 def _callable(module: str, name: str) -> tuple[nn.Module, Any]:

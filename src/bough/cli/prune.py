@@ -57,7 +57,7 @@ def prune(
             net, inputs, bounds, steps, folder=out, progress=not as_json, planning=partial(bough.plan, **planning), **options
         )
     if out is not None:
-        bough.save(result, out)
+        bough.save(result, out, overwrite=True)
     if as_json:
         typer.echo(json.dumps({**_as_json(result), "saved": str(out) if out else None}))
         return

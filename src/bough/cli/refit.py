@@ -31,7 +31,7 @@ def refit(
     small, (dense, inputs) = pruned(model, checkpoint, input_shape), resolve(model, input_shape)
     stream = batches(data, progress=not as_json)
     done = refit_(dense, small.model, small.plan, stream, ridge=ridge, sites=sites, example_inputs=inputs)
-    bough.save(small, out)
+    bough.save(small, out, overwrite=True)
     if as_json:
         typer.echo(json.dumps({**done.to_dict(), "saved": str(out)}))
     else:

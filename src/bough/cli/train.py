@@ -26,11 +26,13 @@ import bough
 from bough.cli.models import Pruned, pruned, resolve
 from bough.cli.options import Checkpoint, Json, Original, Shape, given_by, training_options
 from bough.cli.references import call
+from bough.cutting.check import check_weights
 from bough.errors import ModelReferenceError, TrainingError
 from bough.recovery import Distillation, Features, Iterated, Trained, Training, cubic, geometric, iterate, linear
 from bough.recovery import distill as distill_model
 from bough.recovery import finetune as finetune_model
 from bough.recovery.finetune import logits_of, run_batch
+from bough.tracing.wrapped import unwrap
 
 SCHEDULES = {"geometric": geometric, "linear": linear, "cubic": cubic}
 
@@ -66,6 +68,7 @@ def distill(
     """Trains a pruned model to answer as the original does, and saves it with its plan."""
     given, small = _task(task), pruned(model, checkpoint, input_shape)
     teacher, inputs = resolve(model, input_shape)
+    check_weights(unwrap(teacher), small.plan)
     match = Features(bough.trace(teacher, inputs), features, plan=small.plan) if features else None
     how = _named(training, small, as_json)
     done = distill_model(
@@ -169,7 +172,7 @@ def _finish(small: Pruned, done: Trained, training: Training, as_json: bool) -> 
     if not all(bool(p.isfinite().all()) for p in small.model.parameters()):
         raise TrainingError("the trained weights are not finite: nothing was saved")
     assert training.folder is not None
-    bough.save(small, training.folder)
+    bough.save(small, training.folder, overwrite=True)
     if as_json:
         typer.echo(json.dumps({**done.to_dict(), "saved": str(training.folder)}))
     else:

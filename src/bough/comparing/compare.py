@@ -22,6 +22,7 @@ from bough.importance.data import of
 from bough.planning import Allocator, Budget, plan
 from bough.planning.allocation import allocator
 from bough.planning.budget import priced
+from bough.storage import exclusive
 from bough.tracing import trace
 from bough.tracing.tree import tensors_within
 
@@ -97,10 +98,11 @@ def compare(
     graph = trace(model, example_inputs, ignore=left)
     options = {"refit": refit, "ignore": sorted(left), **planning}
     told = {"evaluate": _place(evaluate), "loss": _place(loss), **{k: named(v) for k, v in options.items()}, **(about or {})}
-    kept = Folder(folder, identity_of(graph, list(tensors_within(example_inputs)), told))
     run = Run(graph, example_inputs, evaluate, batches, refit, planning, ways, bounds)
     cases = [(c, Row(c.name, way, budget, c.seed)) for c in entrants for way in ways for budget in bounds]
-    _fill(kept, run, cases, progress)
+    with exclusive(None if folder is None else Path(folder), ComparisonError):
+        kept = Folder(folder, identity_of(graph, list(tensors_within(example_inputs)), told))
+        _fill(kept, run, cases, progress)
     return Comparison(tuple(kept.done[row.key] for row in (Row(DENSE), *(row for _, row in cases))), lower_is_better)
 
 

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bough.comparing.rows import Key, Row
 from bough.errors import ComparisonError
 from bough.graph import Graph
+from bough.storage import append_line, make_folder, tensors_digest, write_text
 
 RUN, ROWS, PLOT = "run.json", "rows.jsonl", "comparison.png"
 
 
 def weights_of(graph: Graph) -> str:
     """A digest of all parameters and buffers: rows of other weights are rows of another run."""
-    digest = hashlib.sha256()
-    for name in sorted(graph.states):
-        values = graph.tensor(name).detach().cpu().resolve_conj().contiguous()
-        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return tensors_digest((name, graph.tensor(name)) for name in sorted(graph.states))[:16]
 
 
 class Folder:
@@ -37,15 +30,14 @@ class Folder:
         self.path = None if path is None else Path(path)
         self.done: dict[Key, Row] = {}
         if self.path is not None:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             _claim(self.path, dict(identity))
             self.done = {row.key: row for row in _read(self.path / ROWS)}
 
     def add(self, row: Row) -> None:
         self.done[row.key] = row
         if self.path is not None:
-            with open(self.path / ROWS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row.to_dict()) + "\n")
+            append_line(self.path / ROWS, json.dumps(row.to_dict()))
 
 
 def _claim(folder: Path, identity: dict[str, str]) -> None:
@@ -53,9 +45,7 @@ def _claim(folder: Path, identity: dict[str, str]) -> None:
     if not file.exists():
         if (folder / ROWS).exists():
             raise ComparisonError(f"{folder} has {ROWS} without {RUN}, which tells of which run they are: use another folder")
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        part.replace(file)
+        write_text(file, json.dumps(identity, indent=2) + "\n")
         return
     try:
         there = dict(json.loads(file.read_text(encoding="utf-8")))
@@ -75,9 +65,7 @@ def _read(file: Path) -> list[Row]:
     text = file.read_text(encoding="utf-8", errors="replace")
     whole, ended, _ = text.rpartition("\n")
     if text != whole + ended:
-        part = file.with_suffix(".part")
-        part.write_text(whole + ended, encoding="utf-8")
-        part.replace(file)
+        write_text(file, whole + ended)
     return [_row(file, number, line) for number, line in enumerate(whole.splitlines(), 1)]
 
 

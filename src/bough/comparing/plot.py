@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bough.comparing.rows import Line
 from bough.comparing.table import is_random
 from bough.errors import ComparisonError
+from bough.storage import write_files
 
 if TYPE_CHECKING:
     from bough.comparing.comparison import Comparison
@@ -51,7 +52,7 @@ def plot(comparison: Comparison, path: Path, against: str | None = None) -> None
     axes.set_ylabel(comparison.metric)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="center left", handlelength=3, bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=120)
+    write_files([(Path(path), lambda part: figure.savefig(part, dpi=120, format=Path(path).suffix[1:] or "png"))])
 
 
 def _bounded(comparison: Comparison) -> str:

@@ -23,6 +23,7 @@ from bough.cost.staircase import Grid, Staircases, Widths, stair
 from bough.cost.traffic import activations, moving, weights
 from bough.errors import PlanError
 from bough.graph import Graph
+from bough.storage import write_text
 
 FORMAT, VERSION = "bough-latency-table", 1
 _SHARES = {1: (1, 2, 4, 6, 8), 2: (1, 2, 4, 6, 8), 3: (2, 4, 8)}  # eighths of the full width, by the number of letters
@@ -136,10 +137,7 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Writes JSON, all or nothing."""
-        target = Path(path)
-        partial = target.with_name(f"{target.name}.part")
-        partial.write_text(self.to_json())
-        partial.replace(target)
+        write_text(Path(path), self.to_json())
 
     @staticmethod
     def load(path: str | Path) -> LatencyTable:

@@ -1,22 +1,32 @@
-"""Is this the model that the plan was made for?"""
+"""Check that a plan and a model belong together."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from bough.cutting.passages import passages
 from bough.errors import PlanError
 from bough.planning.plan import Plan
+from bough.storage.schema import index_problem
 from bough.tracing.execution import held_tensors, memory
+from bough.tracing.fingerprint import fingerprint, weights_digest
 from bough.tracing.held import read
-from bough.tracing.trace import fingerprint
+
+_SHOWN = 8
 
 
 def check(model: nn.Module, plan: Plan) -> None:
-    """Raises PlanError where the plan was not made for a model like this one."""
+    """Check that a plan fits a model: its architecture, the names and shapes of its tensors, its indices, its attributes.
+
+    Other weights than those the plan was made from are no error: see `check_weights`.
+
+    Raises:
+        PlanError: the plan was made for another architecture, or is damaged.
+    """
     found = fingerprint(model)
     held = {n: list(t.shape) for n, t, _, _ in held_tensors(model)}
     for name, shape in plan.original_shapes.items():
@@ -30,7 +40,11 @@ def check(model: nn.Module, plan: Plan) -> None:
             f"this plan was made for another model: {type(model).__name__} has fingerprint {found}, "
             f"the plan's is {plan.fingerprint}"
         )
-    _indices(held, plan)
+    for name, dims in plan.kept.items():
+        for dim, kept in dims.items():
+            _check_indices(name, dim, kept, held)
+    for scale in plan.scales:
+        _check_indices(scale.name, scale.dim, scale.indices, held)
     _ties(model, plan)
     modules = {n for n, _ in model.named_modules()}
     for name in plan.left_out.keys() - modules:
@@ -42,12 +56,41 @@ def check(model: nn.Module, plan: Plan) -> None:
             raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
 
 
-def _indices(held: dict[str, list[int]], plan: Plan) -> None:
-    for name, dims in plan.kept.items():
-        shape = held.get(name, [])
-        for dim, kept in dims.items():
-            if not (kept and 0 <= dim < len(shape) and min(kept) >= 0 and max(kept) < shape[dim]):
-                raise PlanError(f"this plan is damaged: of dim {dim} of {name}, of shape {shape}, it keeps {kept}")
+def check_weights(model: nn.Module, plan: Plan) -> None:
+    """Check that a model has the weights from which a plan was made, where both are known.
+
+    A model that the plan has cut in this process passes, whatever it was made from: plans may be applied to other weights of
+    the same architecture, and to a model that was trained since.
+
+    Raises:
+        PlanError: the model has other weights.
+    """
+    digest = None if plan.weights is None else weights_digest(model)
+    if digest is None or digest == plan.weights or _was_cut(model, plan):
+        return
+    raise PlanError(
+        f"{type(model).__name__} has other weights than the model that was pruned (digest {digest}, and {plan.weights} in the "
+        "plan): give that model, with its weights loaded; where its weights are random, set the seed before it is built"
+    )
+
+
+def _was_cut(model: nn.Module, plan: Plan) -> bool:
+    return any(p.plan is plan or p.plan == plan for parameter in model.parameters() for p in passages(parameter))
+
+
+def _check_indices(name: str, dim: int, indices: Sequence[int], held: Mapping[str, list[int]]) -> None:
+    shape = held.get(name)
+    if shape is None:
+        raise PlanError(f"this plan was made for another model: it cuts {name}, which does not exist here")
+    if type(dim) is not int or not 0 <= dim < len(shape):
+        raise PlanError(f"this plan is damaged: it cuts dim {dim} of {name}, which has shape {shape}")
+    problem = index_problem(indices, shape[dim])
+    if problem is not None:
+        some = list(indices[:_SHOWN]) if isinstance(indices, (list, tuple)) else indices
+        more = ", ..." if isinstance(some, list) and len(some) < len(indices) else ""
+        raise PlanError(
+            f"this plan is damaged: of dim {dim} of {name}, of shape {shape}, it keeps {some}{more}, which {problem}"
+        )
 
 
 def _ties(model: nn.Module, plan: Plan) -> None:

@@ -1,5 +1,5 @@
 """What leaves bough: checkpoints."""
 
-from bough.exporting.checkpoint import load, save
+from bough.exporting.checkpoint import load, load_plan, refuse_checkpoint, save
 
-__all__ = ["load", "save"]
+__all__ = ["load", "load_plan", "refuse_checkpoint", "save"]

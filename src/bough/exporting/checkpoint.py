@@ -1,4 +1,7 @@
-"""`save` and `load`: a plan as JSON, weights as safetensors; loading runs no code from the files."""
+"""Checkpoints of cut models: the plan as JSON, the weights as safetensors; loading runs no code from the files.
+
+`plan.json` has the sha256 of the weights' file and of its own content, so that damage to either is an error at load.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,29 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bough.arguments import check_arguments
 from bough.cutting import cut_, rebuild
 from bough.errors import CheckpointError
+from bough.exporting.contents import FORMAT, PLAN, VERSION, WEIGHTS, Contents, checksum, read_contents, read_weights
 from bough.planning import Plan
+from bough.recovery.pairing import check_cut
+from bough.storage import file_digest, make_folder, write_files
+from bough.storage.state import packed, storable, unpacked
+from bough.tracing.wrapped import unwrap
 
-FORMAT, VERSION = "bough-checkpoint", 1
-PLAN, WEIGHTS = "plan.json", "model.safetensors"
+_CALLS = "call bough.save(result, folder) with what prune, refit or iterate returns, or bough.save(model, plan, folder)"
+Folder = str | os.PathLike[str]
 
 
+@runtime_checkable
 class Pruned(Protocol):
-    """What `prune` gives: a cut model and the plan it was cut by."""
+    """A cut model and the plan that it was cut by: what `prune`, `refit`, `merge` and `iterate` return."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -32,44 +40,98 @@ class Pruned(Protocol):
     def plan(self) -> Plan: ...
 
 
-def save(result: Pruned, folder: str | os.PathLike[str]) -> Path:
-    """Writes `plan.json` and `model.safetensors` into `folder` (made if absent) and returns its path.
+@overload
+def save(result: Pruned, folder: Folder, /, *, overwrite: bool = ...) -> Path: ...
+@overload
+def save(result: Pruned, *, folder: Folder, overwrite: bool = ...) -> Path: ...
+@overload
+def save(model: nn.Module, plan: Plan, folder: Folder, *, overwrite: bool = ...) -> Path: ...
+def save(model: Any, plan: Any = None, folder: Any = None, *, overwrite: bool = False) -> Path:  # type: ignore[misc]
+    """Write a cut model and its plan into a folder, as `plan.json` and `model.safetensors`, and return the folder's path.
 
-    Each file is written beside its place and then renamed, so an old checkpoint is never half overwritten. Tensors that
-    share memory are written once.
+    Call it as `save(result, folder)` with what `prune`, `refit`, `merge` or `iterate` returns, or, after training with
+    `finetune`, `distill` or a loop of your own, as `save(model, plan, folder)`. Tensors that share memory are written once.
+    What modules return from `get_extra_state` is saved too: numbers, text, tensors, and lists, tuples and dicts of them. A
+    wrapper around the model (`torch.compile`, `DataParallel`, ...) is not part of the checkpoint.
+
+    Both files are complete on the disk before the first is renamed.
+
+    Args:
+        model: the cut model, or a result that has `model` and `plan`.
+        plan: the plan that the model was cut by.
+        folder: where to; made if absent.
+        overwrite: replace a checkpoint that is in the folder.
+
+    Raises:
+        CheckpointError: the folder has a checkpoint already, the arguments are others, or the model has extra state that can
+            not be saved without pickle.
+        PlanError: the model was not cut by the plan.
+        WriteError: a file can not be written; a checkpoint that was there before stays.
+
+    Example:
+        >>> import tempfile, torch, bough
+        >>> def build():
+        ...     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> result = bough.prune(build(), torch.randn(1, 4), bough.Budget(params="50%"))
+        >>> small = result.model  # trained on, in any loop
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = bough.save(small, result.plan, folder)
+        ...     bool((bough.load(folder, build)[0].weight == small[0].weight).all())
+        True
     """
     check_arguments(save, locals())
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    tensors, aliases = _unique(result.model.state_dict(keep_vars=True))
-    meta = {
+    if folder is None:
+        plan, folder = None, plan
+    if plan is None:
+        model, plan = _parts(model)
+    if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
+        wrong = model if not isinstance(model, nn.Module) else plan
+        raise CheckpointError(f"nothing to save in a {type(wrong).__name__}: {_CALLS}")
+    place = _path(folder, "save")
+    if not overwrite:
+        refuse_checkpoint(place)
+    inner = unwrap(model)
+    if not plan.rebuild:
+        check_cut(inner, plan)
+    tensors, aliases, extras = _state(inner)
+    extra_tensors: dict[str, Tensor] = {}
+    packed_extras = {name: packed(value, extra_tensors, (name,)) for name, value in extras.items()}
+    stored = storable({**tensors, **extra_tensors})
+    contents = {
         "format": FORMAT,
         "version": VERSION,
         "aliases": aliases,
-        "tensors": {n: [list(t.shape), str(t.dtype)] for n, t in tensors.items()},
-        "training": result.model.training,
-        "plan": result.plan.to_dict(),
+        "tensors": {n: [list(t.shape), str(t.dtype)] for n, t in stored.items()},
+        "extras": packed_extras,
+        "training": model.training,
+        "plan": plan.to_dict(),
     }
-    weights, plan = place / f"{WEIGHTS}.part", place / f"{PLAN}.part"
-    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, weights)
-    plan.write_text(json.dumps(meta), encoding="utf-8")
-    weights.replace(place / WEIGHTS)
-    plan.replace(place / PLAN)
+
+    def write_weights(part: Path) -> None:
+        save_file(stored, part)
+        contents["weights_sha256"] = file_digest(part)
+
+    def write_plan(part: Path) -> None:
+        part.write_text(json.dumps({**contents, "checksum": checksum(contents)}), encoding="utf-8")
+
+    make_folder(place)
+    write_files([(place / WEIGHTS, write_weights), (place / PLAN, write_plan)])
     return place
 
 
 def load(
-    folder: str | os.PathLike[str],
-    build_model: Callable[[], nn.Module],
+    folder: Folder,
+    build_model: Callable[[], Any],
     example_inputs: Any = None,
     *,
     dynamic_shapes: Any = None,
 ) -> nn.Module:
-    """Builds the original model, cuts it by the saved plan and fills in the saved weights, bit for bit.
+    """Build the original model, cut it by the saved plan and fill in the saved weights, bit for bit.
 
     Args:
         folder: as written by `save`.
-        build_model: makes a model of the original architecture (its weights do not matter).
+        build_model: returns a model of the original architecture (its weights do not matter), or (model, example inputs), as
+            on the command line.
         example_inputs, dynamic_shapes: as for `rebuild`; needed, and used, only for what `rebuild` made.
 
     Raises:
@@ -78,89 +140,122 @@ def load(
         PlanError: `build_model` makes another model than the one that was pruned.
     """
     check_arguments(load, locals())
-    place = Path(folder)
-    meta = _read_meta(place)
-    plan = Plan.from_json(json.dumps(meta["plan"]))
-    tensors = _read_weights(place / WEIGHTS, meta["tensors"])
-    model = build_model().train(bool(meta["training"]))
+    place = _path(folder, "load")
+    contents = read_contents(place)
+    tensors = read_weights(place, contents)
+    model, inputs = _built(build_model())
+    if example_inputs is None:
+        example_inputs = inputs
+    plan = contents.plan
     if plan.rebuild and example_inputs is None:
         raise CheckpointError(
             f"the model in {place} was made by bough.rebuild: give example_inputs, so that it can be rebuilt, too. (To load "
             "without the original code, save the program: torch.export.save(torch.export.export(small, args), path))"
         )
+    model.train(contents.training)
     model = rebuild(model, plan, example_inputs, dynamic_shapes=dynamic_shapes) if plan.rebuild else cut_(model, plan)
-    tensors.update({alias: tensors[name] for alias, name in meta["aliases"].items()})
-    state = model.state_dict(keep_vars=True)
-    _fits(state, tensors, place)
-    with torch.no_grad():
-        for name, held in state.items():
-            saved = tensors[name]
-            if held.dtype == saved.dtype:
-                held.copy_(saved)
-            else:
-                held.data = saved.to(held.device)
-    return model.train(bool(meta["training"]))
+    _fill(unwrap(model), tensors, contents, place)
+    return model.train(contents.training)
 
 
-def _unique(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_plan(folder: Folder) -> Plan:
+    """Return the plan of a checkpoint, such as to save the model again after more training.
+
+    Raises:
+        CheckpointError: there is no checkpoint in the folder, or its plan is damaged.
+    """
+    return read_contents(_path(folder, "load_plan")).plan
+
+
+def refuse_checkpoint(folder: Path) -> None:
+    """Check that a folder, which need not exist, has no checkpoint.
+
+    Raises:
+        CheckpointError: it has one.
+    """
+    there = [name for name in (PLAN, WEIGHTS) if (folder / name).exists()]
+    if there:
+        raise CheckpointError(
+            f"{folder} has a checkpoint already ({there[0]}): save into another folder, or with bough.save(..., overwrite=True)"
+        )
+
+
+def _path(folder: Any, call: str) -> Path:
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise CheckpointError(f"bough.{call}: folder is {folder!r:.40}, and must be the path of a folder")
+    return Path(folder)
+
+
+def _parts(result: Any) -> tuple[Any, Any]:
+    if isinstance(result, nn.Module):
+        raise CheckpointError(f"bough.save of a model needs its plan and a folder: {_CALLS}")
+    if not isinstance(result, Pruned):
+        raise CheckpointError(f"a {type(result).__name__} has no model and plan to save: {_CALLS}")
+    return result.model, result.plan
+
+
+def _built(made: Any) -> tuple[nn.Module, Any]:
+    """The model, and the example inputs where there are some, that a builder returned."""
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(
+            f"build_model returned a {type(made).__name__}: it must return a model, or (model, example inputs)"
+        )
+    return model, inputs
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
+    """The tensors of a model's state, {other name of a tensor: its first name}, and what is no parameter or buffer."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
+    extras: dict[str, Any] = {}
     first: dict[int, str] = {}
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor):
-            if id(tensor) in first:
-                aliases[name] = first[id(tensor)]
-            else:
-                first[id(tensor)] = name
-                tensors[name] = tensor
-    memory: dict[int, str] = {}
-    for name, tensor in list(tensors.items()):
-        at = tensor.untyped_storage().data_ptr()
-        if at and memory.setdefault(at, name) != name:
-            tensors[name] = tensor.detach().clone()
-    return tensors, aliases
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor) or _is_extra(name):
+            extras[name] = value
+        elif value.device.type == "meta":
+            raise CheckpointError(f"{name} is on the meta device and has no values to save: load or make the weights first")
+        elif id(value) in first:
+            aliases[name] = first[id(value)]
+        else:
+            first[id(value)] = name
+            tensors[name] = value
+    return tensors, aliases, extras
 
 
-def _read_meta(place: Path) -> dict[str, Any]:
-    path = place / PLAN
-    if not path.is_file():
-        raise CheckpointError(f"{place} holds no checkpoint: {PLAN} is missing")
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not part of a bough checkpoint")
-    if meta.get("version") != VERSION:
-        raise CheckpointError(f"{path} is of version {meta.get('version')!r}; this bough reads version {VERSION}")
-    kinds = {"plan": dict, "aliases": dict, "tensors": dict, "training": bool}
-    for key, kind in kinds.items():
-        if not isinstance(meta.get(key), kind):
-            raise CheckpointError(f"{path} is damaged: its {key!r} is missing or of the wrong kind")
-    return meta
+def _is_extra(name: str) -> bool:
+    """Whether an entry of a state dict is what a module's `get_extra_state` returned."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
-def _read_weights(path: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} holds no weights: {path.name} is missing")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
-    found = {n: [list(t.shape), str(t.dtype)] for n, t in tensors.items()}
-    if found != expected:
-        wrong = sorted(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
-        raise CheckpointError(f"{path} does not belong to the plan beside it: {wrong[0]} differs")
-    return tensors
-
-
-def _fits(state: dict[str, Any], tensors: dict[str, Tensor], place: Path) -> None:
-    for name in sorted(state.keys() | tensors.keys()):
-        if name not in state or name not in tensors:
-            where = "the weights" if name not in tensors else "the model"
+def _fill(model: nn.Module, tensors: dict[str, Tensor], contents: Contents, place: Path) -> None:
+    """Put saved values into a model that was cut as the saved one was."""
+    state = model.state_dict(keep_vars=True)
+    extras = {name: unpacked(extra, tensors) for name, extra in contents.extras.items()}
+    if contents.weights_sha256 is None:  # version 1 saved extra state that was a tensor among the others, and no other
+        extras = {n: tensors.get(n, v) for n, v in state.items() if _is_extra(n) or not isinstance(v, Tensor)}
+    inside = tuple(f"{name}/" for name in extras)
+    named = {n: t for n, t in tensors.items() if n not in extras and not n.startswith(inside)}
+    named |= {alias: tensors[name] for alias, name in contents.aliases.items()}
+    values = {**named, **extras}
+    for name in sorted(state.keys() | values.keys()):
+        if name not in state or name not in values:
+            where = "the weights" if name not in values else "the model"
             raise CheckpointError(f"the checkpoint in {place} does not fit: {name} is missing in {where}")
-        if state[name].shape != tensors[name].shape:
+        if name in named and state[name].shape != named[name].shape:
             raise CheckpointError(
-                f"the checkpoint in {place} does not fit: {name} has shape {list(tensors[name].shape)} there and "
+                f"the checkpoint in {place} does not fit: {name} has shape {list(named[name].shape)} there and "
                 f"{list(state[name].shape)} after the plan's cut"
             )
+        if name in named and state[name].device.type == "meta":
+            raise CheckpointError(
+                f"build_model made {name} on the meta device, where it can have no values: build on a real one"
+            )
+    with torch.no_grad():
+        for name, saved in named.items():
+            if state[name].dtype != saved.dtype:
+                state[name].data = saved.to(state[name].device)
+        try:
+            model.load_state_dict(values)
+        except (RuntimeError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint in {place} does not fit: {str(error).strip().splitlines()[0]}") from error

@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bough.arguments import check_fields
-from bough.errors import PlanError
+from bough.errors import CheckpointError, PlanError
 from bough.graph import Graph
+from bough.storage import make_folder, read_state, write_state
+from bough.tracing.fingerprint import weights_digest
 from bough.tracing.tree import tensors_within
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -112,7 +111,7 @@ class Data:
             PlanError: there are no batches, a batch without a tensor, or a sum that is not finite at the end.
         """
         file = self._file(graph, title)
-        done = _load(file, sums) if file else 0
+        done = _load(file, sums, graph.model) if file else 0
         batches = itertools.islice(iter(self.batches), done, None)
         at = done
         for batch in _shown(batches, title, _left(self.batches, done)) if self.progress else batches:
@@ -120,7 +119,7 @@ class Data:
             at += 1
             sums.plus(SAMPLES, float(batch_size(batch)))
             if file and at % self.every == 0:
-                _save(file, sums, at)
+                _save(file, sums, graph.model, at)
         if not at:
             again = " a second time: give a list or a DataLoader, which can be gone through again"
             raise PlanError(f"the data gives no batches{again if self.once else ''}")
@@ -134,8 +133,7 @@ class Data:
         if self.checkpoint is None:
             return None
         digest = hashlib.sha256(f"{graph.fingerprint} {title}".encode())
-        for p in graph.model.parameters():
-            digest.update(float(p.detach().double().abs().sum()).hex().encode())
+        digest.update((weights_digest(graph.model) or "").encode())
         return Path(self.checkpoint) / f"{digest.hexdigest()[:16]}.safetensors"
 
 
@@ -229,16 +227,26 @@ def _left(batches: Iterable[Any], done: int) -> int | None:
         return None
 
 
-def _save(file: Path, sums: Sums, done: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in sums.items()}, part, metadata={"done": json.dumps(done)})
-    part.replace(file)
+def _save(file: Path, sums: Sums, model: nn.Module, done: int) -> None:
+    """Writes the sums, and beside each the name of a parameter on its device: the pass may go on where devices are called
+    otherwise, or are not there."""
+    named = {p.device: name for name, p in model.named_parameters()}
+    beside = {key: named[value.device] for key, value in sums.items() if value.device in named}
+    make_folder(file.parent)
+    write_state(file, {"done": done, "sums": sums, "beside": beside})
 
 
-def _load(file: Path, sums: Sums) -> int:
+def _load(file: Path, sums: Sums, model: nn.Module) -> int:
+    """Reads sums, each onto the device of the parameter that it was beside; how many batches they have seen."""
     if not file.exists():
         return 0
-    with safe_open(file, framework="pt") as saved:
-        sums.update({k: saved.get_tensor(k) for k in saved.keys()})  # noqa: SIM118 - not a dict
-        return int(json.loads(saved.metadata()["done"]))
+    saved, parameters = read_state(file), dict(model.named_parameters())
+    try:
+        for key, value in saved["sums"].items():
+            name = saved["beside"].get(key)
+            sums[key] = value if name is None else value.to(parameters[name].device)
+        return int(saved["done"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} has no running sums of this model ({error}): delete it, and the pass begins anew"
+        ) from None

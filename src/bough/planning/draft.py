@@ -17,6 +17,7 @@ from bough.planning.fold import fold
 from bough.planning.plan import Plan, Scale
 from bough.planning.uniform import Told
 from bough.spaces import Atom, Each, Kept, indices
+from bough.tracing.fingerprint import weights_digest
 from bough.tracing.provenance import Path, attributes_in
 from bough.tracing.replay import Conflict, replay
 
@@ -69,6 +70,7 @@ class Draft:
             left_out={x.name: (x.form, x.container is not None) for x in graph.left_out},
             sequences=sequences,
             inputs=tuple(graph.kwargs) or len(graph.args),
+            weights=weights_digest(graph.model),
         )
 
     def _cut(self) -> dict[str, dict[int, list[int]]]:

@@ -9,8 +9,8 @@ from typing import Any
 from bough.arguments import check_arguments
 from bough.cost import Cost, shown
 from bough.errors import PlanError
-
-FORMAT, VERSION = "bough-plan", 1
+from bough.planning.schema import FORMAT, VERSION, checked_plan
+from bough.storage.schema import Invalid, read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Plan:
         notes: what is to be said about how it was decided, and what its latency and energy stand on.
         fingerprint: of the model that the plan was made for.
         inputs: how many arguments it was traced with, or their names; None where that is not known.
+        weights: digest of the parameters' values that the plan was made from (see `weights_digest`); None where they are not
+            known, as on the meta device. A model with other weights may be cut by the plan; `refit` wants these.
     """
 
     fingerprint: str
@@ -62,6 +64,7 @@ class Plan:
     rebuild: bool = False
     notes: tuple[str, ...] = ()
     inputs: int | tuple[str, ...] | None = None
+    weights: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -90,6 +93,7 @@ class Plan:
             "rebuild": self.rebuild,
             "notes": list(self.notes),
             "inputs": self.inputs,
+            "weights": self.weights,
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -99,45 +103,30 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """Reads what `to_json` wrote.
+        """Return the plan of which `to_json` made text.
 
         Raises:
-            PlanError: text that is not a plan, is damaged, or is of another version.
+            PlanError: the text is not a plan, or is damaged or of another version; the message names the field.
         """
         check_arguments(Plan.from_json, locals())
         try:
-            data = json.loads(text)
-        except (TypeError, ValueError) as error:
-            raise PlanError(f"this is not a plan: the JSON is damaged ({error})") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(
-                f"this JSON is not a plan: its format is {data.get('format') if isinstance(data, dict) else None!r}"
-            )
-        if data.get("version") != VERSION:
-            raise PlanError(f"this plan is of version {data.get('version')!r}; this bough reads version {VERSION}")
-        try:
-            lists = [[int(i) for i in indices] for indices in data["indices"]]
-            return Plan(
-                fingerprint=str(data["fingerprint"]),
-                kept={n: {int(d): lists[i] for d, i in dims.items()} for n, dims in data["kept"].items()},
-                groups={k: (int(a), int(b)) for k, (a, b) in data["groups"].items()},
-                attributes={k: v if type(v) is float else int(v) for k, v in data["attributes"].items()},
-                scales=tuple(Scale(n, int(d), tuple(lists[i]), float(f)) for n, d, i, f in data["scales"]),
-                renormalizing=tuple(data["renormalizing"]),
-                frozen=dict(data["frozen"]),
-                cost=Cost(**data["cost"]),
-                original=Cost(**data["original"]),
-                original_shapes={k: [int(n) for n in v] for k, v in data["original_shapes"].items()},
-                left_out={k: (int(form), bool(closes)) for k, (form, closes) in data["left_out"].items()},
-                sequences={k: [int(i) for i in v] for k, v in data["sequences"].items()},
-                ragged=dict(data.get("ragged", {})),  # plans made before there were these fields do not say
-                alike=dict(data.get("alike", {})),
-                rebuild=bool(data.get("rebuild", False)),
-                notes=tuple(data.get("notes", ())),
-                inputs=tuple(map(str, inputs)) if isinstance(inputs := data.get("inputs"), list) else inputs,
-            )
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from None
+            return Plan.from_dict(read_json(text))
+        except Invalid as error:
+            raise PlanError(f"this is not a plan, or a damaged one: {error}") from None
+
+    @staticmethod
+    def from_dict(data: Any, place: str = "") -> Plan:
+        """Return the plan of which `to_dict` made plain data; `place` is where the data stands in a larger file.
+
+        Raises:
+            Invalid: the data does not fit the schema of plans.
+        """
+        found = checked_plan(data, place)
+        del found["format"], found["version"]
+        found["scales"] = tuple(Scale(name, dim, tuple(indices), float(f)) for name, dim, indices, f in found["scales"])
+        for name in ("renormalizing", "notes"):
+            found[name] = tuple(found.get(name, ()))
+        return Plan(**found)
 
     def __str__(self) -> str:
         lines = [f"{'group':48} {'kept':>12}"]

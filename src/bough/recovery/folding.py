@@ -25,11 +25,12 @@ from bough.tracing.contractions import contractions, weights_of
 @dataclass(frozen=True, slots=True)
 class Merged:
     """What `merge` gives: the cut model; for each group how much of the removed units' weights, on average, is not that of the
-    ones that stand for them; groups of which nothing could be merged, and why."""
+    ones that stand for them; groups of which nothing could be merged, and why; the plan that the model was cut by."""
 
     model: nn.Module
     groups: dict[str, float]
     skipped: dict[str, str]
+    plan: Plan
 
     def __str__(self) -> str:
         lines = [f"{'merged':48} {'distance':>9}"]
@@ -95,7 +96,7 @@ def merge(graph: Graph, plan: Plan) -> Merged:
             value.index_add_(dim, target.to(value.device), part)
         return value
 
-    return Merged(cut(copied(graph.model, change)[0], plan), groups, skipped)
+    return Merged(cut(copied(graph.model, change)[0], plan), groups, skipped, plan)
 
 
 def _reading(graph: Graph) -> set[tuple[str, int]]:

@@ -26,6 +26,7 @@ from bough.recovery.modes import modes_kept
 from bough.recovery.records import Log, plot_curve, read_log
 from bough.recovery.state import read_state, restore, whole_state, write_state
 from bough.recovery.training import Trained, Training
+from bough.storage import exclusive
 
 STATE, BEST, LOG, CURVE = "state.safetensors", "best.safetensors", "log.jsonl", "curve.png"
 
@@ -99,10 +100,11 @@ class Run:
     def __call__(self) -> Trained:
         if hasattr(self.sampler, "generator"):
             self.sampler.generator = torch.Generator()  # one for all numbers of processes; seeded in each epoch
+        own = self.folder if self.accelerator.is_main_process else None  # the only process that writes there
         try:
             for regularizer in self.regularizers:
                 self.attached.append(regularizer.attach(self.raw))
-            with generators_kept(), modes_kept(self.plain), _bar(self) as self.tick:
+            with exclusive(own, TrainingError), generators_kept(), modes_kept(self.plain), _bar(self) as self.tick:
                 resumed = self._resume()
                 while not self.at.done:
                     self._epoch()
@@ -251,10 +253,6 @@ class Run:
         """Takes up the state in the folder, if there is one; the step it is of."""
         if self.folder is None:
             return 0
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise TrainingError(f"{self.folder} is a file: folder= names a folder for the run, there already or not") from None
         if (self.folder / STATE).is_file():
             state = read_state(self.folder / STATE)
             changed = [k for k, v in self._identity().items() if state.get("options", {}).get(k) != v]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import TrainingError
+from bough.storage import append_line, write_files, write_text
 
 
 class Log:
@@ -15,13 +16,10 @@ class Log:
     def __init__(self, path: Path, step: int, epochs: int) -> None:
         self.path = path
         kept = [line for line in read_log(path) if (line["step"] <= step if "lr" in line else line["epoch"] < epochs)]
-        part = path.with_name(f"{path.name}.part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        part.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __call__(self, line: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, json.dumps(line))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -60,4 +58,4 @@ def plot_curve(lines: list[dict[str, Any]], path: Path, title: str = "") -> None
         other = axes.twinx()
         other.plot([m["step"] for m in measured], [m["metric"] for m in measured], "o-", color="#b5542b", markersize=3)
         other.set_ylabel("metric")
-    figure.savefig(path, dpi=120)
+    write_files([(path, lambda part: figure.savefig(part, dpi=120, format="png"))])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bough.arguments import check_arguments
-from bough.cutting.check import check
+from bough.cutting.check import check, check_weights
 from bough.cutting.cut import copied
 from bough.errors import PlanError
 from bough.importance.data import Data, of
@@ -28,11 +28,13 @@ from bough.tracing.wrapped import traceable
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """What `refit` gives: the model, and for each layer its error before and after; `skipped`: what was left, and why."""
+    """What `refit` gives: the model, and for each layer its error before and after; `skipped`: what was left, and why; `plan`:
+    the one that the model was cut by."""
 
     model: nn.Module
     layers: tuple[Layer, ...]
     skipped: dict[str, str]
+    plan: Plan
 
     def to_dict(self) -> dict[str, Any]:
         return {"layers": [x.to_dict() for x in self.layers], "skipped": dict(self.skipped)}
@@ -99,8 +101,8 @@ def refit_(
         memory: bytes that runs which wait for the next layer may hold; batches beyond are run anew for each.
 
     Raises:
-        PlanError: the plan is for another model, `small` was cut by another, no weight can be refitted, or the data is empty or
-            gives NaN.
+        PlanError: the plan is for another model or for other weights, `small` was cut by another plan, no weight can be
+            refitted, or the data is empty or gives NaN.
         TraceError: on this data a model takes another path than on its first batch.
     """
     check_arguments(refit_, locals())
@@ -114,6 +116,7 @@ def refit_(
             "the plan was carried out by `rebuild`, and refit can not follow an exported program: fine-tune instead"
         )
     check(dense, plan)
+    check_weights(dense, plan)
     check_cut(cut, plan)
     first = example_of(dense, stream, plan) if example_inputs is None else example_inputs
     with undisturbed(dense), undisturbed(cut), _all_or_nothing(cut):
@@ -123,7 +126,7 @@ def refit_(
     with torch.no_grad():
         for buffer, value in fitting.means:
             buffer.copy_(value)
-    return Refit(small, tuple(fitting.layers), fitting.skipped)
+    return Refit(small, tuple(fitting.layers), fitting.skipped, plan)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from math import lcm
@@ -21,6 +20,7 @@ from bough.tracing.caches import fresh_caches
 from bough.tracing.contractions import read_by
 from bough.tracing.copies import bind_copies
 from bough.tracing.execution import Execution
+from bough.tracing.fingerprint import fingerprint
 from bough.tracing.held import substituted
 from bough.tracing.inputs import with_tensors
 from bough.tracing.layers import Watch
@@ -322,10 +322,3 @@ def _name(atom: Atom, kind: str, places: list[Member], states: dict[str, State],
         base += f"/{kind}"
     used[base] = used.get(base, 0) + 1
     return base if used[base] == 1 else f"{base}#{used[base]}"
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A digest of the model's class and of the names, shapes and types of its state."""
-    lines = [type(model).__qualname__]
-    lines += [f"{n} {tuple(t.shape)} {t.dtype}" for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
