@@ -161,3 +161,56 @@ def test_nested_tensors_are_named(layout):
     inside = Net(lambda f, y: torch.nested.as_nested_tensor([y[:1], y], layout=layout).to_padded_tensor(0.0)).eval()
     with pytest.raises(TraceError, match=r"the model makes a nested tensor \(.*test_outputs.py"):
         bough.trace(inside, X)
+
+
+class Cache:
+    """What a decoder keeps of earlier tokens."""
+
+    def __init__(self):
+        self.kept = []
+
+
+class Cached(nn.Module):
+    """Returns a cache under the name of its own parameter, as decoders of transformers do."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.a, self.b, self.name = nn.Linear(8, 16), nn.Linear(16, 4), name
+
+    def forward(self, x, cache=None):
+        cache = Cache() if cache is None else cache
+        cache.kept.append(F.relu(self.a(x)))
+        return {"logits": self.b(torch.stack(cache.kept).sum(0)), self.name: cache}
+
+
+@pytest.mark.parametrize(("name", "cut"), [("cache", True), ("features", False)])
+def test_state_for_the_next_call_is_no_output(name, cut):
+    """A cache that goes back into the model may have any width; what only the caller reads may not."""
+    torch.manual_seed(0)
+    model = Cached(name).eval()
+    graph = bough.trace(model, X)
+    assert [g.name for g in graph.groups] == (["a"] if cut else [])
+    if cut:
+        plan = bough.plan(graph, bough.score(graph, bough.importance.Random(0)), keep=0.5)
+        small = bough.cut(model, plan)
+        report = bough.verify(model, small, plan, X)
+        assert report.equal
+        assert [o.path for o in report.outputs] == ["['logits']"]
+        assert small(X, small(X)["cache"])["logits"].shape == (3, 4)
+
+
+def test_what_a_model_holds_itself_is_seen_before_the_run_is_undone():
+    class Notes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.found = nn.Linear(8, 16), nn.Linear(16, 4), {}
+
+        def forward(self, x):
+            self.found["features"] = F.relu(self.a(x))
+            self.found["logits"] = self.b(self.found["features"])
+            return self.found
+
+    model = Notes().eval()
+    graph = bough.trace(model, X)
+    assert not graph.groups
+    assert model.found == {}

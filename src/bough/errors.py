@@ -7,6 +7,7 @@ BoughError
 ├── BudgetError           a budget that cannot be read, or cannot be reached
 ├── PlanError             a plan that does not fit: another model, no prunable group, an unknown name
 │   └── ConflictError     the model's own Python contradicts the plan
+├── VerificationError     a cut model that is not the masked original
 ├── TrainingError         a training run that can not start, go on or be resumed
 ├── ComparisonError       a comparison that can not start, or whose folder holds another
 ├── CheckpointError       a checkpoint that is missing, damaged or of another version
@@ -47,6 +48,18 @@ class PlanError(BoughError, ValueError):
 
 class ConflictError(PlanError):
     """The model's own Python contradicts the plan: stale integers, scalars or control flow."""
+
+
+class VerificationError(BoughError):
+    """The cut model is not the masked original.
+
+    Attributes:
+        result: what would have been returned, with the cut model, the plan and the verification.
+    """
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class TrainingError(BoughError):

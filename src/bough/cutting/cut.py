@@ -101,21 +101,31 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError, TraceError: as for `cut`.
     """
     check_arguments(mask, locals())
+    return masked(model, plan, lambda name, tensor, parameter: tensor.clone())
+
+
+def masked(model: nn.Module, plan: Plan, values: _Change) -> nn.Module:
+    """Return a masked copy of `model` whose tensors have the values that `values` makes (new ones, in any dtype)."""
     check(traceable(model), plan)
 
-    def masked(name: str, tensor: Tensor, parameter: bool) -> Tensor:
-        value = tensor.clone()
-        for dim, indices in plan.kept.get(name, {}).items() if parameter else ():
-            gone = torch.ones(value.shape[dim], dtype=torch.bool, device="cpu")
-            gone[indices] = False
-            value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
-        return value
+    def zeroed(name: str, tensor: Tensor, parameter: bool) -> Tensor:
+        value = values(name, tensor, parameter)
+        return zero_cut(name, value, plan) if parameter else value
 
-    full, _ = copied(model, masked)
+    full, _ = copied(model, zeroed)
     flatten(full)
     for name in plan.left_out:
         bypass(unwrap(full).get_submodule(name))
     return full
+
+
+def zero_cut(name: str, value: Tensor, plan: Plan) -> Tensor:
+    """Write zeros, in place, where `plan` removes indices of the tensor called `name`, and return the tensor."""
+    for dim, indices in plan.kept.get(name, {}).items():
+        gone = torch.ones(value.shape[dim], dtype=torch.bool, device="cpu")
+        gone[indices] = False
+        value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
+    return value
 
 
 _Change = Callable[[str, Tensor, bool], Tensor]  # (name, values, is a parameter) -> new values

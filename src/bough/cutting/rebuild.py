@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from bough.arguments import check_arguments
 from bough.cutting.check import check
 from bough.cutting.cut import cut
 from bough.cutting.literals import Types, rewrite
+from bough.cutting.names import shortened
 from bough.cutting.passages import note
 from bough.cutting.program import Inputs, NodeError, data_sized, exported, graphs, place, walk
 from bough.cutting.rebuilt import Rebuilt
@@ -23,8 +23,6 @@ from bough.graph import sizes
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Indices, coordinates, indices, normal
 from bough.tracing.execution import Execution, OnStandIns, held_tensors
-from bough.tracing.held import rewrite as set_integers
-from bough.tracing.layers import leave_out
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import tensors_in
 from bough.tracing.trace import split_inputs
@@ -81,7 +79,7 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
     if not plan.rebuild:
         return Rebuilt(exported(cut(inner, plan), inputs, dynamic_shapes), lambda t: t)
     held = list(held_tensors(inner))
-    program = exported(_shortened(inner, plan), inputs, dynamic_shapes)
+    program = exported(shortened(inner, plan), inputs, dynamic_shapes)
     states, types = _typed(program, inputs)
     names = {id(t): n for n, t, _, _ in held}
     kept = _kept(states, names, plan)
@@ -97,16 +95,6 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
     _agree(small, wanted, inputs)
     note(plan, small, ((n, t, new[id(t)]) for n, t, parameter, _ in held if parameter and id(t) in new))
     return small
-
-
-def _shortened(model: nn.Module, plan: Plan) -> nn.Module:
-    """The model without the layers that the plan leaves out: another module around the same tensors."""
-    if not plan.left_out:
-        return model
-    short = copy.deepcopy(model, {id(t): t for _, t, _, _ in held_tensors(model)})
-    set_integers(short, plan.attributes, plan.sequences)
-    leave_out(short, [(name, *how) for name, how in plan.left_out.items()])
-    return short
 
 
 def _typed(program: fx.GraphModule, inputs: Inputs) -> tuple[list[tuple[Tensor, Any]], Types]:

@@ -41,8 +41,14 @@ class Slicer:
         for s in scales:
             stay = dims.get(s.dim)
             index = self._index(s.indices if stay is None else _places(s.indices, stay), value.device)
-            part = value.index_select(s.dim, index)
-            value.index_copy_(s.dim, index, (part.double() * s.factor**power).to(value.dtype))
+            _multiply(value, s.dim, index, s.factor**power)
+        return value
+
+    def scaled(self, name: str, value: Tensor) -> Tensor:
+        """Return a copy of the uncut tensor `name` with the plan's factors folded in, rounded to its dtype."""
+        value = value.clone()
+        for s in self._scales.get(name, ()):
+            _multiply(value, s.dim, self._index(s.indices, value.device), s.factor)
         return value
 
     def _selected(self, value: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
@@ -73,6 +79,12 @@ class Slicer:
         if key not in self._indices:
             self._indices[key] = torch.from_numpy(np.array(indices, dtype=np.int64)).to(device)
         return self._indices[key]
+
+
+def _multiply(value: Tensor, dim: int, index: Tensor, factor: float) -> None:
+    """Multiply some indices of one dim in place: in double precision, rounded to the tensor's dtype."""
+    part = value.index_select(dim, index)
+    value.index_copy_(dim, index, (part.double() * factor).to(value.dtype))
 
 
 def _places(units: Sequence[int], stay: Sequence[int]) -> list[int]:

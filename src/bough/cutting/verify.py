@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,103 +13,279 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bough.arguments import check_arguments
-from bough.cutting.cut import copied, mask
-from bough.errors import PlanError, TraceError
-from bough.graph import Graph, OpRecord
+from bough.cutting.cut import copied, masked, zero_cut
+from bough.cutting.drawn import drawn, perturb
+from bough.cutting.names import original_names
+from bough.cutting.randomness import randomness
+from bough.cutting.reference import Reference
+from bough.cutting.slicing import Slicer, plain
+from bough.cutting.verification import DrawnCheck, OutputError, Outputs, Verification, distance, errors_of
+from bough.errors import PlanError
+from bough.graph import held_tensor
 from bough.planning.plan import Plan
-from bough.spaces import Atom, Space, indices, normal
 from bough.tracing.caches import fresh_caches
-from bough.tracing.execution import Execution, OnStandIns
+from bough.tracing.execution import held_tensors
+from bough.tracing.held import substituted
 from bough.tracing.inputs import with_tensors
-from bough.tracing.stream import Call, swap, tensors_in
-from bough.tracing.trace import run, split_inputs, trace
-from bough.tracing.tree import output_tensors
+from bough.tracing.trace import split_inputs, unchanged_rng
+from bough.tracing.tree import forward_parameters, output_tensors, tensors_within
 from bough.tracing.wrapped import eagerly, unwrap
 
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """How far the cut model is from its masked original.
-
-    `max_error`: largest absolute difference over all outputs; `scale`: largest absolute output of the masked original.
-    `exact_groups` were compared with plain zeros; over `renormalizing_groups` a statistic runs, and the masked original
-    took it over the kept units only.
-    """
-
-    max_error: float
-    scale: float
-    dtype: str
-    exact_groups: tuple[str, ...]
-    renormalizing_groups: tuple[str, ...]
-
-    @property
-    def equal(self) -> bool:
-        """Within rounding of the compared dtype."""
-        return self.max_error <= (1e-9 if self.dtype == "float64" else 1e-3) * max(self.scale, 1.0)
-
-    def __str__(self) -> str:
-        verdict = "equal" if self.equal else "NOT equal"
-        how = f"{len(self.exact_groups)} exact groups"
-        if self.renormalizing_groups:
-            how += f", {len(self.renormalizing_groups)} renormalizing ones against statistics over kept units"
-        return f"masked original and cut model are {verdict}: largest error {self.max_error:.2e} ({self.dtype}; {how})"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "max_error": self.max_error, "scale": self.scale, "dtype": self.dtype, "equal": self.equal,
-            "exact_groups": list(self.exact_groups), "renormalizing_groups": list(self.renormalizing_groups),
-        }  # fmt: skip
+_NOISE_MARGIN, _NOISE_RUNS = 8.0, 3
+_PRECISION = re.compile(r"double|float64|complex128|half|float16|\bd-?types?\b|scalar type|data type", re.IGNORECASE)
 
 
 def verify(
     model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, *, dtype: torch.dtype | None = torch.float64
 ) -> Verification:
-    """Runs the masked original and the cut model in eval mode and compares all outputs.
+    """Run the masked original and the cut model in eval mode on the same inputs, and compare all tensors they return.
+
+    Each tensor of the output is judged by its own scale: it may differ by two thirds of the digits of the precision, or by
+    what rounding moves it (measured by changing the weights by their last bit). Integers and booleans must be the same. If
+    the output does not depend on what was cut, as with a head of zeros, or a parameter of zeros may hide a branch, then
+    the cut model's weights are compared with the plan's slices too, and both models once more with weights drawn at random.
+    All of it is done on copies, one after the other; the generators of random numbers stay as they were.
 
     Args:
-        model: the original, which stays as it is. small: the cut model. plan: the plan between them.
+        model: the original, which stays as it is.
+        small: the cut model, which stays as it is.
+        plan: the plan between them.
         example_inputs: as for `trace`.
-        dtype: floats are converted to this for the comparison (on copies); None compares as they are, and so does a model
-            with an op that has no such precision: `Verification.dtype` tells.
+        dtype: the floating dtype to convert weights and inputs to for the comparison; None compares as they are. If an op
+            of the model has no such precision, the comparison is made as they are, and `Verification.fallback` says so.
+
+    Raises:
+        PlanError: `dtype` is no floating `torch.dtype`, or the models do not return the same number and shapes of tensors.
+        TraceError: the masked original can not be run on these inputs.
+
+    Example:
+        >>> import torch, bough
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), torch.randn(3, 4)
+        >>> graph = bough.trace(net, x)
+        >>> plan = bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep=0.5)
+        >>> bough.verify(net, bough.cut(net, plan), plan, x).equal
+        True
     """
     check_arguments(verify, locals())
+    if dtype is not None and not dtype.is_floating_point:
+        raise PlanError(
+            f"verify(dtype={dtype!r}) is no floating torch.dtype: give dtype=torch.float64, or None to compare as it is"
+        )
     try:
-        expected, actual = _outputs(model, small, plan, example_inputs, dtype)
-    except (RuntimeError, TraceError):  # an op that has no such precision
-        if dtype is None:
+        return _Comparison(model, small, plan, example_inputs, dtype).result()
+    except Exception as error:
+        missing = _missing_precision(error)
+        if dtype is None or not missing:
             raise
-        dtype = None
-        expected, actual = _outputs(model, small, plan, example_inputs, dtype)
-    if len(expected) != len(actual):
-        raise PlanError(f"the cut model returns {len(actual)} tensors, the original {len(expected)}")
-    error = scale = 0.0
-    for a, b in zip(expected, actual, strict=True):
-        if a.shape != b.shape:
-            raise PlanError(f"an output has shape {list(b.shape)} after the cut, and {list(a.shape)} before")
-        if a.numel() and (a.is_floating_point() or a.is_complex()):
-            apart = torch.where(a == b, torch.zeros_like(a.abs()), (a - b).abs())  # equal infinities are equal
-            error = max(error, float(apart.nan_to_num(float("inf"), float("inf")).max()))
-            scale = max(scale, float(a.abs().nan_to_num(0.0).max()))
-    cut = tuple(n for n, (k, t) in plan.groups.items() if k < t)
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    name = str(dtype or own).removeprefix("torch.")
-    renormalizing = tuple(n for n in cut if n in plan.renormalizing)
-    return Verification(error, scale, name, tuple(n for n in cut if n not in plan.renormalizing), renormalizing)
+    return _Comparison(model, small, plan, example_inputs, None, f"it does not run in {_name(dtype)} ({missing})").result()
 
 
-def _outputs(
-    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None
-) -> tuple[list[Tensor], list[Tensor]]:
-    reference = unwrap(mask(model, plan)).eval()
-    compared = unwrap(copied(small, lambda name, tensor, parameter: tensor.clone())[0]).eval()
-    if dtype is not None:
-        reference, compared = reference.to(dtype), compared.to(dtype)
-    args, kwargs = split_inputs(_cast(example_inputs, dtype))
-    with torch.no_grad(), _Precisely(dtype), eagerly():
-        expected = list(output_tensors(_kept_only(reference, plan, args, kwargs)).values())
-        with fresh_caches(compared):
-            actual = list(output_tensors(compared(*_cast(args, None), **_cast(kwargs, None))).values())
-    return expected, actual
+def _missing_precision(error: BaseException | None) -> str:
+    """Return the line of an error, or of its cause, that says that an op lacks a precision; "" if none does."""
+    while error is not None:
+        first = _first_line(error)
+        if isinstance(error, (RuntimeError, TypeError)) and _PRECISION.search(first):
+            return first
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+class _Comparison:
+    """One comparison of a model with the one cut from it, in one precision."""
+
+    def __init__(
+        self, model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None, fallback: str = ""
+    ) -> None:
+        self.model, self.small, self.plan, self.inputs, self.dtype = model, small, plan, example_inputs, dtype
+        self.fallback, self.slicer = fallback, Slicer(plan)
+        self.parameters = forward_parameters(unwrap(model))
+        floats = [p.dtype for p in model.parameters() if p.is_floating_point()] or [torch.get_default_dtype()]
+        self.precision = dtype or max(floats, key=lambda d: torch.finfo(d).eps)
+
+    def result(self) -> Verification:
+        """Compare the models one after the other, so that there is one converted copy at a time."""
+        plan = self.plan
+        expected, rounding = self._expected()
+        if not expected:
+            raise PlanError("there is nothing to compare: the masked original returns no tensor")
+        candidate = _Candidate(self)
+        actual = candidate.outputs()
+        errors, cause, again = candidate.judged(expected, actual), "", None
+        if not all(e.equal for e in errors):
+            cause = candidate.randomness()
+        elif why := candidate.unseen(actual, errors):
+            again = self._drawn_check(candidate, why)
+        cut = tuple(n for n, (k, t) in plan.groups.items() if k < t)
+        return Verification(
+            max_error=max(e.error for e in errors), scale=max(e.scale for e in errors), dtype=_name(self.precision),
+            exact_groups=tuple(n for n in cut if n not in plan.renormalizing),
+            renormalizing_groups=tuple(n for n in cut if n in plan.renormalizing),
+            outputs=errors, rounding=rounding, fallback=self.fallback, drawn=again, cause=cause,
+        )  # fmt: skip
+
+    def converted(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor, in the precision of the comparison if it holds floats."""
+        if self.dtype is None or not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor.clone()
+        return tensor.to(self.dtype.to_complex() if tensor.is_complex() else self.dtype, copy=True)
+
+    def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a copy of the inputs in the precision of the comparison, as (args, kwargs)."""
+        return split_inputs(with_tensors(self.inputs, self.converted))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run models as the comparison wants them run."""
+        with torch.no_grad(), _Precisely(self.dtype), eagerly():
+            yield
+
+    def _expected(self) -> tuple[Outputs, float]:
+        """Return the outputs of the masked original, and how far the rounding of folded factors moves them."""
+        full = unwrap(masked(self.model, self.plan, self._rounded)).eval()
+        reference = self._reference(full)
+        expected = self._outputs(reference)
+        if self.dtype is None or not self.plan.scales:
+            return expected, 0.0
+        original = {name: t for name, t, _, _ in held_tensors(unwrap(self.model))}
+        for name, tensor, _, _ in held_tensors(full):
+            if any(s.name == name for s in self.plan.scales):
+                plain(tensor).copy_(zero_cut(name, self.converted(plain(original[name])), self.plan))
+        exact = self._outputs(reference)
+        return expected, max(distance(a, b) for a, b in zip(exact.values(), expected.values(), strict=True))
+
+    def _reference(self, full: nn.Module) -> Reference:
+        with self.running():
+            return Reference(full, self.plan, *self.given())
+
+    def _outputs(self, reference: Reference) -> Outputs:
+        with self.running():
+            return _copies(reference.outputs())
+
+    def _rounded(self, name: str, tensor: Tensor, parameter: bool) -> Tensor:
+        """Return a tensor of the original with the rounding error of the factors folded into it, but without the factors."""
+        if self.dtype is None:
+            return tensor.clone()
+        value = self.converted(self.slicer.scaled(name, tensor))
+        for s in self.plan.scales:
+            if s.name == name:
+                index = torch.tensor(s.indices, device=value.device)
+                value.index_copy_(s.dim, index, value.index_select(s.dim, index) / s.factor)
+        return value
+
+    def _drawn_check(self, candidate: _Candidate, why: str) -> DrawnCheck:
+        """Compare the weights with the plan's slices, and both models' outputs with drawn weights."""
+        different = candidate.different()
+        if different:
+            return DrawnCheck(why, (), different)
+        try:
+            candidate.draw()
+            actual = candidate.outputs()
+            full = masked(self.model, self.plan, lambda name, t, p: drawn(name, self.converted(t)) if p else self.converted(t))
+            expected = self._outputs(self._reference(unwrap(full).eval()))
+            errors = candidate.judged(expected, actual)
+            return DrawnCheck(why, errors, (), depends=candidate.depends(actual, errors))
+        except Exception as error:  # drawn weights may lead a model where its own never do
+            return DrawnCheck(why, (), (), problem=f"{type(error).__name__}: {_first_line(error)}")
+
+
+class _Candidate:
+    """A copy of the cut model in the precision of a comparison."""
+
+    def __init__(self, comparison: _Comparison) -> None:
+        self.comparison = comparison
+        copy, _ = copied(comparison.small, lambda name, tensor, parameter: comparison.converted(tensor))
+        self.model = unwrap(copy).eval()
+        self.names = original_names(unwrap(comparison.model), comparison.plan)
+
+    def outputs(self) -> Outputs:
+        """Run the copy, and return its outputs by path."""
+        with unchanged_rng():
+            return self._run()
+
+    def judged(self, expected: Outputs, actual: Outputs) -> tuple[OutputError, ...]:
+        """Compare outputs, by what rounding moves them where two thirds of the digits do not agree."""
+        precision = self.comparison.precision
+        errors = errors_of(expected, actual, precision)
+        if all(e.equal for e in errors):
+            return errors
+        return errors_of(expected, actual, precision, self._noise(actual, expected))
+
+    def randomness(self) -> str:
+        """Say where the copy draws random numbers; "" if it does not."""
+        with unchanged_rng():
+            return randomness(self.model, self._run)
+
+    def unseen(self, actual: Outputs, errors: tuple[OutputError, ...]) -> str:
+        """Say what an error in the weights would not be seen by in the outputs; "" if all of it would be seen."""
+        zero = next(
+            (n for n, t in self._parameters() if "bias" not in n.rpartition(".")[2] and t.numel() and not t.any()), None
+        )
+        if not self.depends(actual, errors):
+            return "the output does not depend on what was cut"
+        return "" if zero is None else f"{zero} is zero, which may hide a branch from the output"
+
+    def depends(self, actual: Outputs, errors: tuple[OutputError, ...]) -> bool:
+        """Change what is left of the tensors that were cut, and return whether an output changes by more than rounding."""
+        plan, tensors = self.comparison.plan, list(self._parameters())
+        cut = [t for n, t in tensors if self.names.get(n, n) in plan.kept] or [t for _, t in tensors]
+        perturb(cut, 0.25, seed=0)
+        changed = self.outputs()
+        return any(distance(a, b) > e.tolerance for a, b, e in zip(actual.values(), changed.values(), errors, strict=True))
+
+    def different(self) -> tuple[str, ...]:
+        """Return the names of the cut model's parameters and saved buffers that are not the plan's slices."""
+        return tuple(
+            name
+            for name, tensor, parameter, saved in held_tensors(unwrap(self.comparison.small))
+            if saved
+            and name in self.names
+            and tensor.is_floating_point()
+            and not _same(self._slice(name, Tensor.clone), plain(tensor))
+        )
+
+    def draw(self) -> None:
+        """Put the plan's slices of drawn weights in the place of the copy's parameters.
+
+        Raises:
+            PlanError: a parameter has a name that the original does not have.
+        """
+        for name, tensor in self._parameters():
+            if name not in self.names:
+                raise PlanError(f"the original has no parameter for {name}")
+            original = self.names[name]
+            tensor.copy_(self._slice(name, partial(self._drawn, original)))
+
+    def _drawn(self, original: str, full: Tensor) -> Tensor:
+        return drawn(original, self.comparison.converted(full))
+
+    def _slice(self, name: str, values: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what the plan makes of the original's tensor for `name`, with `values` in its place."""
+        original = self.names[name]
+        full = held_tensor(unwrap(self.comparison.model), original)
+        return self.comparison.slicer(original, values(plain(full)), fresh=True)
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return ((n, plain(t)) for n, t, parameter, _ in held_tensors(self.model) if parameter)
+
+    def _noise(self, actual: Outputs, expected: Outputs) -> dict[str, float]:
+        """Return how far a change of the weights and inputs by their last bit moves each output, times a margin."""
+        moved = dict.fromkeys(expected, 0.0)
+        size = torch.finfo(self.comparison.precision).eps
+        for run in range(_NOISE_RUNS):
+            perturb([t for _, t in self._parameters()], size, seed=run)
+            with unchanged_rng():
+                outputs = self._run(partial(perturb, size=size, seed=run))
+            for path, a, b in zip(expected, actual.values(), outputs.values(), strict=True):
+                moved[path] = max(moved[path], _NOISE_MARGIN * distance(a, b))
+        return moved
+
+    def _run(self, change: Callable[[Iterable[Tensor]], object] | None = None) -> Outputs:
+        """Run the copy on inputs that `change` has changed in place; what the run leaves on modules is undone."""
+        args, kwargs = self.comparison.given()
+        if change is not None:
+            change(tensors_within((args, kwargs)))
+        with substituted(self.model, lambda path, n: n), fresh_caches(self.model), self.comparison.running():
+            return _copies(output_tensors(self.model(*args, **kwargs), self.comparison.parameters))
 
 
 class _Precisely(TorchDispatchMode):
@@ -123,121 +301,26 @@ class _Precisely(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         asked = kwargs.get("dtype")
-        if self.dtype is not None and asked is not None and asked.is_floating_point and asked.itemsize < self.dtype.itemsize:
-            kwargs = {**kwargs, "dtype": self.dtype}
+        if self.dtype is not None and asked is not None and (asked.is_floating_point or asked.is_complex):
+            kwargs = {**kwargs, "dtype": torch.promote_types(asked, self.dtype)}
         return func(*args, **kwargs)
 
 
-def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    """A copy, its floats in `dtype`."""
-    return with_tensors(value, lambda t: t.to(dtype) if dtype is not None and t.is_floating_point() else t.clone())
+def _copies(outputs: Outputs) -> Outputs:
+    """Return outputs that stay as they are, also where a model returns its own weights."""
+    return {path: plain(t).clone() for path, t in outputs.items()}
 
 
-def _kept_only(reference: nn.Module, plan: Plan, args: Any, kwargs: Any) -> Any:
-    """The masked model's outputs, with each statistic over cut units taken over the kept ones."""
-    graph = trace(reference, kwargs or args, real=True)
-    names = {g.name: g for g in graph.groups}
-    kept: dict[Atom, Any] = {}
-    for group in names.values():
-        member = next((m for m in group.members if m.dim in plan.kept.get(m.name, {})), None)
-        if member is not None:
-            kept[group.atom] = _units(graph, group.atom, member.name, member.dim, plan)
-    execution = Execution(reference, True)
-    handler = _KeptOnly(graph, kept, execution)
-    return run(handler, execution, reference, args, kwargs, lambda path, n: n)
+def _same(expected: Tensor, actual: Tensor) -> bool:
+    if expected.shape != actual.shape:
+        return False
+    expected = expected.to(actual.device, actual.dtype)
+    return bool(((expected == actual) | ((expected != expected) & (actual != actual))).all())
 
 
-def _units(graph: Graph, atom: Atom, name: str, dim: int, plan: Plan) -> Any:
-    import numpy as np
-
-    from bough.spaces import coordinates
-
-    (units, *_) = coordinates(graph.states[name].axes[dim], atom)
-    found = np.unique(units[plan.kept[name][dim]])
-    return found[found >= 0]
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
-class _KeptOnly(OnStandIns):
-    """Runs for real; an op with a statistic over cut units is run on the kept ones, its result spread out with zeros.
-
-    The statistics may lead the run along another path than the traced one (a router chooses among kept experts only);
-    what is not next in the recorded run is then told by its line and module.
-    """
-
-    def __init__(self, graph: Graph, kept: Mapping[Atom, Any], execution: Execution) -> None:
-        super().__init__(execution)
-        self.graph, self.kept = graph, kept
-        self._sites = {(op.name, op.where, op.module): op for op in graph.ops}
-        self._modules = {id(m): name for name, m in graph.model.named_modules()}
-        self._aligned = True
-
-    def _record(self, call: Call) -> OpRecord:
-        ops = self.graph.ops
-        self._aligned = self._aligned and call.index < len(ops) and ops[call.index].name == call.name
-        if self._aligned and ops[call.index].where == call.where:
-            return ops[call.index]
-        self._aligned = False
-        found = self._sites.get((call.name, call.where, self._modules.get(id(call.module), "")))
-        if found is None:
-            raise PlanError(
-                f"the masked model takes a path that was not traced ({call.name}, {call.where}): its control flow depends on "
-                "data; trace and verify on inputs that take the same path"
-            )
-        return found
-
-    def op(self, call: Call) -> Any:
-        record = self._record(call)
-        if not any(a in self.kept for s in (*record.renormalized, *record.undefined) for a in normal(s).atoms):
-            return call.func(*call.args, **call.kwargs)
-        axes = iter(record.arguments)
-        args = swap(call.args, lambda t: self._slice(t, next(axes)))
-        kwargs = {k: swap(v, lambda t: self._slice(t, next(axes))) for k, v in call.kwargs.items()}
-        args = _adapted(call.name, args, record, self.kept)
-        if record.scale_of is not None:  # attention scales by the width of the original
-            kwargs["scale"] = record.scale_of.size**-0.5
-        result = call.func(*args, **kwargs)
-        results = [self._spread(t, a) for t, a in zip(tensors_in(result), record.results, strict=True)]
-        results = [self._numbered(t, r) for t, r in zip(results, record.ranges, strict=True)]
-        return (
-            results[0]
-            if isinstance(result, Tensor)
-            else type(result)(results)
-            if type(result) in (list, tuple)
-            else tuple(results)
-        )
-
-    def _slice(self, tensor: Tensor, axes: tuple[Space, ...]) -> Tensor:
-        for dim, axis in enumerate(axes):
-            index = indices(axis, self.kept)
-            if len(index) < axis.size:
-                tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
-        return tensor
-
-    def _numbered(self, tensor: Tensor, space: Space | None) -> Tensor:
-        """Numbers of kept units as numbers of all units."""
-        if space is None or len(units := indices(space, self.kept)) == space.size:
-            return tensor
-        return torch.from_numpy(units).to(tensor.device)[tensor]
-
-    def _spread(self, tensor: Tensor, axes: tuple[Space, ...]) -> Tensor:
-        for dim, axis in enumerate(axes):
-            index = indices(axis, self.kept)
-            if len(index) < axis.size:
-                shape = list(tensor.shape)
-                shape[dim] = axis.size
-                full = tensor.new_zeros(shape)
-                tensor = full.index_copy_(dim, torch.from_numpy(index).to(tensor.device), tensor)
-        return tensor
-
-
-def _adapted(name: str, args: tuple[Any, ...], record: OpRecord, kept: Mapping[Atom, Any]) -> tuple[Any, ...]:
-    """The integer arguments of a normalization on fewer units."""
-    if name in ("layer_norm", "rms_norm"):
-        n = len(args[1])
-        return (args[0], list(args[0].shape[-n:]), *args[2:])
-    if name == "group_norm":
-        channels, positions = record.arguments[0][1], record.arguments[0][2:]
-        within = [s for s in record.renormalized if all(s is not p for p in positions)]
-        each = len(indices(within[0], kept)) if within else channels.size // int(args[1])
-        return (args[0], args[0].shape[1] // each, *args[2:])
-    return args
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

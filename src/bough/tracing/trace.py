@@ -28,7 +28,7 @@ from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, Traced
 from bough.tracing.ragged import ragged
 from bough.tracing.recorder import LEAVING, Recorder
 from bough.tracing.stream import Handler, Stream
-from bough.tracing.tree import holds_numbers, output_tensors, tensors_within
+from bough.tracing.tree import Returned, forward_parameters, tensors_within
 from bough.tracing.wrapped import eagerly, traceable
 
 UNUSED = "never summed over: nothing tells what removing its units would mean"
@@ -79,9 +79,9 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
                 "Check that model(*example_inputs) works."
             ) from error
     outputs = _freeze_outputs(recorder, result)
-    if next(tensors_within(result), None) is None:
+    if not any(isinstance(leaf, Tensor) for _, leaf in result.leaves):
         raise TraceError(
-            f"{type(model).__name__} returns no tensor: its output is of type {type(result).__name__}; return tensors, or "
+            f"{type(model).__name__} returns no tensor: its output is of type {result.kind}; return tensors, or "
             "dicts, tuples, dataclasses or plain objects that hold them"
         )
     _ignore(recorder, model, ignored)
@@ -133,8 +133,8 @@ def uncollected() -> Iterator[None]:
 def run(
     handler: Handler, execution: Execution, model: nn.Module, args: Any, kwargs: Any, change: Any,
     prepare: Callable[[], None] | None = None, first: int = 0,
-) -> Any:  # fmt: skip
-    """Runs the model under `handler`, with held integers as `change` says; returns what the model returns.
+) -> Returned:  # fmt: skip
+    """Runs the model under `handler`, with held integers as `change` says; returns what is found in what it returns.
 
     `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too. `first` is the
     number of the first op.
@@ -145,10 +145,10 @@ def run(
         if prepare is not None:
             prepare()
         with Stream(handler, first), eagerly(), fresh_caches(model):
-            return model(*args, **kwargs)
+            return Returned.of(model(*args, **kwargs), forward_parameters(model))
 
 
-def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, Any, Watch]:
+def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, Returned, Watch]:
     recorder = Recorder(model)
     watch = Watch(model, recorder)
     return recorder, _record(recorder, watch, args, kwargs, real, watch), watch
@@ -156,7 +156,7 @@ def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Rec
 
 def _record(
     recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool, prepare: Callable[[], None]
-) -> Any:  # fmt: skip
+) -> Returned:  # fmt: skip
     """Records one run, and gives what the model returns."""
     execution = Execution(watch.model, real)
     recorder.begin(execution)
@@ -176,10 +176,10 @@ def _record(
     return result
 
 
-def _freeze_outputs(recorder: Recorder, result: Any) -> list[Tensor]:
+def _freeze_outputs(recorder: Recorder, result: Returned) -> list[Tensor]:
     """Freeze every axis of what the model returns, and the units that numbers in it refer to; return its tensors."""
-    outputs = list(output_tensors(result).values())
-    if holds_numbers(result):
+    outputs = list(result.tensors().values())
+    if result.numbers:
         for axis in (a for op in recorder.ops if op.name in LEAVING for axes in op.arguments for a in axes):
             freeze(axis, "output of the model, as numbers outside of tensors")
     for tensor in outputs:

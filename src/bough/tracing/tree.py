@@ -6,13 +6,16 @@ out of sight (a generator, a future) are reported, so that a caller can refuse t
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import gc
+import inspect
 import types
 import weakref
 from collections import deque
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Collection, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from dataclasses import dataclass
 from numbers import Number
 from typing import Any
 
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from bough.errors import TraceError
 
 _WITHOUT_TENSORS = (
-    type(None), Number, str, bytes, bytearray, enum.Enum, range, slice, type, types.ModuleType, nn.Module,
+    type(None), bool, str, bytes, bytearray, enum.Enum, range, slice, type, types.ModuleType, nn.Module,
     types.BuiltinFunctionType, weakref.ref, torch.dtype, torch.device, torch.layout, torch.memory_format,
     torch.Generator,
 )  # fmt: skip
@@ -37,11 +40,62 @@ def tensors_within(value: Any) -> Iterator[Tensor]:
             yield leaf
 
 
-def output_tensors(value: Any) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a model returned, looked into: what it noted in an object that it holds may be gone when its run is over.
+
+    Attributes:
+        kind: the type of the returned value, by name.
+        leaves: (path, tensor or object that cannot be looked into) of each leaf.
+        numbers: whether numbers outside of tensors, or arrays of numpy, are among the leaves.
+    """
+
+    kind: str
+    leaves: tuple[tuple[str, Any], ...]
+    numbers: bool
+
+    @staticmethod
+    def of(value: Any, parameters: Collection[str] = ()) -> Returned:
+        """Look into a value that a model returned.
+
+        Args:
+            value: what the model returned.
+            parameters: names of the parameters of the model's `forward`. A plain object that is returned under one of these
+                names is state for the model's next call, such as a cache of keys and values, and no output.
+        """
+        state = {step for name in parameters for step in (f".{name}", f"[{name!r}]")}
+        found = list(_leaves(value, state))
+        numbers = any(isinstance(leaf, Number) or _is_array(leaf) for _, leaf in found)
+        return Returned(_kind(value), tuple(x for x in found if not isinstance(x[1], Number)), numbers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by path, as `output_tensors` does, which says what it raises."""
+        found: dict[str, Tensor] = {}
+        for path, leaf in self.leaves:
+            if isinstance(leaf, Tensor):
+                found[path] = leaf
+            elif (array := _array(leaf)) is not None:
+                found[path] = array
+            else:
+                place = f" at output{path}" if path else ""
+                raise TraceError(
+                    f"the model's output holds a {_kind(leaf)}{place}, in which tensors cannot be found: return tensors, "
+                    "or dicts, tuples, dataclasses or plain objects that hold them"
+                )
+        return found
+
+
+def forward_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters of a model's `forward`."""
+    return tuple(inspect.signature(model.forward).parameters)
+
+
+def output_tensors(value: Any, parameters: Collection[str] = ()) -> dict[str, Tensor]:
     """Return the tensors that a model returns, by their paths in what it returns; arrays of numpy as tensors.
 
     Args:
         value: what the model returned: a tensor, or containers and objects around tensors, nested.
+        parameters: names of the parameters of the model's `forward`, under which it returns state for its next call.
 
     Raises:
         TraceError: the output holds an object that cannot be looked into, such as a generator.
@@ -52,43 +106,21 @@ def output_tensors(value: Any) -> dict[str, Tensor]:
         >>> {path: tuple(t.shape) for path, t in output_tensors({"a": held}).items()}
         {"['a'].logits": (2,), "['a'].parts[0]": (3,)}
     """
-    found: dict[str, Tensor] = {}
-    for path, leaf in _leaves(value):
-        if isinstance(leaf, Tensor):
-            found[path] = leaf
-        elif (array := _array(leaf)) is not None:
-            found[path] = array
-        else:
-            place = f" at output{path}" if path else ""
-            raise TraceError(
-                f"the model's output holds a {_kind(leaf)}{place}, in which tensors cannot be found: return tensors, "
-                "or dicts, tuples, dataclasses or plain objects that hold them"
-            )
-    return found
+    return Returned.of(value, parameters).tensors()
 
 
-def holds_numbers(value: Any) -> bool:
-    """Whether numbers outside of tensors, or arrays of numpy, are in `value`."""
-    seen: dict[int, Any] = {}
-    waiting = [value]
-    while waiting:
-        here = waiting.pop()
-        if id(here) in seen or isinstance(here, (bool, Tensor)):
-            continue
-        if isinstance(here, Number) or _is_array(here):
-            return True
-        seen[id(here)] = here
-        if not isinstance(here, _WITHOUT_TENSORS):
-            waiting += [child for _, child in _children(here) or ()]
-    return False
+def _leaves(value: Any, state: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield (path, leaf) for each tensor, number, and object that cannot be looked into; each object once.
 
-
-def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (path, leaf) for each tensor, and for each object that cannot be looked into; each object once."""
+    Plain objects at a path in `state` are passed over.
+    """
     seen: dict[int, Any] = {}  # the objects too: an id is free again once its object is gone
     waiting = [("", value)]
     while waiting:
         path, here = waiting.pop()
+        if isinstance(here, Number) and not isinstance(here, bool):
+            yield path, here
+            continue
         if id(here) in seen or isinstance(here, _WITHOUT_TENSORS):
             continue
         seen[id(here)] = here
@@ -96,7 +128,7 @@ def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
             yield path, here
             children: list[tuple[str, Any]] | None = _attributes(here)
         else:
-            children = _children(here)
+            children = [] if path in state and _is_plain(here) else _children(here)
         if children is None:
             if gc.is_tracked(here) or _is_array(here):  # what Python does not track refers to no other object
                 yield path, here
@@ -125,6 +157,10 @@ def _children(value: Any) -> list[tuple[str, Any]] | None:
     if isinstance(value, functools.partial):
         return [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
     return _attributes(value) if hasattr(value, "__dict__") or _slotted(type(value)) else None
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, (Mapping, *_SEQUENCES)) and not dataclasses.is_dataclass(value)
 
 
 def _attributes(value: Any) -> list[tuple[str, Any]]:

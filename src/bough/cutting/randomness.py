@@ -1,0 +1,69 @@
+"""Where a model computes something else from the same input: random numbers that `forward` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bough.tracing.location import here
+from bough.tracing.tree import tensors_within
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One op of a run: its name, whether it draws random numbers, the module and source line, and sums of its results."""
+
+    op: str
+    draws: bool
+    module: str
+    where: str
+    sums: tuple[str, ...]
+
+
+class _Journal(TorchDispatchMode):
+    """Writes down every op of a run."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(m): name for name, m in model.named_modules()}
+        self.lines: list[_Line] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        module, file, line = here()
+        name = str(getattr(func, "_schema", func).name).removeprefix("aten::")
+        draws = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+        place = self.names.get(id(module), "")
+        sums = tuple(repr(t.abs().sum().item()) for t in tensors_within(result) if t.layout == torch.strided)
+        self.lines.append(_Line(name, draws, place, f"{file}:{line}", sums))
+        return result
+
+
+def randomness(model: nn.Module, forward: Callable[[], object]) -> str:
+    """Run a model twice on the same input, and say where the runs begin to differ.
+
+    Args:
+        model: the model whose modules are named in the answer.
+        forward: runs the model, without setting any seed.
+
+    Returns:
+        One sentence with op, module and source line; "" if both runs compute the same.
+    """
+    runs = []
+    for _ in range(2):
+        with _Journal(model) as journal:
+            forward()
+        runs.append(journal.lines)
+    first = next((a for a, b in zip(*runs, strict=False) if a != b), None)
+    if first is None:
+        return ""
+    place = f"{first.op} in {f'module {first.module!r}' if first.module else 'the model'}, {first.where}"
+    how = "forward draws random numbers" if first.draws else "forward uses random numbers, or what an earlier run left behind"
+    return f"the same input gives different outputs each time, as {how} in eval mode, too ({place})"
