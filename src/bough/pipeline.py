@@ -11,6 +11,7 @@ from torch import nn
 from bough.arguments import check_arguments
 from bough.cost import EnergyModel, LatencyTable
 from bough.cutting import Verification, cut, rebuild, verify
+from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.errors import PlanError
 from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
 from bough.importance.data import of
@@ -64,6 +65,7 @@ def prune(
     on_conflict: str = "freeze",
     table: LatencyTable | None = None,
     energy: EnergyModel | None = None,
+    on_mismatch: str = "raise",
 ) -> Result:
     """Traces, scores, plans, cuts and verifies, and with `refit` refits on `data`; `model` stays as it was.
 
@@ -71,6 +73,8 @@ def prune(
     model's Python contradicts the plan); `importance` is `Magnitude(p=2)` unless given, `data` what it is computed from. For
     a budget of latency `table` is needed; where it is of the machine at hand the cut model is measured and planned anew until
     it meets the budget (see `meet_latency`), otherwise the table's word is taken, and the plan's notes say so.
+    A cut model that `verify` finds different from the masked original raises a `VerificationError`, to which the result is
+    attached; with `on_mismatch="return"` it is returned.
 
     Example:
         >>> import torch, bough
@@ -80,6 +84,7 @@ def prune(
         (3, True)
     """
     check_arguments(prune, locals())
+    check_on_mismatch(on_mismatch)
     if refit and data is None:
         raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
     if refit and data is not None:
@@ -101,8 +106,10 @@ def prune(
         decided, seconds = planned(graph, scores, budget, how), None
         small = rebuild(model, decided, example_inputs) if decided.rebuild else cut(model, decided)
     report = verify(model, small, decided, example_inputs)
+    verified = Result(small, decided, report, seconds)
+    require_equal(report, verified, on_mismatch)
     if not refit:
-        return Result(small, decided, report, seconds)
+        return verified
     assert data is not None
     return Result(small, decided, report, seconds, refit_(model, small, decided, data, example_inputs=example_inputs))
 

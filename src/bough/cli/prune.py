@@ -17,7 +17,7 @@ from bough.cli.models import resolve
 from bough.cli.options import Json, Model, Shape, given_by, writable
 from bough.cli.planning import ALLOCATION, allocation_of, chosen, planning_options
 from bough.cli.train import Steps, prune_iteratively, step_options
-from bough.errors import PlanError
+from bough.errors import PlanError, VerificationError
 from bough.recovery import Iterated
 from bough.report.tables import costs_table, show
 
@@ -36,6 +36,9 @@ def prune(
     loss: LossOf = None,
     refit: Annotated[bool | None, typer.Option(help="solve the cut model's weights anew, on --data")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="a module, parameter or group to leave; may be repeated")] = None,
+    on_mismatch: Annotated[
+        str | None, typer.Option(help="where the cut model is not the masked original: raise (nothing is saved) or return")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the plan and the weights")] = None,
     as_json: Json = False,
 ) -> None:
@@ -45,17 +48,29 @@ def prune(
     given = calibration(data, loss, [importance] if importance else [], progress=not as_json)
     planning |= chosen(allocation=None if allocation is None else allocation_of(allocation))
     options = chosen(
-        importance=None if importance is None else given.criterion(importance), data=given.data, ignore=ignore or None
-    )
+        importance=None if importance is None else given.criterion(importance), data=given.data, ignore=ignore or None,
+        on_mismatch=on_mismatch,
+    )  # fmt: skip
     net, inputs = resolve(model, input_shape)
     result: bough.Result | Iterated
-    if steps is None:
-        result = bough.prune(net, inputs, bounds, **options, **planning, **chosen(refit=refit))
-    else:
-        _refuse(steps, refit, planning)
-        result = prune_iteratively(
-            net, inputs, bounds, steps, folder=out, progress=not as_json, planning=partial(bough.plan, **planning), **options
-        )
+    try:
+        if steps is None:
+            result = bough.prune(net, inputs, bounds, **options, **planning, **chosen(refit=refit))
+        else:
+            _refuse(steps, refit, planning)
+            result = prune_iteratively(
+                net,
+                inputs,
+                bounds,
+                steps,
+                folder=out,
+                progress=not as_json,
+                planning=partial(bough.plan, **planning),
+                **options,
+            )
+    except VerificationError as error:
+        told = f"{error.result.report}; nothing was saved; with --on-mismatch return it is saved all the same"
+        raise VerificationError(told, error.result) from None
     if out is not None:
         bough.save(result, out, overwrite=True)
     if as_json:

@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bough.tracing.location import here
 from bough.tracing.tree import tensors_within
 
+_UNINITIALIZED = ("empty", "new_empty")  # their values are what memory held before
+
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One op of a run: its name, whether it draws random numbers, the module and source line, and sums of its results."""
+    """One op of a run: its name, whether it draws random numbers, module and source line, and checksums of its results."""
 
     op: str
     draws: bool
     module: str
     where: str
-    sums: tuple[str, ...]
+    checksums: tuple[int, ...]
 
 
 class _Journal(TorchDispatchMode):
@@ -37,13 +40,20 @@ class _Journal(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        module, file, line = here()
         name = str(getattr(func, "_schema", func).name).removeprefix("aten::")
+        if name.startswith(_UNINITIALIZED):
+            return result
+        module, file, line = here()
         draws = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
         place = self.names.get(id(module), "")
-        sums = tuple(repr(t.abs().sum().item()) for t in tensors_within(result) if t.layout == torch.strided)
-        self.lines.append(_Line(name, draws, place, f"{file}:{line}", sums))
+        checksums = tuple(_checksum(t) for t in tensors_within(result) if t.layout == torch.strided)
+        self.lines.append(_Line(name, draws, place, f"{file}:{line}", checksums))
         return result
+
+
+def _checksum(tensor: Tensor) -> int:
+    values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return crc32(values.view(torch.uint8).numpy().data)
 
 
 def randomness(model: nn.Module, forward: Callable[[], object]) -> str:

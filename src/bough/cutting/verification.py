@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bough.errors import PlanError
+from bough.errors import PlanError, VerificationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,30 @@ class Verification:
             "outputs": [o.to_dict() for o in self.outputs], "rounding": self.rounding, "fallback": self.fallback,
             "drawn": None if self.drawn is None else self.drawn.to_dict(), "cause": self.cause,
         }  # fmt: skip
+
+
+def check_on_mismatch(on_mismatch: str) -> None:
+    """Raise a PlanError unless `on_mismatch` is "raise" or "return"."""
+    if on_mismatch not in ("raise", "return"):
+        raise PlanError(f"on_mismatch={on_mismatch!r} is unknown: use 'raise' or 'return'")
+
+
+def require_equal(report: Verification, result: Any, on_mismatch: str) -> None:
+    """Raise if a cut does not verify, unless the caller insists on it.
+
+    Args:
+        report: what `verify` found.
+        result: what the caller would have returned; attached to the error.
+        on_mismatch: "raise", or "return" to accept the cut all the same.
+
+    Raises:
+        VerificationError: the models are not equal.
+    """
+    if on_mismatch == "raise" and not report.equal:
+        raise VerificationError(
+            f"{report}; the result is attached to this error as `result`, and on_mismatch='return' returns it all the same",
+            result,
+        )
 
 
 Outputs = dict[str, Tensor]

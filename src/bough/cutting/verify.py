@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -203,10 +204,13 @@ class _Candidate:
             return self._run()
 
     def judged(self, expected: Outputs, actual: Outputs) -> tuple[OutputError, ...]:
-        """Compare outputs, by what rounding moves them where two thirds of the digits do not agree."""
+        """Compare outputs, by what rounding moves them where two thirds of the digits do not agree.
+
+        What moves without any change, by numbers drawn outside torch, say, is no rounding.
+        """
         precision = self.comparison.precision
         errors = errors_of(expected, actual, precision)
-        if all(e.equal for e in errors):
+        if all(e.equal for e in errors) or not all(e.equal for e in errors_of(actual, self.outputs(), precision)):
             return errors
         return errors_of(expected, actual, precision, self._noise(actual, expected))
 
@@ -277,7 +281,7 @@ class _Candidate:
                 outputs = self._run(partial(perturb, size=size, seed=run))
             for path, a, b in zip(expected, actual.values(), outputs.values(), strict=True):
                 moved[path] = max(moved[path], _NOISE_MARGIN * distance(a, b))
-        return moved
+        return {path: noise if isfinite(noise) else 0.0 for path, noise in moved.items()}
 
     def _run(self, change: Callable[[Iterable[Tensor]], object] | None = None) -> Outputs:
         """Run the copy on inputs that `change` has changed in place; what the run leaves on modules is undone."""

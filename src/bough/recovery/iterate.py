@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from bough.arguments import check_arguments
 from bough.cutting import Verification, cut, transfer_optimizer, verify
+from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
@@ -42,8 +43,8 @@ class Iterated:
 
     @property
     def report(self) -> Verification:
-        """The proof of the step with the largest error."""
-        return max((s.report for s in self.steps), key=lambda report: report.max_error)
+        """The verification of the first step that is not equal, or of the step with the largest error."""
+        return max((s.report for s in self.steps), key=lambda report: (not report.equal, report.max_error))
 
     def to_dict(self) -> dict[str, Any]:
         steps = [{"cost": s.plan.cost.to_dict(), "verification": s.report.to_dict()} for s in self.steps]
@@ -67,6 +68,7 @@ def iterate(
     planning: Planner = plan,
     ignore: Iterable[str] = (),
     optimizer: Optimizer | None = None,
+    on_mismatch: str = "raise",
 ) -> Iterated:
     """Cuts to `budget` in several steps, each of them scored and planned anew, with recovery after each; `model` stays.
 
@@ -79,10 +81,12 @@ def iterate(
         importance: the criterion, `Magnitude(p=2)` unless given. data: batches for one that needs them, as for `score`.
         planning: `plan`, or with options: `functools.partial(bough.plan, round_to=8)`.
         optimizer: of `model`; it is carried through each cut with its state, so `recover` can go on with it.
+        on_mismatch: "raise" where a step's cut model is not the masked model before it (see `verify`), or "return" to go on.
 
     Raises:
         BudgetError: the last step's budget can not be reached; told before anything is cut.
         PlanError, ConflictError: as for `plan`.
+        VerificationError: a step's cut does not verify; the steps up to it are attached as `result`. Nothing of it is trained.
 
     Example:
         >>> import torch, bough
@@ -92,6 +96,7 @@ def iterate(
         ([37, 30, 23], 3)
     """
     check_arguments(iterate, locals())
+    check_on_mismatch(on_mismatch)
     criterion = importance or Magnitude(p=2)
     graph = trace(model, example_inputs, ignore=ignore)
     end = planning(graph, score(graph, criterion, data), budget)  # can it be reached? better told now than after training
@@ -108,6 +113,7 @@ def iterate(
         whole = decided if whole is None else compose(whole, decided)
         before, small = small, cut(small, decided)
         done.append(Step(number, bound, decided, verify(before, small, decided, example_inputs)))
+        require_equal(done[-1].report, Iterated(small, whole, tuple(done)), on_mismatch)
         if optimizer is not None:
             transfer_optimizer(optimizer, decided)
         recover(small, number)
