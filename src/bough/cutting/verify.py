@@ -164,13 +164,11 @@ class _Comparison:
 
     def _rounded(self, name: str, tensor: Tensor, parameter: bool) -> Tensor:
         """Return a tensor of the original with the rounding error of the factors folded into it, but without the factors."""
-        if self.dtype is None:
-            return tensor.clone()
-        value = self.converted(self.slicer.scaled(name, tensor))
-        for s in self.plan.scales:
-            if s.name == name:
-                index = torch.tensor(s.indices, device=value.device)
-                value.index_copy_(s.dim, index, value.index_select(s.dim, index) / s.factor)
+        scales = [s for s in self.plan.scales if s.name == name and self.dtype is not None]
+        value = self.converted(self.slicer.scaled(name, tensor) if scales else tensor)
+        for s in scales:
+            index = torch.tensor(s.indices, device=value.device)
+            value.index_copy_(s.dim, index, value.index_select(s.dim, index) / s.factor)
         return value
 
     def _drawn_check(self, candidate: _Candidate, why: str) -> DrawnCheck:
