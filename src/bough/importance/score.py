@@ -13,6 +13,7 @@ from torch import Tensor
 from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.graph import Graph
+from bough.importance.check import checked_scores
 from bough.importance.data import Data, of
 
 UnitScores = dict[str, NDArray[np.float64]]
@@ -47,8 +48,8 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
         data: batches, or `bough.importance.Data` to say how to go through them; criteria on weights do without.
 
     Raises:
-        PlanError: an unknown name, the criterion needs data and there is none, the data does not fit the model, or scores
-            are NaN.
+        PlanError: an unknown name, the criterion needs data and there is none, the data does not fit the model, or the
+            criterion returns anything but finite scores of all groups.
         TraceError: on this data the model takes another path than the traced one.
 
     Example:
@@ -65,17 +66,10 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
     criterion = called(criterion)
     _check_weights(graph)
     if not getattr(criterion, "needs_data", False):
-        return _numbers(criterion(graph), criterion)  # type: ignore[call-arg]
+        return checked_scores(graph, criterion(graph), criterion)  # type: ignore[call-arg]
     if data is None:
         raise PlanError(f"{type(criterion).__name__} needs data: bough.score(graph, {type(criterion).__name__}(...), batches)")
-    return _numbers(criterion(graph, of(data)), criterion)  # type: ignore[call-arg]
-
-
-def _numbers(scores: UnitScores, criterion: Criterion | DataCriterion) -> UnitScores:
-    bad = next((name for name, values in scores.items() if np.isnan(values).any()), None)
-    if bad is not None:
-        raise PlanError(f"{type(criterion).__name__} gives NaN for {bad!r}")
-    return scores
+    return checked_scores(graph, criterion(graph, of(data)), criterion)  # type: ignore[call-arg]
 
 
 def _check_weights(graph: Graph) -> None:

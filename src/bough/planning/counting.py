@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bough.cost import ClosedForm, Cost, shown
 from bough.errors import BudgetError, PlanError, instead
 from bough.graph import Graph, Group
-from bough.planning.allocation import Allocation, Allocator, Allowed, columns
+from bough.planning.allocation import Allocation, Allocator, Allowed, allocated, columns
 from bough.planning.budget import Budget, Goal, Keep
 from bough.planning.equations import Ties
 
@@ -40,7 +40,7 @@ class Counting:
         if not isinstance(self.goal, Budget):
             return Allocation(_given(by_name, classes, self.goal, allowed), True)
         limits = self.goal.limits(self.original)
-        found = self.decide(self.form, columns(classes, self.scores, allowed), limits)
+        found = allocated(self.decide, self.form, columns(classes, self.scores, allowed), limits)
         if not found.met:
             raise BudgetError(self._unreachable(tied, limits, self.cost(found.counts)))
         return found

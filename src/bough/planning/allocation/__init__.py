@@ -5,6 +5,7 @@ from __future__ import annotations
 from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.planning.allocation.along import Global, Isomorphic, Uniform, form_of
+from bough.planning.allocation.check import allocated
 from bough.planning.allocation.columns import Allowed, Column, columns, unit_scores
 from bough.planning.allocation.error import LeastError
 from bough.planning.allocation.greedy import Greedy
@@ -34,5 +35,5 @@ def allocator(given: str | Allocator) -> Allocator:
 
 __all__ = [
     "ALLOCATORS", "Allocation", "Allocator", "Allowed", "Column", "Global", "Greedy", "Isomorphic", "Knapsack", "LeastError",
-    "Milp", "Sensitivity", "Uniform", "allocator", "columns", "form_of", "unit_scores",
+    "Milp", "Sensitivity", "Uniform", "allocated", "allocator", "columns", "form_of", "unit_scores",
 ]  # fmt: skip

@@ -106,12 +106,16 @@ def columns(classes: Sequence[Sequence[Group]], scores: Scores, allowed: Allowed
 
 
 def unit_scores(scores: Scores, group: Group) -> NDArray[np.float64]:
-    """The scores of a group's units; PlanError where they are missing, of a wrong shape or NaN."""
+    """The scores of a group's units; PlanError where they are missing, of a wrong shape or type, NaN or infinite."""
     if group.name not in scores:
         raise PlanError(f"scores has no {group.name!r}: give one array [{group.size}] for this group")
-    given = np.asarray(scores[group.name], dtype=np.float64)
+    try:
+        given = np.asarray(scores[group.name], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise PlanError(f"scores[{group.name!r}] holds no numbers: give one array [{group.size}] for this group") from None
     if given.shape != (group.size,):
         raise PlanError(f"scores[{group.name!r}] has shape {given.shape}, and the group has {group.size} units")
-    if np.isnan(given).any():
-        raise PlanError(f"scores[{group.name!r}] holds NaN: the weights or the data that it was computed from may")
+    if not np.isfinite(given).all():
+        what = "NaN" if np.isnan(given).any() else "an infinite score"
+        raise PlanError(f"scores[{group.name!r}] holds {what}: the weights or the data that it was computed from may")
     return given

@@ -13,7 +13,7 @@ from bough.cost import ClosedForm
 from bough.planning.allocation.columns import Column
 
 Taken = NDArray[np.int64]  # steps taken of each column
-_SLACK = 1e-12
+SLACK = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Problem:
         total = np.zeros(len(counts))
         for name, limit in self.limits.items():
             over = self.form.rows(counts, name) / limit - 1.0
-            total += self.weights[name] * np.where(over > _SLACK, over, 0.0).sum(axis=1)
+            total += self.weights[name] * np.where(over > SLACK, over, 0.0).sum(axis=1)
         return total
 
     def meets(self, taken: Taken) -> bool:
