@@ -3,7 +3,7 @@
 trace -> score -> plan -> cut -> verify -> recover -> save
 """
 
-from bough import errors, importance, recovery
+from bough import allocation, errors, importance, recovery
 from bough.comparing import Comparison, compare
 from bough.correcting import correct_table
 from bough.cost import Cost, EnergyModel, LatencyTable
@@ -14,7 +14,7 @@ from bough.exporting import load, save
 from bough.graph import Frozen, Graph, Group, Layer, Member
 from bough.importance import score
 from bough.pipeline import Result, prune
-from bough.planning import Budget, Plan, allocation, plan
+from bough.planning import Budget, Plan, plan
 from bough.recovery import Training, distill, finetune, iterate, recalibrate, refit
 from bough.targeting import meet_latency
 from bough.tracing import trace

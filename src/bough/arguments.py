@@ -62,6 +62,7 @@ _EXAMPLES = {  # by the name of the argument, which means the same in all of bou
 }
 _NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", NoneType: "None"}
 _SERIES = {abc.Mapping: "a dict", abc.Iterable: "an iterable", abc.Sequence: "a list"}
+_TOLD = (int, float, np.ndarray)  # values of a dict that functions check themselves, to name the one that is wrong
 _LONGEST = 40  # characters of a value that a message shows
 
 
@@ -133,7 +134,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind in (abc.Iterable, abc.Sequence):
         return _is_series(value, kind, *inner)
     if kind is abc.Mapping and inner:
-        return isinstance(value, kind) and (inner[1] in (int, float) or all(_fits(x, inner[1]) for x in value.values()))
+        told = (get_origin(inner[1]) or inner[1]) in _TOLD
+        return isinstance(value, kind) and (told or all(_fits(x, inner[1]) for x in value.values()))
     if getattr(kind, "_is_protocol", False):
         return all(hasattr(value, member) for member in _members(kind))
     return isinstance(value, kind)

@@ -24,6 +24,7 @@ from bough.graph import Graph
 from bough.importance import Random, score
 from bough.planning import plan
 from bough.planning.allocation import form_of
+from bough.planning.budget import LeastOfTied
 
 _NOISE = 0.05  # of a time, as a share: of measuring it, and of taking it for a sum
 _SPREAD = 1.0  # of the factors about the common one, as a share of it
@@ -52,7 +53,7 @@ def correct_table(
         shares: dict[object, float] = {}
         for g in graph.groups:
             shares.setdefault(form_of(g), float(rng.uniform(0.1, 1.0)))
-        keep = {g.name: max(1, round(shares[form_of(g)] * g.size)) for g in graph.groups}
+        keep = LeastOfTied({g.name: max(1, round(shares[form_of(g)] * g.size)) for g in graph.groups})
         decided = plan(graph, scores, keep=keep)
         counts.append([float(decided.groups[g.name][0]) for g in graph.groups])
         seconds.append(measure(cut(graph.model, decided)))

@@ -67,7 +67,11 @@ class Budget:
         return {k: getattr(self, k) for k in _BASE if getattr(self, k) is not None}
 
 
-Keep = float | Mapping[str, int]  # a share of every group, or {group or list of layers: how many to keep}
+class LeastOfTied(dict[str, int]):
+    """Units kept by group, of which tied groups take the least share: bough's own searches move groups one by one."""
+
+
+Keep = float | Mapping[str, float]  # a share of every group, or {group, pattern or list of layers: units or share to keep}
 Goal = Budget | Keep
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bough.cost import ClosedForm, Cost, shown
-from bough.errors import BudgetError, PlanError, instead
+from bough.errors import BudgetError, PlanError
 from bough.graph import Graph, Group
 from bough.planning.allocation import Allocation, Allocator, Allowed, allocated, columns
-from bough.planning.budget import Budget, Goal, Keep
+from bough.planning.budget import Budget, Goal, Keep, LeastOfTied
 from bough.planning.equations import Ties
+from bough.planning.named import shares_kept
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,10 +35,10 @@ class Counting:
             BudgetError: the budget can not be reached.
             PlanError: no such group, or counts that it can not have.
         """
+        if not isinstance(self.goal, Budget):
+            return Allocation(_given(self.graph.groups, tied, self.goal, allowed), True)
         by_name = {g.name: g for g in self.graph.groups}
         classes = [[by_name[n] for n in names] for names in tied.classes]
-        if not isinstance(self.goal, Budget):
-            return Allocation(_given(by_name, classes, self.goal, allowed), True)
         limits = self.goal.limits(self.original)
         found = allocated(self.decide, self.form, columns(classes, self.scores, allowed), limits)
         if not found.met:
@@ -67,23 +67,26 @@ class Counting:
         )
 
 
-def _given(by_name: Mapping[str, Group], classes: list[list[Group]], keep: Keep, allowed: Allowed) -> dict[str, int]:
+def _given(groups: Sequence[Group], tied: Ties, keep: Keep, allowed: Allowed) -> dict[str, int]:
     """The least widths allowed that are not below what is to be kept."""
+    by_name = {g.name: g for g in groups}
     counts = {n: g.size for n, g in by_name.items()}
-    if isinstance(keep, Mapping):
-        unknown = [n for n in keep if n not in by_name]
-        if unknown:
-            raise PlanError(f"keep names {unknown[0]!r}, which is no group; {instead(unknown[0], by_name)}")
-        bad = [n for n, k in keep.items() if not (isinstance(k, Integral) and 1 <= k <= by_name[n].size)]
-        if bad:
-            raise PlanError(f"keep[{bad[0]!r}]={keep[bad[0]]}: must be a whole number from 1 to {by_name[bad[0]].size}")
-    elif not (isinstance(keep, Real) and 0 < keep <= 1):
-        raise PlanError(f"keep={keep!r}: a share of the units must be above 0 and at most 1")
-    for groups in classes:
-        counted = allowed.widths(groups)
-        shares = [keep[g.name] / g.size for g in groups if g.name in keep] if isinstance(keep, Mapping) else [keep]
-        if shares:
-            left = counted[:, 0] / counted[0, 0]
-            row = int(np.flatnonzero(left >= min(shares) - 1e-9)[-1])
-            counts.update({g.name: int(n) for g, n in zip(groups, counted[row], strict=True)})
+    shares = shares_kept(groups, keep)
+    for names in tied.classes:
+        counted = allowed.widths([by_name[n] for n in names])
+        left = counted[:, 0] / counted[0, 0]
+        rows = {n: int(np.flatnonzero(left >= shares[n] - 1e-9)[-1]) for n in names if n in shares}
+        if not isinstance(keep, LeastOfTied) and len(set(rows.values())) > 1:
+            raise PlanError(_contradiction(rows, shares, by_name, tied))
+        if rows:
+            counts.update({n: int(k) for n, k in zip(names, counted[max(rows.values())], strict=True)})
     return counts
+
+
+def _contradiction(rows: Mapping[str, int], shares: Mapping[str, float], groups: Mapping[str, Group], tied: Ties) -> str:
+    """Two tied groups that are to keep different shares, and what ties them."""
+    one = next(iter(rows))
+    other = next(n for n in rows if rows[n] != rows[one])
+    first, second = (f"{shares[n]:.3g} of {n!r} ({groups[n].size} units)" for n in (one, other))
+    why = tied.reasons.get(other) or tied.reasons.get(one) or "the model's Python computes one from the other"
+    return f"keep asks for {first} and {second}, which are cut in proportion ({why}): name one of them, or give both one share"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from bough.graph import Graph, Group
@@ -31,10 +31,14 @@ Monomials = dict[tuple[int, ...], int]  # ids of atoms, sorted -> coefficient
 
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """Groups that must be cut in proportion (lists of names), and groups that must stay (name -> why)."""
+    """Groups that must be cut in proportion (lists of names), and groups that must stay (name -> why).
+
+    `reasons`: for each group that is tied to another, why.
+    """
 
     classes: tuple[tuple[str, ...], ...]
     held: dict[str, str]
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def solve(equations: Sequence[Equation], kept: Mapping[Atom, int]) -> tuple[dict[Path, int], list[Equation]]:
@@ -90,9 +94,10 @@ class _Tying:
         self.held = dict(held)
         self.by_id = {id(g.atom): g for g in graph.groups}
         self.parent = {g.name: g.name for g in graph.groups}
+        self.reasons: dict[str, str] = {}
         for names in alike:
             for name in names:
-                self.parent[self._find(name)] = self._find(names[0])
+                self._tie(name, names[0], "uniform=True cuts the groups in one place of repeated layers alike")
         self._spread()
 
     def result(self) -> Ties:
@@ -108,7 +113,7 @@ class _Tying:
         for g in self.graph.groups:
             if g.name not in self.held:
                 classes.setdefault(self._find(g.name), []).append(g.name)
-        return Ties(tuple(tuple(c) for c in classes.values()), self.held)
+        return Ties(tuple(tuple(c) for c in classes.values()), self.held, self.reasons)
 
     def _sides(self) -> list[tuple[Monomials, Monomials, str]]:
         """Each equation as two polynomials over atoms, attributes replaced by the spaces they stand for."""
@@ -204,7 +209,7 @@ class _Tying:
         pairs = self._pairs(apart) if len(left) == len(right) == 1 == left[next(iter(left))] else None
         if pairs:
             for one, other in pairs:
-                self.parent[self._find(one.name)] = self._find(other.name)
+                self._tie(one.name, other.name, why)
             return
         if () in apart or any(len(set(m)) < len(m) for m in apart):  # not homogeneous: it holds for these sizes only
             self._hold([self.by_id[a] for m in apart for a in m], why)
@@ -212,7 +217,13 @@ class _Tying:
         carriers = self._carriers([[self.by_id[a] for a in m] for m in apart])
         self._hold([self.by_id[a] for m in apart for a in m if self.by_id[a] not in carriers], why)
         for other in carriers[1:]:
-            self.parent[self._find(other.name)] = self._find(carriers[0].name)
+            self._tie(other.name, carriers[0].name, why)
+
+    def _tie(self, one: str, other: str, why: str) -> None:
+        if one != other:
+            self.parent[self._find(one)] = self._find(other)
+            self.reasons.setdefault(one, why)
+            self.reasons.setdefault(other, why)
 
     def _pairs(self, products: list[tuple[int, ...]]) -> list[tuple[Group, Group]] | None:
         """The factors of two products side by side, where they are of the same sizes: each pair may be cut alike."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import ceil
-from numbers import Real
+from numbers import Integral, Real
 
 from bough.errors import PlanError, instead
 from bough.graph import Graph, Group
+from bough.planning.budget import Keep
 
 
 def held(graph: Graph, ignore: Iterable[str], exact_only: bool) -> dict[str, str]:
@@ -49,8 +50,39 @@ def least(groups: Sequence[Group], minimum: float | Mapping[str, float]) -> dict
     for name, n in given.items():
         if not (isinstance(n, Real) and n > 0):
             raise PlanError(f"minimum={minimum!r}: {n!r} must be positive: a number of units, or a share below 1")
-        fit = [g for g in groups if g.name == name or fnmatchcase(g.name, name)]
+        fit = _fitting(groups, name)
         if not fit and isinstance(minimum, Mapping):
             raise PlanError(f"minimum names {name!r}, which is no group; {instead(name, (g.name for g in groups))}")
         kept.update({g.name: ceil(n if n >= 1 else n * g.size) for g in fit})
     return kept
+
+
+def shares_kept(groups: Sequence[Group], keep: Keep) -> dict[str, float]:
+    """Return the share of its units that each group is to keep at least, for those that `keep` names; the last name counts.
+
+    Raises:
+        PlanError: a share that is not above 0 and at most 1, a number of units that a group does not have, or a name that fits
+            no group.
+    """
+    if not isinstance(keep, Mapping):
+        if not 0 < keep <= 1:
+            raise PlanError(f"keep={keep!r}: a share of the units must be above 0 and at most 1")
+        return {g.name: float(keep) for g in groups}
+    shares: dict[str, float] = {}
+    for name, n in keep.items():
+        fit = _fitting(groups, name)
+        if not fit:
+            raise PlanError(f"keep names {name!r}, which is no group; {instead(name, (g.name for g in groups))}")
+        for g in fit:
+            whole = isinstance(n, Integral) and not isinstance(n, bool)
+            if not (1 <= n <= g.size if whole else isinstance(n, Real) and not isinstance(n, bool) and 0 < n <= 1):
+                raise PlanError(
+                    f"keep[{name!r}]={n}: must be a whole number from 1 to {g.size}, or a share above 0 and at most 1"
+                )
+            shares[g.name] = n / g.size if whole else float(n)
+    return shares
+
+
+def _fitting(groups: Sequence[Group], name: str) -> list[Group]:
+    """The group called `name`, or those that it fits as a pattern."""
+    return [g for g in groups if g.name == name] or [g for g in groups if fnmatchcase(g.name, name)]

@@ -32,7 +32,7 @@ def plan(
     scores: Mapping[str, NDArray[np.float64]],
     budget: Budget | None = None,
     *,
-    keep: float | Mapping[str, int] | None = None,
+    keep: float | Mapping[str, float] | None = None,
     allocation: str | Allocator = "global",
     round_to: int | str = 1,
     minimum: float | Mapping[str, float] = 1,
@@ -51,7 +51,9 @@ def plan(
         graph: of the model to cut.
         scores: one array [units] per group name, as from `score`; low scores go first.
         budget: upper bounds on what remains.
-        keep: instead of a budget: a share (0..1] of every group, or {group or list of layers: how many to keep}.
+        keep: instead of a budget: a share (0..1] of every group, or {group or pattern such as "layer1.*": a whole number of
+            units, or a share below 1}, of which the last that fits a group counts; {list of layers: number of layers}. Groups
+            that the model's Python ties to each other keep one share: one of them is enough.
         allocation: how the budget is met, by name or as an allocator with options of its own: "global" ranks all units
             together, each relative to its group's mean; "uniform" cuts all groups by the same share; "isomorphic" ranks
             among groups of equal form; "greedy" goes by importance lost per cost saved; "knapsack" and "milp" solve for it;
@@ -77,7 +79,8 @@ def plan(
 
     Raises:
         BudgetError: the budget can not be reached; the message names what is frozen and the best reachable.
-        PlanError: no group can be cut, or a name in `ignore`, `keep`, `minimum` or `drop` names nothing.
+        PlanError: no group can be cut, `keep` gives tied groups different shares, or a name in `ignore`, `keep`, `minimum` or
+            `drop` names nothing.
         ConflictError: the model's Python contradicts the plan, and `on_conflict="raise"`.
     """
     check_arguments(plan, locals())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from bough.cost import LatencyTable
 from bough.planning import Budget, Plan
-from bough.planning.budget import Goal
+from bough.planning.budget import Goal, LeastOfTied
 
 _MARGIN = 0.25  # of the tolerance: how far below the target a latency is to be when measured here
 _FINEST = 4  # parts of a group's way that are told apart
@@ -43,7 +43,7 @@ class Between:
         return [n for n, k in self.fast.items() if self.slow[n] != k]
 
     def at(self, place: float) -> dict[str, int]:
-        counts, whole = dict(self.fast), int(place)
+        counts, whole = LeastOfTied(self.fast), int(place)
         counts |= {n: self.slow[n] for n in self.differ[:whole]}
         for n in self.differ[whole : whole + 1]:
             counts[n] += round((place - whole) * (self.slow[n] - counts[n]))

@@ -109,10 +109,10 @@ def unit_scores(scores: Scores, group: Group) -> NDArray[np.float64]:
     """The scores of a group's units; PlanError where they are missing, of a wrong shape or type, NaN or infinite."""
     if group.name not in scores:
         raise PlanError(f"scores has no {group.name!r}: give one array [{group.size}] for this group")
-    try:
-        given = np.asarray(scores[group.name], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise PlanError(f"scores[{group.name!r}] holds no numbers: give one array [{group.size}] for this group") from None
+    given = np.asarray(scores[group.name])
+    if given.dtype.kind not in "biuf":
+        raise PlanError(f"scores[{group.name!r}] holds no real numbers: give one array [{group.size}] for this group")
+    given = given.astype(np.float64, copy=False)
     if given.shape != (group.size,):
         raise PlanError(f"scores[{group.name!r}] has shape {given.shape}, and the group has {group.size} units")
     if not np.isfinite(given).all():

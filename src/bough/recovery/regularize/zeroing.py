@@ -13,6 +13,7 @@ from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance import Criterion, GroupNorm, score
 from bough.planning import Budget, Plan, plan
+from bough.planning.budget import LeastOfTied
 from bough.planning.equations import ties
 from bough.recovery.attach import Attachment, after_each_step
 from bough.recovery.masks import Masks, masks_of
@@ -108,7 +109,9 @@ class ProgressiveZeroing:
         chosen = plan(self.graph, scores, budget, minimum=whole)
         if self.plan is None:
             return chosen
-        keep = {n: min(kept, self.plan.groups[n][0]) for n, (kept, _) in chosen.groups.items()}  # what is gone stays gone
+        keep = LeastOfTied(
+            {n: min(k, self.plan.groups[n][0]) for n, (k, _) in chosen.groups.items()}
+        )  # what is gone stays gone
         return plan(self.graph, scores, keep=keep, minimum=whole)
 
     def _gone(self, chosen: Plan | None) -> dict[str, Any]:
