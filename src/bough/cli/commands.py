@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect as signatures
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,76 +12,104 @@ import typer
 
 import bough
 from bough.cli.compare import compare
-from bough.cli.models import resolve
-from bough.cli.options import Json, Model, Shape
+from bough.cli.models import pruned, resolve
+from bough.cli.options import Json, Model, Shape, WeightsOf
+from bough.cli.outputs import writable
 from bough.cli.prune import prune
 from bough.cli.refit import refit
 from bough.cli.table import table
 from bough.cli.train import distill, finetune
 from bough.measuring import latencies
-from bough.report.tables import costs_table, groups_table, show
+from bough.report.tables import costs_table, groups_table, layers_table, show
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Structured pruning of PyTorch models.",
-)
+STATUS = "Exit status: 0 done, 1 failed (one line on stderr says why), 2 the command line can not be understood."
 
-app.command()(prune)
-app.command()(refit)
-app.command()(finetune)
-app.command()(distill)
-app.command()(compare)
-app.command()(table)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, epilog=STATUS)
 
 
-@app.command()
-def inspect(model: Model, input_shape: Shape = None, as_json: Json = False) -> None:
-    """Shows what can be cut, what can not and why, and what the model costs."""
-    net, inputs = resolve(model, input_shape)
-    graph = bough.trace(net, inputs)
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error; BOUGH_DEBUG=1 does, too")] = False,
+) -> None:
+    """Structured pruning of PyTorch models."""
+
+
+def inspect(model: Model, input_shape: Shape = None, weights: WeightsOf = None, as_json: Json = False) -> None:
+    """Shows what can be cut, what can not and why, the layers that --drop takes, and what the model costs."""
+    given = resolve(model, input_shape, weights, values=False, quiet=as_json)
+    graph = bough.trace(given.model, given.inputs)
     if as_json:
-        typer.echo(json.dumps(graph.to_dict()))
-    else:
-        show(groups_table(graph))
-        for frozen in graph.frozen:
-            typer.echo(f"frozen: {frozen.name} ({frozen.size} units): {frozen.reason}")
-        for op in graph.unknown_ops:
-            typer.echo(f"unknown op, all it touches is frozen: {op}")
-        show(costs_table({"cost": graph.cost().to_dict()}))
+        typer.echo(json.dumps({**graph.to_dict(), "weights": given.weights.to_dict()}))
+        return
+    show(groups_table(graph))
+    if graph.layers:
+        show(layers_table(graph))
+    for frozen in graph.frozen:
+        typer.echo(f"frozen: {frozen.name} ({frozen.size} units): {frozen.reason}")
+    for op in graph.unknown_ops:
+        typer.echo(f"unknown op, all it touches is frozen: {op}")
+    for note in graph.notes:
+        typer.echo(note)
+    show(costs_table({"cost": graph.cost().to_dict()}))
 
 
-@app.command()
 def measure(
     model: Model,
     checkpoint: Annotated[Path | None, typer.Option(help="a folder that `bough prune --out` wrote, to set beside it")] = None,
     input_shape: Shape = None,
-    repeats: Annotated[int, typer.Option(help="timed passes of each model")] = 30,
+    weights: WeightsOf = None,
+    repeats: Annotated[int, typer.Option(help="timed passes of each model", min=1)] = 30,
     as_json: Json = False,
 ) -> None:
     """Measures parameters, MACs, size, memory and latency, of a model and its pruned form."""
-    net, inputs = resolve(model, input_shape)
-    models = {"model": net}
+    given = resolve(model, input_shape, weights, values=False, quiet=as_json)
+    models = {"model": given.model}
     if checkpoint is not None:
-        models["pruned"] = bough.load(checkpoint, lambda: resolve(model, input_shape)[0])
-    times = latencies(models, inputs, repeats=repeats)
+        models["pruned"] = pruned(given, checkpoint).model
+    times = latencies(models, given.inputs, repeats=repeats)
     rows: dict[str, dict[str, Any]] = {
-        name: {**bough.trace(m, inputs).cost().to_dict(), "latency_ms": 1e3 * times[name].median} for name, m in models.items()
+        name: {**bough.trace(m, given.inputs).cost().to_dict(), "latency_ms": 1e3 * times[name].median}
+        for name, m in models.items()
     }
     if as_json:
+        rows["model"]["weights"] = given.weights.to_dict()
         typer.echo(json.dumps({n: {**row, "latency": times[n].to_dict()} for n, row in rows.items()}))
     else:
         show(costs_table(rows))
 
 
-@app.command()
 def demo(
     page: Annotated[Path, typer.Option(help="where the HTML page goes")] = Path("bough-demo.html"),
-    seeds: Annotated[int, typer.Option(help="how many times, from different seeds")] = 3,
+    seeds: Annotated[int, typer.Option(help="how many times, from different seeds", min=1)] = 3,
     as_json: Json = False,
 ) -> None:
     """Trains a small residual net on real handwritten digits, cuts it to 25 % of its MACs and proves it."""
     from bough.cli.demo import run
 
+    writable(page, folder=False)
     run(page, seeds, as_json)
+
+
+EXAMPLES: dict[Callable[..., None], str] = {
+    inspect: "bough inspect mypackage.models:build",
+    prune: "bough prune mypackage.models:build --budget macs=50% --data mypackage.data:batches --out small",
+    refit: "bough refit mypackage.models:build mypackage.data:batches --checkpoint small --out refitted",
+    finetune: "bough finetune mypackage.models:build mypackage.data:task --checkpoint small --out tuned",
+    distill: "bough distill mypackage.models:build mypackage.data:task --checkpoint small --out tuned",
+    measure: "bough measure mypackage.models:build --checkpoint small",
+    compare: (
+        "bough compare mypackage.models:build --evaluate mypackage.data:accuracy --budgets macs=50% --criteria l2 "
+        "--criteria wanda --data mypackage.data:batches --out compared"
+    ),
+    table: "bough table mypackage.models:build --out table.json --backend onnxruntime",
+    demo: "bough demo --seeds 1",
+}
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: {example}\n\n{STATUS}")(command)
+
+
+def options_of(words: Sequence[str]) -> frozenset[str]:
+    """Return the names of the parameters of the command that a command line names; none where it names none."""
+    named = {command.__name__: command for command in EXAMPLES}
+    command = next((named[word] for word in words if word in named), None)
+    return frozenset() if command is None else frozenset(signatures.signature(command).parameters)

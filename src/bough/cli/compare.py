@@ -3,49 +3,65 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
 from bough.cli.models import resolve
-from bough.cli.options import Json, Model, Shape, writable
-from bough.cli.references import find
+from bough.cli.options import Json, Model, Shape, WeightsOf, chosen, given_by
+from bough.cli.outputs import writable
+from bough.cli.planning import ALLOCATION, allocation_of, planning_options
+from bough.cli.references import find, is_reference, positional, user_code
 from bough.comparing import compare as compare_criteria
 from bough.comparing.folder import PLOT
-from bough.errors import ComparisonError
+from bough.errors import ComparisonError, ModelReferenceError
 
 
+@given_by(planning=planning_options)
 def compare(
     model: Model,
-    evaluate: Annotated[str, typer.Option(help="module:fn; fn(model) is the metric, or a dict of them, the first plotted")],
+    evaluate: Annotated[
+        str, typer.Option(help="module:fn; fn(model) is the metric, or a dict of them, the first sorted by and plotted")
+    ],
     budgets: Annotated[list[str], typer.Option(help="such as macs=50% or macs=50%,size=8MiB; may be repeated")],
     out: Annotated[Path, typer.Option(help="folder for rows and picture; rows that are there are not made again")],
+    planning: dict[str, Any],
     criteria: Annotated[list[str] | None, typer.Option(help=f"l2 unless given; may be repeated: {KNOWN}")] = None,
-    allocations: Annotated[list[str] | None, typer.Option(help="global unless given; may be repeated")] = None,
+    allocations: Annotated[list[str] | None, typer.Option(help=f"may be repeated: {ALLOCATION}")] = None,
     data: Batches = None,
     loss: LossOf = None,
     seeds: Annotated[list[int] | None, typer.Option(help="of criteria that draw, random among them; may be repeated")] = None,
-    refit: Annotated[bool, typer.Option("--refit", help="solve the cut models' weights anew before evaluating")] = False,
+    refit: Annotated[bool | None, typer.Option(help="solve the cut models' weights anew before evaluating")] = None,
     input_shape: Shape = None,
-    round_to: Annotated[int, typer.Option(help="widths become multiples of this")] = 1,
+    weights: WeightsOf = None,
     ignore: Annotated[list[str] | None, typer.Option(help="a module, parameter or group to leave; may be repeated")] = None,
-    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="of the first metric")] = False,
+    about: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE that sets this run apart from others in --out; may be repeated")
+    ] = None,
+    lower_is_better: Annotated[bool | None, typer.Option(help="of the first metric")] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Compares criteria, allocations and budgets on a metric of your own, with random scores as the control."""
     writable(out, folder=True)
     names = criteria or ["l2"]
     bounds = [budget_of([text]) for text in budgets]
-    metric = find(evaluate)
+    metric = _metric(evaluate)
     given = calibration(data, loss, names, progress=False)
-    net, inputs = resolve(model, input_shape)
+    net = resolve(model, input_shape, weights, quiet=as_json)
+    options = chosen(
+        allocations=[allocation_of(a) for a in allocations] if allocations else None, seeds=seeds or None, data=given.data,
+        refit=refit, ignore=ignore or None, lower_is_better=lower_is_better,
+    )  # fmt: skip
+    entrants = [given.criterion(n) if is_reference(n) else n for n in names]
     found = compare_criteria(
-        net, inputs, names, bounds, metric, allocations=allocations or ["global"], seeds=seeds or [0], data=given.data,
-        loss=given.loss, refit=refit, ignore=ignore or (), folder=out, about={"data": str(data)}, round_to=round_to,
-        lower_is_better=lower_is_better, progress=not as_json,
+        net.model, net.inputs, entrants, bounds, metric, loss=given.loss, folder=out,
+        about={"data": str(data), **_about(about or [])}, progress=not as_json, **options, **planning,
     )  # fmt: skip
     picture, why = out / PLOT, None
     try:
@@ -54,6 +70,31 @@ def compare(
         why = str(error)
     if as_json:
         drawn = {"plot": None, "no_plot": why} if why else {"plot": str(picture)}
-        typer.echo(json.dumps({**found.to_dict(), "folder": str(out), **drawn}))
+        typer.echo(json.dumps({**found.to_dict(), "weights": net.weights.to_dict(), "folder": str(out), **drawn}))
     else:
         typer.echo(f"{found}\n{f'no picture: {why}' if why else f'picture: {picture}'}")
+    if not any(line.good for line in found.lines):
+        raise ComparisonError(f"every row failed, such as by: {found.lines[0].rows[0].error}")
+
+
+def _metric(reference: str) -> Callable[[nn.Module], Any]:
+    function = find(reference)
+    takes = positional(function) if callable(function) else (0, -1)
+    if takes is not None and not takes[0] <= 1 <= takes[1]:
+        raise ModelReferenceError(
+            f"--evaluate {reference}: evaluate(model) is wanted, which gives a number, or a dict of numbers"
+        )
+
+    @wraps(function)
+    def metric(model: nn.Module) -> Any:
+        with user_code(reference):
+            return function(model)
+
+    return metric
+
+
+def _about(given: Sequence[str]) -> dict[str, str]:
+    pairs = dict(text.split("=", 1) for text in given if "=" in text)
+    if len(pairs) < len(given):
+        raise ComparisonError(f"--about {' '.join(given)}: write NAME=VALUE, each name once")
+    return pairs

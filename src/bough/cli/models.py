@@ -6,33 +6,67 @@ timm:NAME          torchvision:NAME          hf:PATH (a folder with config.json)
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import nn
 
 import bough
-from bough.cli.references import call, imported
+from bough.cli import libraries
+from bough.cli.references import call, find
+from bough.cli.weights import PRETRAINED, RANDOM, Weights, load_weights
+from bough.cutting.cut import copied
 from bough.errors import ModelReferenceError
 from bough.exporting import load_plan
 
+_LIBRARIES = {"timm": libraries.timm, "torchvision": libraries.torchvision, "hf": libraries.hugging_face}
 
-def resolve(reference: str, shape: str | None = None) -> tuple[nn.Module, Any]:
-    """(model in eval mode, example inputs) of a reference; `shape` such as "1,3,224,224" overrides the inputs.
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A model in eval mode, its example inputs, and where its weights are from."""
+
+    model: nn.Module
+    inputs: Any
+    weights: Weights
+
+
+def resolve(
+    reference: str, shape: str | None = None, weights: str | None = None, *, values: bool = True, quiet: bool = False
+) -> Resolved:  # fmt: skip
+    """Return the model that a reference names.
+
+    Args:
+        reference: see above.
+        shape: sizes such as "1,3,224,224" of an example input that takes the place of the reference's own.
+        weights: a file; or "random" or "pretrained"; None for pretrained ones where they can be had.
+        values: whether the values of the weights count; where they do not, none are fetched.
+        quiet: do not print where random weights are used.
 
     Raises:
         ModelReferenceError: nothing is found, or example inputs are needed and not known.
+        CheckpointError: the file of weights does not fit.
     """
     kind, colon, name = reference.partition(":")
     if not colon or not name:
         raise ModelReferenceError(
             f"{reference!r} is no model reference: write module:callable, timm:NAME, torchvision:NAME or hf:PATH"
         )
-    builder = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}.get(kind)
-    model, inputs = builder(name) if builder else _callable(kind, name)
+    given = None if weights in (None, RANDOM, PRETRAINED) else Path(str(weights))
+    if given is not None and not given.is_file():
+        raise ModelReferenceError(f"--weights {given}: there is no such file; write a file, random or pretrained")
+    if kind in _LIBRARIES:
+        model, inputs, source = _LIBRARIES[kind](name, RANDOM if given or not (values or weights) else weights)
+    elif weights in (RANDOM, PRETRAINED):
+        raise ModelReferenceError(f"--weights {weights} is for timm:, torchvision: and hf:; {reference} makes its own")
+    else:
+        model, inputs = _built(reference)
+        source = Weights("builder", f"as {reference} makes them")
+    if given is not None:
+        source = load_weights(model, given, reference)
     if shape is not None:
         try:
             inputs = torch.randn([int(n) for n in shape.split(",")])
@@ -40,7 +74,11 @@ def resolve(reference: str, shape: str | None = None) -> tuple[nn.Module, Any]:
             raise ModelReferenceError(f"--input-shape {shape!r}: write sizes with commas, such as 1,3,224,224") from None
     if inputs is None:
         raise ModelReferenceError(f"{reference} gives no example inputs: return (model, inputs), or use --input-shape")
-    return model.eval(), inputs
+    if source.source == RANDOM and not values and weights is None:
+        source = Weights(RANDOM, "this command looks at shapes alone")
+    if source.source == RANDOM and not quiet:
+        typer.echo(source, err=True)
+    return Resolved(model.eval(), inputs, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,50 +89,18 @@ class Pruned:
     plan: bough.Plan
 
 
-def pruned(reference: str, checkpoint: Path, shape: str | None) -> Pruned:
-    """The pruned form of a model, from its checkpoint."""
-    small = bough.load(checkpoint, lambda: resolve(reference, shape)[0])
+def pruned(original: Resolved, checkpoint: Path) -> Pruned:
+    """Return the pruned form of a model, which stays as it is, from its checkpoint."""
+    small = bough.load(checkpoint, lambda: copied(original.model, lambda name, tensor, parameter: tensor.clone())[0])
     return Pruned(small, load_plan(checkpoint))
 
 
-def _callable(module: str, name: str) -> tuple[nn.Module, Any]:
-    reference = f"{module}:{name}"
-    made = call(reference)
+def _built(reference: str) -> tuple[nn.Module, Any]:
+    found = find(reference)
+    made = found if isinstance(found, nn.Module) else call(reference)
+    if isinstance(made, tuple) and len(made) != 2:
+        raise ModelReferenceError(f"{reference} returned {len(made)} things: the model is wanted, or (model, example inputs)")
     model, inputs = made if isinstance(made, tuple) else (made, None)
     if not isinstance(model, nn.Module):
         raise ModelReferenceError(f"{reference} returned {type(model).__name__}, not an nn.Module")
     return model, inputs
-
-
-def _timm(name: str) -> tuple[nn.Module, Any]:
-    timm = imported("timm", f"timm:{name}")
-    if name not in timm.list_models():
-        raise ModelReferenceError(f"timm has no model called {name}")
-    model = timm.create_model(name)
-    return model, torch.randn(1, *model.default_cfg["input_size"])
-
-
-def _torchvision(name: str) -> tuple[nn.Module, Any]:
-    models = imported("torchvision.models", f"torchvision:{name}")
-    if name not in models.list_models():
-        raise ModelReferenceError(f"torchvision has no model called {name}")
-    side = 299 if name.startswith("inception") else 224
-    return models.get_model(name, weights=None), torch.randn(1, 3, side, side)
-
-
-def _hugging_face(path: str) -> tuple[nn.Module, Any]:
-    transformers = imported("transformers", f"hf:{path}")
-    if not os.path.isfile(os.path.join(path, "config.json")):
-        raise ModelReferenceError(f"hf:{path}: there is no config.json in that folder")
-    config = transformers.AutoConfig.from_pretrained(path)
-    architecture = getattr(transformers, config.architectures[0], None) if config.architectures else None
-    weights = any(f.endswith((".safetensors", ".bin")) for f in os.listdir(path))
-    if weights:
-        model = (architecture or transformers.AutoModel).from_pretrained(path)
-    else:
-        model = architecture(config) if architecture else transformers.AutoModel.from_config(config)
-    if hasattr(config, "vocab_size"):
-        return model, {"input_ids": torch.randint(0, config.vocab_size, (1, 16))}
-    size = getattr(config, "image_size", 224)
-    side = size if isinstance(size, int) else size[0]
-    return model, {"pixel_values": torch.randn(1, getattr(config, "num_channels", 3), side, side)}

@@ -9,7 +9,6 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from bough.errors import CheckpointError
 from bough.recovery import Training
 
 Command = Callable[..., None]
@@ -18,40 +17,49 @@ Model = Annotated[str, typer.Argument(help="module:callable, timm:NAME, torchvis
 Original = Annotated[str, typer.Argument(help="the original: module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
 Checkpoint = Annotated[Path, typer.Option(help="a folder that `bough prune --out` wrote")]
 Shape = Annotated[str | None, typer.Option(help="sizes of the example input, such as 1,3,224,224")]
+WeightsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="a file of MODEL's weights, safetensors or a torch state dict; or random, or pretrained (unless given: pretrained "
+        "where timm: and torchvision: have them and they can be fetched)",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the checkpoint that is in --out")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 
 
 def training_options(
     *,
     out: Annotated[Path, typer.Option(help="folder for the run and the trained checkpoint; a killed run in it is resumed")],
-    epochs: Annotated[int, typer.Option(help="passes over the data")] = 10,
-    lr: Annotated[float, typer.Option(help="highest learning rate")] = 1e-3,
-    optimizer: Annotated[str, typer.Option(help="adamw or sgd")] = "adamw",
-    batch_size: Annotated[int, typer.Option(help="samples per batch, where the task gives a dataset")] = 64,
-    accumulate: Annotated[int, typer.Option(help="batches per step")] = 1,
-    precision: Annotated[str, typer.Option(help="no or bf16")] = "no",
+    epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
+    lr: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="of weights with two dims or more")] = None,
+    momentum: Annotated[float | None, typer.Option(help="of sgd")] = None,
+    schedule: Annotated[str | None, typer.Option(help="of the learning rate: cosine, linear or constant")] = None,
+    warmup: Annotated[float | None, typer.Option(help="the share of all steps in which the learning rate rises")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="samples per batch, where the task gives a dataset")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="batches per step")] = None,
+    clip: Annotated[float | None, typer.Option(help="largest norm of the gradient")] = None,
+    precision: Annotated[str | None, typer.Option(help="no or bf16")] = None,
+    better: Annotated[str | None, typer.Option(help="whether a larger (max) or a smaller (min) metric is better")] = None,
     patience: Annotated[int | None, typer.Option(help="epochs without a better metric before training stops")] = None,
-    seed: Annotated[int, typer.Option(help="of all that is drawn")] = 0,
+    seed: Annotated[int | None, typer.Option(help="of all that is drawn")] = None,
     save_every: Annotated[int | None, typer.Option(help="steps between saved states, besides the ends of epochs")] = None,
+    log_every: Annotated[int | None, typer.Option(help="steps between lines of the log")] = None,
 ) -> Training:
-    return Training(
-        epochs=epochs, lr=lr, optimizer=optimizer, batch_size=batch_size, accumulate=accumulate, precision=precision,
-        patience=patience, seed=seed, save_every=save_every, folder=out,
-    )  # fmt: skip
+    """Return the options of training; those left out have the defaults of `Training`."""
+    return Training(**chosen(
+        epochs=epochs, lr=lr, optimizer=optimizer, weight_decay=weight_decay, momentum=momentum, schedule=schedule,
+        warmup=warmup, batch_size=batch_size, accumulate=accumulate, clip=clip, precision=precision, better=better,
+        patience=patience, seed=seed, save_every=save_every, log_every=log_every, folder=out,
+    ))  # fmt: skip
 
 
-def writable(out: Path | None, *, folder: bool) -> None:
-    """Tells before the work is done if its result could not be written.
-
-    Raises:
-        CheckpointError: a file stands where a folder is to be made, or there is no folder for a file.
-    """
-    if out is None:
-        return
-    if folder and any(p.is_file() for p in (out, *out.parents)):
-        raise CheckpointError(f"{out} can not be a folder: there is a file in the way")
-    if not folder and (out.is_dir() or not out.parent.is_dir()):
-        raise CheckpointError(f"{out} can not be written: {out.parent} is no folder, or {out.name} is one")
+def chosen(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None: what the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def given_by(**makers: Callable[..., Any]) -> Callable[[Command], Command]:

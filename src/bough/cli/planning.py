@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bough.cli.options import chosen
 from bough.cli.references import call, is_reference, with_options
 from bough.cost import EnergyModel, LatencyTable
 from bough.errors import ModelReferenceError, PlanError
@@ -54,11 +55,6 @@ def planning_options(
         table=None if table is None else LatencyTable.load(table),
         energy=None if energy is None else _energy(energy),
     )  # fmt: skip
-
-
-def chosen(**options: Any) -> dict[str, Any]:
-    """Return the options that are not None: what the user gave."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def allocation_of(text: str) -> str | Allocator:

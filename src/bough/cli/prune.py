@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +14,12 @@ import typer
 import bough
 from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
+from bough.cli.flags import in_flags
 from bough.cli.models import resolve
-from bough.cli.options import Json, Model, Shape, given_by, writable
-from bough.cli.planning import ALLOCATION, allocation_of, chosen, planning_options
-from bough.cli.train import Steps, prune_iteratively, step_options
+from bough.cli.options import Json, Model, Overwrite, Shape, WeightsOf, chosen, given_by
+from bough.cli.outputs import unused, writable
+from bough.cli.planning import ALLOCATION, allocation_of, planning_options
+from bough.cli.steps import Steps, prune_iteratively, step_options
 from bough.errors import PlanError, VerificationError
 from bough.recovery import Iterated
 from bough.report.tables import costs_table, show
@@ -30,6 +33,7 @@ def prune(
     planning: dict[str, Any],
     steps: Steps | None,
     input_shape: Shape = None,
+    weights: WeightsOf = None,
     importance: Annotated[str | None, typer.Option(help=f"the criterion: {KNOWN}")] = None,
     allocation: Annotated[str | None, typer.Option(help=ALLOCATION)] = None,
     data: Batches = None,
@@ -40,10 +44,14 @@ def prune(
         str | None, typer.Option(help="where the cut model is not the masked original: raise (nothing is saved) or return")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the plan and the weights")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Cuts a model to a budget, at once or in steps with training in between, verifies it and saves it."""
     writable(out, folder=True)
+    unused(out, overwrite)
+    if steps is not None:
+        _refuse(steps, refit, planning)
     bounds = budget_of(budget)
     given = calibration(data, loss, [importance] if importance else [], progress=not as_json)
     planning |= chosen(allocation=None if allocation is None else allocation_of(allocation))
@@ -51,34 +59,27 @@ def prune(
         importance=None if importance is None else given.criterion(importance), data=given.data, ignore=ignore or None,
         on_mismatch=on_mismatch,
     )  # fmt: skip
-    net, inputs = resolve(model, input_shape)
+    net = resolve(model, input_shape, weights, quiet=as_json)
     result: bough.Result | Iterated
     try:
         if steps is None:
-            result = bough.prune(net, inputs, bounds, **options, **planning, **chosen(refit=refit))
+            result = bough.prune(net.model, net.inputs, bounds, **options, **planning, **chosen(refit=refit))
         else:
-            _refuse(steps, refit, planning)
             result = prune_iteratively(
-                net,
-                inputs,
-                bounds,
-                steps,
-                folder=out,
-                progress=not as_json,
-                planning=partial(bough.plan, **planning),
-                **options,
+                net, bounds, steps, folder=out, progress=not as_json, planning=partial(bough.plan, **planning), **options
             )
     except VerificationError as error:
         told = f"{error.result.report}; nothing was saved; with --on-mismatch return it is saved all the same"
-        raise VerificationError(told, error.result) from None
+        raise VerificationError(told, error.result) from error
     if out is not None:
         bough.save(result, out, overwrite=True)
     if as_json:
-        typer.echo(json.dumps({**_as_json(result), "saved": str(out) if out else None}))
+        saved = str(out) if out else None
+        typer.echo(json.dumps({**_as_json(result), "weights": net.weights.to_dict(), "saved": saved}))
         return
     show(costs_table({"before": result.plan.original.to_dict(), "after": result.plan.cost.to_dict()}))
     for line in _lines(result):
-        typer.echo(line)
+        typer.echo(in_flags(line, signature(prune).parameters))
     if out is not None:
         typer.echo(f"saved in {out}")
 

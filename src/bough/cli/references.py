@@ -42,7 +42,7 @@ def imported(module: str, reference: str, hint: str = "") -> Any:
     """
     try:
         return importlib.import_module(module)
-    except Exception as error:
+    except Exception as error:  # what the module's own code raises, too
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelReferenceError(
             f"{reference} needs the module {module}, which can not be imported ({reason}){hint}"
@@ -88,13 +88,16 @@ def user_code(reference: str) -> Iterator[None]:
 
 
 def positional(function: Callable[..., Any]) -> tuple[int, float] | None:
-    """Return the least and the largest number of positional arguments that a callable takes; None if it can not be told."""
+    """Return the least and the largest number of positional arguments that a callable takes; None if it can not be told.
+
+    One that needs keyword arguments can not be called with any number of them: (0, -1).
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return None
     if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
-        return None
+        return 0, -1
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     most = float("inf") if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(places)
     return sum(p.default is p.empty for p in places), most

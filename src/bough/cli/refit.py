@@ -11,7 +11,8 @@ import typer
 import bough
 from bough.cli.calibration import batches
 from bough.cli.models import pruned, resolve
-from bough.cli.options import Checkpoint, Json, Original, Shape, writable
+from bough.cli.options import Checkpoint, Json, Original, Overwrite, Shape, WeightsOf, chosen
+from bough.cli.outputs import unused, writable
 from bough.recovery import refit_
 
 
@@ -22,17 +23,24 @@ def refit(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="folder for the refitted checkpoint")],
     ridge: Annotated[float | None, typer.Option(help="how much weights are held back; without it, chosen for each")] = None,
-    sites: Annotated[int, typer.Option(help="output positions of each sample that a convolution is looked at")] = 128,
+    sites: Annotated[int | None, typer.Option(help="output positions of each sample that a convolution is looked at")] = None,
+    everything: Annotated[bool | None, typer.Option(help="refit all weights whose inputs have changed")] = None,
+    skips: Annotated[bool | None, typer.Option(help="make up for the error of what an output is added to")] = None,
+    memory: Annotated[int | None, typer.Option(help="bytes that runs which wait for the next layer may hold")] = None,
     input_shape: Shape = None,
+    weights: WeightsOf = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Solves a pruned model's weights for what the original computes, layer by layer: no labels, no training."""
     writable(out, folder=True)
-    small, (dense, inputs) = pruned(model, checkpoint, input_shape), resolve(model, input_shape)
-    stream = batches(data, progress=not as_json)
-    done = refit_(dense, small.model, small.plan, stream, ridge=ridge, sites=sites, example_inputs=inputs)
+    unused(out, overwrite)
+    options = chosen(ridge=ridge, sites=sites, everything=everything, skips=skips, memory=memory)
+    dense = resolve(model, input_shape, weights, quiet=as_json)
+    small, stream = pruned(dense, checkpoint), batches(data, progress=not as_json)
+    done = refit_(dense.model, small.model, small.plan, stream, example_inputs=dense.inputs, **options)
     bough.save(small, out, overwrite=True)
     if as_json:
-        typer.echo(json.dumps({**done.to_dict(), "saved": str(out)}))
+        typer.echo(json.dumps({**done.to_dict(), "weights": dense.weights.to_dict(), "saved": str(out)}))
     else:
         typer.echo(f"{done}\nsaved in {out}")

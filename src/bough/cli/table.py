@@ -10,7 +10,8 @@ import typer
 
 import bough
 from bough.cli.models import resolve
-from bough.cli.options import Json, Model, Shape, writable
+from bough.cli.options import Json, Model, Shape, WeightsOf
+from bough.cli.outputs import writable
 from bough.cost import LatencyTable
 from bough.cost.latency_table import to_csv, wanted
 from bough.errors import PlanError
@@ -20,6 +21,7 @@ from bough.measuring import latency, measure_table
 def table(
     model: Model,
     input_shape: Shape = None,
+    weights: WeightsOf = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON of the table, for `bough prune --table`; one that is there is completed")
     ] = None,
@@ -38,8 +40,8 @@ def table(
     if correct and answers is not None:
         raise PlanError("--correct times whole models here, and --answers are of another machine: leave one of them out")
     writable(out or ask, folder=False)
-    net, inputs = resolve(model, input_shape)
-    graph = bough.trace(net, inputs)
+    given = resolve(model, input_shape, weights, values=False, quiet=as_json)
+    graph = bough.trace(given.model, given.inputs)
     if ask is not None:
         points = list(wanted(graph, quantum))
         ask.write_text(to_csv((key, widths, None) for key, widths in points))
@@ -51,12 +53,12 @@ def table(
     else:
         made = measure_table(graph, backend, quantum=quantum, seconds=seconds, path=out, progress=not as_json)
         if correct:
-            made = bough.correct_table(graph, made, lambda m: latency(m, inputs, backend=backend).median, plans=correct)
+            made = bough.correct_table(graph, made, lambda m: latency(m, given.inputs, backend=backend).median, plans=correct)
     predicted = float(made.seconds(graph)[0])  # complains of what is missing
     made.save(out)
     found = {"device": made.device, "backend": made.backend, "points": sum(map(len, made.points.values()))}
     if as_json:
-        typer.echo(json.dumps({**found, "model_seconds": predicted, "saved": str(out)}))
+        typer.echo(json.dumps({**found, "model_seconds": predicted, "weights": given.weights.to_dict(), "saved": str(out)}))
     else:
         typer.echo(f"{made.device}, {made.backend}: {found['points']} times, the model takes {1e3 * predicted:.3f} ms by them")
         typer.echo(f"saved in {out}")

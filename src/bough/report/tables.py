@@ -52,3 +52,11 @@ def groups_table(graph: Graph) -> Table:
     for g in graph.groups:
         table.add_row(g.name, g.kind, str(g.size), str(len(g.members)), "exact" if g.exact else "renormalizing")
     return table
+
+
+def layers_table(graph: Graph) -> Table:
+    """The layers of a graph that can be left out."""
+    table = Table("layer (--drop)", "leaving it out is")
+    for layer in graph.layers:
+        table.add_row(layer.name, "exact" if layer.exact else "as an identity in its place")
+    return table

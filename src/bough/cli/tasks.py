@@ -1,0 +1,103 @@
+"""A task: what the commands that train are given to learn, as `module:callable`.
+
+    def task():
+        return train, validation, loss, evaluate
+
+`train` is a Dataset or a DataLoader. The others may be None or left out: `validation` is a DataLoader, `loss(output, batch)`
+a mean over the batch, and the metric `evaluate(model, validation)`, or `evaluate(model)` where the validation data is at hand;
+unless given, it is the share of right answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from bough.cli.references import call, positional, user_code
+from bough.errors import ModelReferenceError, TrainingError
+from bough.recovery.finetune import logits_of, run_batch
+
+Metric = Callable[[nn.Module], float]
+
+CONTRACT = (
+    "module:callable that returns (train, validation, loss, evaluate), the last three optional: loss(output, batch); "
+    "evaluate(model, validation) or evaluate(model)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be learned, and the metric of it, None where there is nothing to evaluate on."""
+
+    train: Any
+    loss: Callable[[Any, Any], Tensor] | None
+    metric: Metric | None
+
+
+def task_of(reference: str) -> Task:
+    """Return the task that a reference's callable returns.
+
+    Raises:
+        ModelReferenceError: it returns something else.
+    """
+    made = call(reference)
+    parts = made if isinstance(made, tuple) else (made,)
+    if not 1 <= len(parts) <= 4:
+        raise ModelReferenceError(f"{reference} returned {len(parts)} things: (train, validation, loss, evaluate) are wanted")
+    train, validation, loss, evaluate = (*parts, None, None, None)[:4]
+    if not (hasattr(train, "__iter__") or hasattr(train, "__getitem__")):
+        raise ModelReferenceError(f"{reference} returned {type(train).__name__} as train: a Dataset or a DataLoader is wanted")
+    if validation is not None and not hasattr(validation, "__iter__"):
+        raise ModelReferenceError(f"{reference} returned {type(validation).__name__} as validation: a DataLoader is wanted")
+    for name, function in (("loss", loss), ("evaluate", evaluate)):
+        if function is not None and not callable(function):
+            raise ModelReferenceError(f"{reference} returned {type(function).__name__} as {name}: a function is wanted")
+    return Task(train, loss, _metric(reference, evaluate, validation))
+
+
+def _metric(reference: str, evaluate: Callable[..., Any] | None, validation: Any) -> Metric | None:
+    """Return the metric of a model alone, whichever of the two forms `evaluate` has."""
+    if evaluate is None:
+        return None if validation is None else lambda model: accuracy(model, validation)
+    takes = positional(evaluate) or (2, 2)
+    if takes[0] <= 2 <= takes[1] and validation is not None:
+        given = [validation]
+    elif takes[0] <= 1 <= takes[1]:
+        given = []
+    elif takes[0] == 2:
+        raise ModelReferenceError(
+            f"{reference} gives evaluate(model, validation) and no validation: return it, or write evaluate(model)"
+        )
+    else:
+        raise ModelReferenceError(f"{reference}: evaluate is called as evaluate(model, validation) or evaluate(model)")
+
+    def metric(model: nn.Module) -> float:
+        with user_code(f"evaluate of {reference}"):
+            value = evaluate(model, *given)
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TrainingError(f"evaluate of {reference} returned {type(value).__name__}: a number is wanted") from None
+
+    return metric
+
+
+def accuracy(model: nn.Module, validation: Any) -> float:
+    """The share of right answers; batches are pairs (inputs, labels)."""
+    right = total = 0
+    device = next(model.parameters()).device
+    for batch in validation:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TrainingError(
+                f"validation gives batches ({type(batch).__name__}) that are no pairs (inputs, labels): return an evaluate "
+                "of your own with the task"
+            )
+        x, y = batch
+        answers = logits_of(run_batch(model, (x.to(device), y))).argmax(1).cpu()
+        right, total = right + int((answers == y).sum()), total + y.numel()
+    if total == 0:
+        raise TrainingError("validation is empty: it gives no labels to count")
+    return right / total
