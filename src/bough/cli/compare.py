@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
+from bough.cli.flags import in_flags
 from bough.cli.models import resolve
 from bough.cli.options import Json, Model, Shape, WeightsOf, chosen, given_by
 from bough.cli.outputs import writable
@@ -72,7 +74,8 @@ def compare(
         drawn = {"plot": None, "no_plot": why} if why else {"plot": str(picture)}
         typer.echo(json.dumps({**found.to_dict(), "weights": net.weights.to_dict(), "folder": str(out), **drawn}))
     else:
-        typer.echo(f"{found}\n{f'no picture: {why}' if why else f'picture: {picture}'}")
+        typer.echo(in_flags(f"{found}", signature(compare).parameters))
+        typer.echo(f"no picture: {why}" if why else f"picture: {picture}")
     if not any(line.good for line in found.lines):
         raise ComparisonError(f"every row failed, such as by: {found.lines[0].rows[0].error}")
 

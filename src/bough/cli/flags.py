@@ -7,26 +7,26 @@ from collections.abc import Collection
 
 from bough.planning import Budget
 
-# Calls that the API's messages show, and what takes their place on the command line; longer ones come first.
-PHRASES = {
-    "table=bough.LatencyTable.measure(graph), or one that was measured elsewhere": "--table FILE, which `bough table` writes",
-    "LatencyTable.measure(graph, ..., onto=table) there, or by with_csv": "`bough table` there, or by its --answers",
-    "an allocator such as bough.allocation.Greedy()": "an allocator of your own, module:callable",
-    "lower minimum, round_to or ignore": "lower --minimum, --round-to or --ignore",
-    "loss=fn with fn(model, batch) -> a number (--loss)": "--loss module:fn, with fn(model, batch) -> a number",
-    "loss=(output, batch) -> Tensor": "loss(output, batch) -> Tensor with the task",
-    "data=loader (--data)": "--data module:fn",
-    "data=loader": "--data module:fn",
-    "data=batches": "--data module:fn",
-    "OBS(relative=True)": "'obs(relative=True)'",
-    "minimum names": "--minimum names",
-    "plan with drop= by it": "`bough prune --drop` by it",
-    "loss(model, batch) -> a number": "--loss module:fn, with fn(model, batch) -> a number",
+# What the API's messages show as code, and what takes its place on the command line; longer ones come first.
+_SAID = {
+    r"table=bough\.LatencyTable\.measure\(graph\), or one that was measured elsewhere": "--table FILE (see `bough table`)",
+    r"LatencyTable\.measure\(graph, \.\.\., onto=table\) there, or by with_csv": "`bough table` there, or by its --answers",
+    r"an allocator such as bough\.allocation\.Greedy\(\)": "an allocator of your own, module:callable",
+    r"lower minimum, round_to or ignore": "lower --minimum, --round-to or --ignore",
+    r"loss=fn with fn\(model, batch\) -> a number( \(--loss\))?": "--loss module:fn, with fn(model, batch) -> a number",
+    r"criterion\([^()]*, loss\) with loss\(model, batch\)": "--loss module:fn, with fn(model, batch)",
+    r"loss=\(output, batch\) -> Tensor": "loss(output, batch) -> Tensor with the task",
+    r"data=(loader|batches)( \(--data\))?": "--data module:fn",
+    r"bough\.score\(graph, \w+\(\.\.\.\), batches\)": "give --data module:fn",
+    r"OBS\(relative=True\) with data": "'obs(relative=True)' with --data module:fn",
+    r"\bminimum names": "--minimum names",
+    r"plan with drop= by it": "`bough prune --drop` by it",
+    r"overwrite=True": "--overwrite",
 }
 _CALLS = re.compile(
     r"\b(?:bough\.)?(?:prune|plan|score|compare|refit|finetune|distill|iterate|Training|Distillation)\(([a-z_]+=[^()]*)\)"
 )
-_ARGUMENT = re.compile(r"(?<![\w.-])([a-z_]+)=(True\b|False\b)?(?=[\w'\"\[{(.-])")
+_ARGUMENT = re.compile(r"(?<![\w.-])([a-z_]+)=(?:(True|False)\b|(?=[\w'\"\[{(.-]))")
 _IDENTIFIER = re.compile(r"(?<![\w.'\"-])[a-z]+(?:_[a-z]+)+(?![\w'\"(=])")
 
 
@@ -43,8 +43,8 @@ def in_flags(message: str, options: Collection[str]) -> str:
         >>> in_flags("prune(refit=True) needs data", {"refit"}), in_flags("macs='1 kg' is no budget", {"budget"})
         ('--refit needs data', "--budget macs='1 kg' is no budget")
     """
-    for phrase, said in PHRASES.items():
-        message = message.replace(phrase, said)
+    for pattern, said in _SAID.items():
+        message = re.sub(pattern, said, message)
     message = _CALLS.sub(r"\1", message)
     message = _ARGUMENT.sub(lambda found: _option(found, options), message)
     return _IDENTIFIER.sub(lambda found: flag(found[0]) if found[0] in options else found[0], message)

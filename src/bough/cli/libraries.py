@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bough.cli.references import first_line, imported
+from bough.cli.references import cause, imported
 from bough.cli.weights import PRETRAINED, RANDOM, Weights, impatient
-from bough.errors import ModelReferenceError
+from bough.errors import BoughError, ModelReferenceError
 
 Built = tuple[nn.Module, Any, Weights]
 """A model, example inputs, and where its weights are from."""
@@ -23,6 +24,20 @@ _HINT = (
     ": torchvision, which timm imports too, has to be installed as a build for the very torch that is installed "
     f"({torch.__version__}); the README says how under 'timm and torchvision'"
 )
+
+
+@contextmanager
+def _building(reference: str) -> Iterator[None]:
+    """Report in one line what a library raises, parts of which are imported only here."""
+    try:
+        yield
+    except BoughError:
+        raise
+    except Exception as error:
+        why = cause(error)
+        raise ModelReferenceError(
+            f"{reference} can not be built ({why}){_HINT if 'torchvision' in why else '; --debug shows the traceback'}"
+        ) from error
 
 
 def timm(name: str, weights: str | None) -> Built:
@@ -60,13 +75,19 @@ def hugging_face(path: str, weights: str | None) -> Built:
     transformers = imported("transformers", f"hf:{path}")
     if not os.path.isfile(os.path.join(path, "config.json")):
         raise ModelReferenceError(f"hf:{path}: there is no config.json in that folder")
+    with _building(f"hf:{path}"):
+        return _from_folder(transformers, path, weights)
+
+
+def _from_folder(transformers: Any, path: str, weights: str | None) -> Built:
     config = transformers.AutoConfig.from_pretrained(path)
     architecture = getattr(transformers, config.architectures[0], None) if config.architectures else None
     there = any(f.endswith((".safetensors", ".bin")) for f in os.listdir(path))
     if weights == PRETRAINED and not there:
         raise ModelReferenceError(f"--weights pretrained: the folder {path} has a config and no weights")
     if there and weights != RANDOM:
-        model, told = (architecture or transformers.AutoModel).from_pretrained(path, output_loading_info=True)
+        loader = (architecture or transformers.AutoModel).from_pretrained
+        model, told = _seeded(lambda: loader(path, output_loading_info=True))
         lacking = sorted(told["missing_keys"])
         source = Weights("pretrained", f"from {path}")
         if lacking:
@@ -87,7 +108,8 @@ def _weighted(
 ) -> tuple[nn.Module, Weights]:  # fmt: skip
     """A model with pretrained weights, from the cache or the network; else with random ones, and why."""
     if weights == RANDOM:
-        return _seeded(plain), Weights("random", "as asked for")
+        with _building(reference):
+            return _seeded(plain), Weights("random", "as asked for")
     why = f"there are no pretrained ones of {reference}"
     if url is not None:
         with impatient(url) as reached:
@@ -98,13 +120,14 @@ def _weighted(
                     return trained(), Weights("pretrained", f"pretrained, of {reference}")
                 except Exception as error:
                     if reached:
-                        why = f"the pretrained ones can not be fetched: {type(error).__name__}: {first_line(error)}"
+                        why = f"the pretrained ones can not be fetched: {cause(error)}"
     if weights == PRETRAINED:
         raise ModelReferenceError(f"--weights pretrained: {why}")
-    return _seeded(plain), Weights("random", f"{why}; give --weights FILE for trained ones")
+    with _building(reference):
+        return _seeded(plain), Weights("random", f"{why}; give --weights FILE for trained ones")
 
 
-def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
+def _seeded(build: Callable[[], Any]) -> Any:
     """Build under a fixed seed, so that every command that names the model sees the same random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -43,10 +43,16 @@ def imported(module: str, reference: str, hint: str = "") -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # what the module's own code raises, too
-        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelReferenceError(
-            f"{reference} needs the module {module}, which can not be imported ({reason}){hint}"
+            f"{reference} needs the module {module}, which can not be imported ({cause(error)}){hint}"
         ) from error
+
+
+def cause(error: BaseException) -> str:
+    """Return the type and the first line of the error that an error was raised from, in the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def call(reference: str, *args: Any) -> Any:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -77,13 +76,10 @@ def _read(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors" or start[8:] == b"{":
             return dict(load_file(file))
         held = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # pickle raises whatever it meets
         raise CheckpointError(
-            f"--weights {file} is no safetensors file and no state dict of torch: {first_line(error)}"
-        ) from error
-    except Exception as error:  # pickle's, of what is not plain tensors
-        raise CheckpointError(
-            f"--weights {file} holds more than tensors (a whole model?): save model.state_dict() instead"
+            f"--weights {file} is no safetensors file and no torch file of tensors alone (of a whole model, save "
+            "model.state_dict())"
         ) from error
     nested = [held[k] for k in _NESTED if isinstance(held, Mapping) and _is_state(held.get(k))]
     state = held if _is_state(held) else nested[0] if len(nested) == 1 else None
