@@ -21,7 +21,7 @@ _SAID = {
     r"OBS\(relative=True\) with data": "'obs(relative=True)' with --data module:fn",
     r"\bminimum names": "--minimum names",
     r"plan with drop= by it": "`bough prune --drop` by it",
-    r"overwrite=True": "--overwrite",
+    r"with bough\.save\(\.\.\., overwrite=True\)": "with --overwrite",
 }
 _CALLS = re.compile(
     r"\b(?:bough\.)?(?:prune|plan|score|compare|refit|finetune|distill|iterate|Training|Distillation)\(([a-z_]+=[^()]*)\)"
