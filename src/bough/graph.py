@@ -210,6 +210,7 @@ class Graph:
     ragged: tuple[Ragged, ...] = ()  # of each group that another one leads everywhere: whether its units may differ
     second: tuple[OpRecord, ...] = ()
     modes: dict[str, bool] = field(default_factory=dict)  # module name -> whether it was in training mode
+    draw: float | None = None  # what every single random number of the run was
 
     def group(self, name: str) -> Group:
         """The group called `name`; KeyError where there is none."""

@@ -13,8 +13,8 @@ from torch.fx._pytree import tree_flatten_spec
 
 from bough.errors import ExportError
 from bough.tracing.execution import Execution
+from bough.tracing.randomness import unchanged_rng
 from bough.tracing.stream import Handler, Stream
-from bough.tracing.trace import unchanged_rng
 from bough.tracing.wrapped import eagerly
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

@@ -22,7 +22,7 @@ from bough.planning.config import Field, changed, curious, integers
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import held_values
 from bough.tracing.provenance import Path
-from bough.tracing.trace import unchanged_rng
+from bough.tracing.randomness import unchanged_rng
 
 Changes = Mapping[Field, int]
 _FILLING = frozenset(("normal_", "uniform_", "trunc_normal_", "zero_", "fill_", "zeros_", "ones_", "constant_"))

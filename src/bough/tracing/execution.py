@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bough.tracing.randomness import as_drawn, draws_one
 from bough.tracing.shapes import SHAPES
 from bough.tracing.stream import Call, Runner, swap, tensors_in
 
@@ -55,8 +56,12 @@ _READS_INTEGERS = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))  
 class Execution:
     """Stand-ins by the identity of what they stand for."""
 
-    def __init__(self, model: nn.Module, real: bool, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, real: bool, shapes: dict[str, tuple[int, ...]] | None = None, draw: float | None = None
+    ) -> None:
         self.real = real
+        self.draw = draw  # what every single random number between 0 and 1 is; None: as it comes
+        self.drew = False
         self.stand_ins: dict[int, Tensor] = {}
         self._originals: list[Tensor] = []
         self.names: dict[str, Tensor] = {}
@@ -111,10 +116,13 @@ class Execution:
                 if "device" in kwargs:
                     kwargs["device"] = torch.device("meta")
                 shape = SHAPES.get(call.name)
-                result = shape(*args, **kwargs) if shape is not None and "out" not in kwargs else NotImplemented
-                if result is not NotImplemented:
-                    return result
-        result = call.func(*args, **kwargs)
+                known = shape(*args, **kwargs) if shape is not None and "out" not in kwargs else NotImplemented
+                if known is not NotImplemented:
+                    return known
+        result: Any = call.func(*args, **kwargs)
+        if self.draw is not None and draws_one(call.name, result):
+            self.drew = True
+            result = as_drawn(call.name, args, result, self.draw)
         if call.name == "scalar_tensor" and result.device.type == "meta":
             result._number = float(args[0])  # made in C++, beside a tensor that has no values
         return result

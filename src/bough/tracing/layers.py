@@ -101,7 +101,7 @@ class Watch:
         modules = dict(self.model.named_modules())
         found = []
         for name in self.runs[0]:
-            calls = [run.get(name, []) for run in self.runs]
+            calls = [run[name] for run in self.runs if name in run]  # in the other mode it may be skipped
             if any(len(c) != 1 for c in calls) or not all(passes(c[0]) for c in calls):
                 continue
             passages = tuple(c[0] for c in calls)

@@ -234,7 +234,7 @@ def _in_form(call: Call, made: list[Tensor]) -> Any:
 def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, float]) -> Replay:
     """Runs the model at the cut sizes and gives what does not agree; the model stays as it was."""
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
-    handler = Replay(graph, kept, Execution(graph.model, False, shapes))
+    handler = Replay(graph, kept, Execution(graph.model, False, shapes, graph.draw))
 
     def prepare() -> None:
         for name, module in graph.model.named_modules():  # the model may have been switched since

@@ -24,9 +24,9 @@ from bough.tracing.contractions import CONTRACTING
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
 from bough.tracing.location import here
+from bough.tracing.randomness import unchanged_rng
 from bough.tracing.replay import REARRANGING
 from bough.tracing.stream import Call, Runner, Stream, swap, tensors_in
-from bough.tracing.trace import unchanged_rng
 from bough.tracing.wrapped import eagerly
 
 Reader = Callable[[OpRecord, Sequence[Tensor]], Sequence[Tensor] | None]

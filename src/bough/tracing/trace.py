@@ -26,6 +26,7 @@ from bough.tracing.inputs import with_tensors
 from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
 from bough.tracing.ragged import ragged
+from bough.tracing.randomness import HIGH, LOW, fixed_rng, unchanged_rng
 from bough.tracing.recorder import LEAVING, Recorder
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.tree import Returned, forward_parameters, tensors_within
@@ -61,13 +62,14 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
     model = traceable(model)
     args, kwargs = split_inputs(example_inputs)
     _check_inputs(args, kwargs)
+    draw = HIGH
     try:
-        recorder, result, watch = _recorded(model, args, kwargs, real=real)
+        recorder, result, watch = _recorded(model, args, kwargs, real, draw)
     except TraceError:
         raise
     except Exception:  # shapes alone do not carry the run: control flow reads values, or the model can not run at all
         try:
-            recorder, result, watch = _recorded(model, args, kwargs, real=True)
+            recorder, result, watch = _recorded(model, args, kwargs, True, draw)
             real = True
         except TraceError:
             raise
@@ -78,6 +80,10 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
                 "Check that model(*example_inputs) works."
             ) from error
+    if recorder.execution.drew and _unread(recorder):  # perhaps of layers that are run where the draw is low
+        other = _recorded(model, args, kwargs, real, LOW)
+        if len(_unread(other[0])) < len(_unread(recorder)):
+            (recorder, result, watch), draw = other, LOW
     outputs = _freeze_outputs(recorder, result)
     if not any(isinstance(leaf, Tensor) for _, leaf in result.leaves):
         raise TraceError(
@@ -88,14 +94,14 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
     notes = ["traced with real values: the model's control flow depends on data"] if real else []
     numbers = {recorder.value(recorder.owned(t)).number for t in outputs}
     ops, storages = tuple(recorder.ops), _storages(recorder, outputs)
-    notes += _other_mode(recorder, watch, args, kwargs, real)
+    notes += _other_mode(recorder, watch, args, kwargs, real, draw)
     recorder.equations += bind_copies(model, recorder.equations)
     groups, frozen = _groups(recorder, ops)
     graph = Graph(
         model, args, kwargs, ops, storages, recorder.states, tuple(recorder.equations), groups, frozen,
         tuple(recorder.unknown), real, fingerprint(model), notes, watch.layers(numbers),
         ragged=ragged(groups, recorder.states, recorder.ops), second=tuple(recorder.ops[len(ops) :]),
-        modes={n: m.training for n, m in model.named_modules()},
+        modes={n: m.training for n, m in model.named_modules()}, draw=draw,
     )  # fmt: skip
     _check_names(ignored, graph)
     return graph
@@ -108,14 +114,6 @@ def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
-
-
-@contextmanager
-def unchanged_rng() -> Iterator[None]:
-    """Leaves the random number generators as they were."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 @contextmanager
@@ -137,28 +135,29 @@ def run(
     """Runs the model under `handler`, with held integers as `change` says; returns what is found in what it returns.
 
     `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too. `first` is the
-    number of the first op.
+    number of the first op. Where the execution says what is drawn, all random numbers are the same in every run.
     """
     args, kwargs = with_tensors((args, kwargs), execution.stand_in)
     collected = nullcontext() if execution.real else uncollected()
-    with collected, unchanged_rng(), torch.no_grad(), substituted(model, change):
+    drawn = unchanged_rng() if execution.draw is None else fixed_rng()
+    with collected, drawn, torch.no_grad(), substituted(model, change):
         if prepare is not None:
             prepare()
         with Stream(handler, first), eagerly(), fresh_caches(model):
             return Returned.of(model(*args, **kwargs), forward_parameters(model))
 
 
-def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool) -> tuple[Recorder, Returned, Watch]:
+def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool, draw: float) -> tuple[Recorder, Returned, Watch]:
     recorder = Recorder(model)
     watch = Watch(model, recorder)
-    return recorder, _record(recorder, watch, args, kwargs, real, watch), watch
+    return recorder, _record(recorder, watch, args, kwargs, real, draw, watch), watch
 
 
 def _record(
-    recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool, prepare: Callable[[], None]
+    recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool, draw: float, prepare: Callable[[], None]
 ) -> Returned:  # fmt: skip
     """Records one run, and gives what the model returns."""
-    execution = Execution(watch.model, real)
+    execution = Execution(watch.model, real, draw=draw)
     recorder.begin(execution)
     watch.begin()
     for tensor in tensors_within((args, kwargs)):
@@ -192,11 +191,16 @@ def _freeze_outputs(recorder: Recorder, result: Returned) -> list[Tensor]:
     return outputs
 
 
-def _other_mode(recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool) -> list[str]:
+def _unread(recorder: Recorder) -> list[str]:
+    """Return the parameters that no recorded op reads."""
+    read = {name for op in recorder.ops for name in op.states}
+    return [n for n, s in recorder.states.items() if s.parameter and n not in read]
+
+
+def _other_mode(recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool, draw: float) -> list[str]:
     """Where some parameters are not read, as those of heads for training only: records the run in the other mode, too."""
     ops, model = len(recorder.ops), watch.model
-    read = {name for op in recorder.ops for name in op.states}
-    unread = [n for n, s in recorder.states.items() if s.parameter and n not in read]
+    unread = _unread(recorder)
     if not unread:
         return []
 
@@ -205,14 +209,14 @@ def _other_mode(recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: 
         switch(model)
 
     try:
-        _freeze_outputs(recorder, _record(recorder, watch, args, kwargs, real, prepare))
+        _freeze_outputs(recorder, _record(recorder, watch, args, kwargs, real, draw, prepare))
     except Exception as error:
         del recorder.ops[ops:]
         watch.forget()
         mode = "evaluation" if model.training else "training"
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return [f"{unread[0]} (of {len(unread)} such parameters) is not read, and the model does not run in {mode} mode: {why}"]
-    if read >= {name for op in recorder.ops[ops:] for name in op.states}:  # the other mode reads no more
+    if unread == _unread(recorder):  # the other mode reads no more
         del recorder.ops[ops:]
         watch.forget()
     return []
