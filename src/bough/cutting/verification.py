@@ -206,8 +206,11 @@ def errors_of(
 def distance(a: Tensor, b: Tensor) -> float:
     """Return the largest absolute difference of two tensors; equal infinities are equal, and two NaN in the same place.
 
-    Tensors of nothing but NaN are infinitely far apart: they show nothing.
+    Tensors of nothing but NaN are infinitely far apart: they show nothing. So are tensors of different shapes, such as
+    `nonzero` gives for other values.
     """
+    if a.shape != b.shape:
+        return float("inf")
     a, b = _values(a), _values(b.to(a.device))
     if not a.numel():
         return 0.0

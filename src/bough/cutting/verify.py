@@ -28,7 +28,8 @@ from bough.tracing.caches import fresh_caches
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
 from bough.tracing.inputs import with_tensors
-from bough.tracing.trace import split_inputs, unchanged_rng
+from bough.tracing.randomness import unchanged_rng
+from bough.tracing.trace import split_inputs
 from bough.tracing.tree import forward_parameters, output_tensors, tensors_within
 from bough.tracing.wrapped import eagerly, unwrap
 
