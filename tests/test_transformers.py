@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bough
-from bough.tracing.trace import flatten
+from bough.tracing.tree import output_tensors
 from tests.zoo import randomize, to_double, transformers_models
 
 UNIFORM = {  # family: fields of the config after keep=0.5
@@ -56,7 +56,7 @@ def saved_and_loaded(small):
 
 @torch.no_grad()
 def outputs(model, inputs):
-    return [t for t in flatten(model(**{k: v.clone() for k, v in inputs.items()})) if t.is_floating_point()]
+    return [t for t in output_tensors(model(**{k: v.clone() for k, v in inputs.items()})).values() if t.is_floating_point()]
 
 
 def generated(model, inputs, use_cache):

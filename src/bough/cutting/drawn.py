@@ -24,9 +24,10 @@ def drawn(name: str, tensor: Tensor) -> Tensor:
 
 
 def perturb(tensors: Iterable[Tensor], size: float, seed: int) -> None:
-    """Multiply every floating value, in place, by 1 + size or 1 - size, drawn at random; zeros stay zero."""
+    """Multiply each index of each dim of some tensors, in place, by 1 + size or 1 - size, drawn at random; zeros stay zero."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in tensors:
         if tensor.is_floating_point() or tensor.is_complex():
-            signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8).to(tensor.device)
-            tensor.mul_(1 + size * (2 * signs - 1).to(tensor.real.dtype))
+            for dim, n in enumerate(tensor.shape):
+                signs = 2.0 * torch.randint(0, 2, (n,), generator=generator).to(tensor.device, tensor.real.dtype) - 1
+                tensor.mul_((1 + size * signs).view(-1, *(1,) * (tensor.dim() - dim - 1)))

@@ -28,19 +28,35 @@ class Reference:
     """
 
     def __init__(self, masked: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.masked, self.args, self.kwargs = masked, args, kwargs
-        self.graph = trace(masked, kwargs or args, real=True)
-        self.kept: dict[Atom, Any] = {}
-        for group in self.graph.groups:
-            member = next((m for m in group.members if m.dim in plan.kept.get(m.name, {})), None)
-            if member is not None:
-                self.kept[group.atom] = _units(self.graph, group.atom, member.name, member.dim, plan)
+        self.masked, self.plan, self.args, self.kwargs = masked, plan, args, kwargs
+        self._trace(real=False)
 
     def outputs(self) -> dict[str, Tensor]:
         """Run the masked model with the weights that it has now, and return its outputs by path."""
+        try:
+            return self._run()
+        except _OtherPath:
+            if self.graph.real:
+                raise
+            self._trace(real=True)
+            return self._run()
+
+    def _trace(self, *, real: bool) -> None:
+        self.graph = trace(self.masked, self.kwargs or self.args, real=real)
+        self.kept: dict[Atom, Any] = {}
+        for group in self.graph.groups:
+            member = next((m for m in group.members if m.dim in self.plan.kept.get(m.name, {})), None)
+            if member is not None:
+                self.kept[group.atom] = _units(self.graph, group.atom, member.name, member.dim, self.plan)
+
+    def _run(self) -> dict[str, Tensor]:
         execution = Execution(self.masked, True)
         handler = _KeptOnly(self.graph, self.kept, execution)
         return run(handler, execution, self.masked, self.args, self.kwargs, lambda path, n: n).tensors()
+
+
+class _OtherPath(PlanError):
+    """The run takes another path than the traced one."""
 
 
 def _units(graph: Graph, atom: Atom, name: str, dim: int, plan: Plan) -> Any:
@@ -71,7 +87,7 @@ class _KeptOnly(OnStandIns):
         self._aligned = False
         found = self._sites.get((call.name, call.where, self._modules.get(id(call.module), "")))
         if found is None:
-            raise PlanError(
+            raise _OtherPath(
                 f"the masked model takes a path that was not traced ({call.name}, {call.where}): its control flow depends on "
                 "data; trace and verify on inputs that take the same path"
             )

@@ -33,7 +33,7 @@ from bough.tracing.trace import split_inputs
 from bough.tracing.tree import forward_parameters, output_tensors, tensors_within
 from bough.tracing.wrapped import eagerly, unwrap
 
-_NOISE_MARGIN, _NOISE_RUNS = 8.0, 3
+_NOISE_MARGIN, _NOISE_RUNS = 3.0, 4
 _PRECISION = re.compile(r"double|float64|complex128|half|float16|\bd-?types?\b|scalar type|data type", re.IGNORECASE)
 
 
@@ -116,7 +116,8 @@ class _Comparison:
         if not all(e.equal for e in errors):
             cause = candidate.randomness()
         elif why := candidate.unseen(actual, errors):
-            again = self._drawn_check(candidate, why)
+            del candidate  # the next one takes its memory
+            again = self._drawn_check(why)
         cut = tuple(n for n, (k, t) in plan.groups.items() if k < t)
         return Verification(
             max_error=max(e.error for e in errors), scale=max(e.scale for e in errors), dtype=_name(self.precision),
@@ -172,20 +173,34 @@ class _Comparison:
             value.index_copy_(s.dim, index, value.index_select(s.dim, index) / s.factor)
         return value
 
-    def _drawn_check(self, candidate: _Candidate, why: str) -> DrawnCheck:
+    def _drawn_check(self, why: str) -> DrawnCheck:
         """Compare the weights with the plan's slices, and both models' outputs with drawn weights."""
-        different = candidate.different()
+        different = self._different()
         if different:
             return DrawnCheck(why, (), different)
         try:
+            expected = self._outputs(self._reference(unwrap(masked(self.model, self.plan, self._drawn)).eval()))
+            candidate = _Candidate(self)
             candidate.draw()
             actual = candidate.outputs()
-            full = masked(self.model, self.plan, lambda name, t, p: drawn(name, self.converted(t)) if p else self.converted(t))
-            expected = self._outputs(self._reference(unwrap(full).eval()))
             errors = candidate.judged(expected, actual)
             return DrawnCheck(why, errors, (), depends=candidate.depends(actual, errors))
         except Exception as error:  # drawn weights may lead a model where its own never do
             return DrawnCheck(why, (), (), problem=f"{type(error).__name__}: {_first_line(error)}")
+
+    def _drawn(self, name: str, tensor: Tensor, parameter: bool) -> Tensor:
+        return drawn(name, self.converted(tensor)) if parameter else self.converted(tensor)
+
+    def _different(self) -> tuple[str, ...]:
+        """Return the names of the cut model's parameters and saved buffers that are not the plan's slices."""
+        names = original_names(unwrap(self.model), self.plan)
+        found = []
+        for name, tensor, _, saved in held_tensors(unwrap(self.small)):
+            if saved and name in names and tensor.is_floating_point():
+                full = plain(held_tensor(unwrap(self.model), names[name]))
+                if not _same(self.slicer(names[name], full, fresh=True), plain(tensor)):
+                    found.append(name)
+        return tuple(found)
 
 
 class _Candidate:
@@ -235,37 +250,18 @@ class _Candidate:
         changed = self.outputs()
         return any(distance(a, b) > e.tolerance for a, b, e in zip(actual.values(), changed.values(), errors, strict=True))
 
-    def different(self) -> tuple[str, ...]:
-        """Return the names of the cut model's parameters and saved buffers that are not the plan's slices."""
-        return tuple(
-            name
-            for name, tensor, parameter, saved in held_tensors(unwrap(self.comparison.small))
-            if saved
-            and name in self.names
-            and tensor.is_floating_point()
-            and not _same(self._slice(name, Tensor.clone), plain(tensor))
-        )
-
     def draw(self) -> None:
         """Put the plan's slices of drawn weights in the place of the copy's parameters.
 
         Raises:
             PlanError: a parameter has a name that the original does not have.
         """
+        comparison = self.comparison
         for name, tensor in self._parameters():
             if name not in self.names:
                 raise PlanError(f"the original has no parameter for {name}")
-            original = self.names[name]
-            tensor.copy_(self._slice(name, partial(self._drawn, original)))
-
-    def _drawn(self, original: str, full: Tensor) -> Tensor:
-        return drawn(original, self.comparison.converted(full))
-
-    def _slice(self, name: str, values: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what the plan makes of the original's tensor for `name`, with `values` in its place."""
-        original = self.names[name]
-        full = held_tensor(unwrap(self.comparison.model), original)
-        return self.comparison.slicer(original, values(plain(full)), fresh=True)
+            full = comparison.converted(plain(held_tensor(unwrap(comparison.model), self.names[name])))
+            tensor.copy_(comparison.slicer(self.names[name], drawn(self.names[name], full), fresh=False))
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((n, plain(t)) for n, t, parameter, _ in held_tensors(self.model) if parameter)
