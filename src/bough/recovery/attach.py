@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from bough.errors import ArgumentError, TrainingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,23 @@ class Regularizer(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def check_holds(optimizer: Optimizer, parameters: Iterable[Tensor], trained: str) -> None:
+    """Raise TrainingError if an optimizer holds none of `parameters`, those of `trained`: its steps would change nothing.
+
+    A cut makes new parameters, so an optimizer of the original model goes on training that one.
+    """
+    if not isinstance(getattr(innermost(optimizer), "param_groups", None), list):
+        raise ArgumentError(
+            f"optimizer is a {type(optimizer).__name__}: give one such as torch.optim.AdamW(model.parameters())"
+        )
+    held = {id(p) for group in innermost(optimizer).param_groups for p in group["params"]}
+    if not any(id(p) in held for p in parameters):
+        raise TrainingError(
+            f"the optimizer ({type(optimizer).__name__}) holds no parameter of {trained}, so it would train nothing: carry the "
+            "one of the original model over with bough.transfer_optimizer(optimizer, plan), or make one of its own parameters"
+        )
 
 
 def before_each_step(optimizer: Optimizer, act: Any) -> Attachment:

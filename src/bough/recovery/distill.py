@@ -127,7 +127,7 @@ def distill(
         assert evaluate is not None
         return evaluate(small)
 
-    task = Task(lambda trained, batch: trained(batch), total, measured if evaluate else None, callback, settings(how))
+    task = Task(lambda trained, batch: trained(batch), total, measured if evaluate else None, callback, settings(how), small)
     training = training or Training()
     kept = homes_kept(pair, model, optimizer=optimizer)
     with kept, modes_kept(model), modes_kept(small), accelerating(training, accelerator) as here:

@@ -17,6 +17,7 @@ from bough.graph import Graph
 from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
 from bough.planning import Budget, Plan, plan
 from bough.planning.compose import compose
+from bough.recovery.attach import check_holds
 from bough.recovery.schedule import Schedule, budgets, geometric
 from bough.tracing import trace
 
@@ -97,6 +98,8 @@ def iterate(
     """
     check_arguments(iterate, locals())
     check_on_mismatch(on_mismatch)
+    if optimizer is not None:
+        check_holds(optimizer, model.parameters(), "model")
     criterion = importance or Magnitude(p=2)
     graph = trace(model, example_inputs, ignore=ignore)
     end = planning(graph, score(graph, criterion, data), budget)  # can it be reached? better told now than after training

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bough.errors import CheckpointError, TrainingError
-from bough.recovery.attach import Attachment, Regularizer
+from bough.recovery.attach import Attachment, Regularizer, check_holds
 from bough.recovery.data import generators_kept, seed_all, seeded, start_epoch
 from bough.recovery.identity import optimizer_settings, settings
 from bough.recovery.modes import modes_kept
@@ -36,7 +36,8 @@ class Task:
     """What a batch means: `forward(model, batch)` runs the model, `loss(output, batch)` is a mean over the samples.
 
     `evaluate(model)` is the validation metric; every process measures all of it. `callback(line)` is told of each step.
-    `settings`: what else decides what is learned, as plain values.
+    `settings`: what else decides what is learned, as plain values. `trained`: the part of the model that an optimizer of the
+    user's must hold; all of it unless given.
     """
 
     forward: Callable[[nn.Module, Any], Any]
@@ -44,6 +45,7 @@ class Task:
     evaluate: Callable[[nn.Module], float] | None = None
     callback: Callable[[dict[str, Any]], object] | None = None
     settings: Sequence[Any] = ()
+    trained: nn.Module | None = None
 
 
 @dataclass(slots=True)
@@ -81,6 +83,8 @@ class Run:
         inner = getattr(loader.batch_sampler, "sampler", None) or loader.sampler
         self.sampler: Any = loader.batch_sampler if drawing else inner
         self._generator = getattr(self.sampler, "generator", None)
+        if optimizer is not None:
+            check_holds(optimizer, (task.trained or model).parameters(), "the model that is trained")
         raw = optimizer or training.optimizer_for(model)
         self.rates = [float(g["lr"]) for g in raw.param_groups]
         self.plain, self._forward = model, vars(model).get("forward")

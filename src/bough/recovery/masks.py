@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.planning import Plan
-from bough.recovery.attach import Attachment, after_each_step, before_each_step, together
+from bough.recovery.attach import Attachment, after_each_step, before_each_step, check_holds, together
 
 Masks = dict[str, Tensor]
 """{parameter: bool tensor of its shape, true where it stays}; parameters that are not named stay whole."""
@@ -80,11 +80,12 @@ class Sparse:
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         check_arguments(Sparse.__init__, locals())
-        self._parameters = _masked(model, masks)
+        self._model, self._parameters = model, _masked(model, masks)
         self.masks = dict(masks)
         apply_masks_(model, masks)
 
     def attach(self, optimizer: Optimizer) -> Attachment:
+        check_holds(optimizer, self._model.parameters(), "the masked model")
         return together([before_each_step(optimizer, self._gradients), after_each_step(optimizer, self._values)])
 
     def _gone(self, name: str) -> Tensor:

@@ -13,7 +13,7 @@ from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.score import UnitScores
-from bough.recovery.attach import Attachment, after_each_step, before_each_step, innermost
+from bough.recovery.attach import Attachment, after_each_step, before_each_step, check_holds, innermost
 from bough.recovery.regularize.units import Units, all_units, scores_of
 
 
@@ -52,6 +52,7 @@ class GroupLasso(_Unsettled):
         self._sizes = {u.name: u.elements().sqrt() for u in self.units}
 
     def attach(self, optimizer: Optimizer) -> Attachment:
+        check_holds(optimizer, self.graph.model.parameters(), "the graph's model")
         return after_each_step(optimizer, self._shrink)
 
     def _shrink(self, optimizer: Optimizer) -> None:
@@ -93,6 +94,7 @@ class SparseLearning(_Unsettled):
         self.gammas: dict[str, Tensor] = {}
 
     def attach(self, optimizer: Optimizer) -> Attachment:
+        check_holds(optimizer, self.graph.model.parameters(), "the graph's model")
         return before_each_step(optimizer, self._decay)
 
     def _decay(self) -> None:
@@ -130,6 +132,7 @@ class GrowingPenalty(_Unsettled):
         self.strengths = {u.name: torch.zeros_like(u.norms()) for u in self.units}
 
     def attach(self, optimizer: Optimizer) -> Attachment:
+        check_holds(optimizer, self.graph.model.parameters(), "the graph's model")
         return before_each_step(optimizer, self._decay)
 
     @property
@@ -177,6 +180,7 @@ class Slimming(_Unsettled):
             raise PlanError(f"{type(graph.model).__name__} has no batch norm over units that can be cut: slim by GroupLasso")
 
     def attach(self, optimizer: Optimizer) -> Attachment:
+        check_holds(optimizer, self.graph.model.parameters(), "the graph's model")
         return before_each_step(optimizer, self._pull)
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from bough.importance import Criterion, GroupNorm, score
 from bough.planning import Budget, Plan, plan
 from bough.planning.budget import LeastOfTied
 from bough.planning.equations import ties
-from bough.recovery.attach import Attachment, after_each_step
+from bough.recovery.attach import Attachment, after_each_step, check_holds
 from bough.recovery.masks import Masks, masks_of
 from bough.recovery.modes import modes_kept, modes_of
 from bough.recovery.regularize.units import all_units
@@ -74,6 +74,7 @@ class ProgressiveZeroing:
         self._choose(self.budgets[-1])  # can it be reached at all? better told now than after training
 
     def attach(self, optimizer: Optimizer) -> Attachment:
+        check_holds(optimizer, self.graph.model.parameters(), "the graph's model")
         return after_each_step(optimizer, self._fade)
 
     @property
