@@ -119,3 +119,52 @@ def test_plans_written_before_there_were_such_costs_are_read():
 )
 def test_costs_for_people(field, value, text):
     assert shown(field, value) == text
+
+
+class Chosen(nn.Module):
+    """Looks rows up by indices, which are integers at any precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.up, self.down = nn.Embedding(10, 6), nn.Linear(6, 40), nn.Linear(40, 3)
+
+    def forward(self, numbers):
+        return self.down(self.up(self.words(numbers + 1)).relu())
+
+
+@pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2), ("int8", 1), ("int4", 1)])
+def test_activations_follow_the_precision(precision, size):
+    """Counted by hand: 5 tokens, int64 indices before and after the addition, 6 + 40 + 40 + 3 floats of each."""
+    numbers = torch.arange(5)
+    graph = bough.trace(Chosen(), numbers)
+    cost = Prices(precision).form(graph).cost()
+    assert cost.activation_bytes == 5 * 8 + size * 5 * (6 + 40 + 40 + 3)
+    assert cost.peak_memory == size * 5 * (40 + 40)  # the hidden layer before and after the ReLU
+    kept = {g.name: 1 for g in graph.groups}
+    small = bough.cut(graph.model, bough.plan(graph, bough.score(graph, bough.importance.Random()), keep=kept))
+    form = Prices(precision).form(graph)
+    assert form.cost(form.vector(kept)).peak_memory == Prices(precision).form(bough.trace(small, numbers)).cost().peak_memory
+
+
+def test_complex_numbers_are_two():
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            return torch.fft.rfft(x).abs()
+
+    graph = bough.trace(Spectrum(), torch.randn(2, 6))
+    assert Prices("int8").form(graph).cost().activation_bytes == 2 * 4 * 2 + 2 * 4
+    assert Prices(None).form(graph).cost().activation_bytes == 4 * Prices("int8").form(graph).cost().activation_bytes
+
+
+def test_a_budget_of_peak_memory_is_of_its_precision():
+    model, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(4, 8)
+    graph = bough.trace(model, x)
+    scores, full = bough.score(graph, bough.importance.Magnitude()), graph.cost().peak_memory
+    plan = bough.plan(graph, scores, bough.Budget(peak_memory=full / 4, precision="int8"))
+    assert not plan.kept
+    assert plan.cost.peak_memory == full / 4
+    half = bough.plan(graph, scores, bough.Budget(peak_memory="50%", precision="int8"))
+    assert half.original.peak_memory == full / 4
+    assert half.cost.peak_memory <= full / 8
+    assert half.groups == bough.plan(graph, scores, bough.Budget(peak_memory="50%")).groups
+    assert "stored, activation_bytes, peak_memory: bytes at int8" in str(half)

@@ -76,12 +76,16 @@ class State:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Storage:
-    """Memory that an op fills: its axes, bytes an element, the ops that make it and last read it."""
+    """Memory that an op fills: its axes, bytes an element, the ops that make it and last read it.
+
+    `floats`: floating-point numbers an element (2 of complex ones); 0 of integers and booleans.
+    """
 
     axes: tuple[Space, ...]
     itemsize: int
     born: int
     dies: int
+    floats: int = 1
 
 
 @dataclass(frozen=True, eq=False, slots=True)

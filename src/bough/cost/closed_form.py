@@ -6,7 +6,7 @@ the maximum over the ops of such polynomials. All are evaluated for many candida
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bough.cost.cost import FIELDS, Cost
 from bough.cost.polynomials import Builder, Counts, Part, Polynomials, total
-from bough.graph import Graph
+from bough.graph import Graph, Storage
 
 _AT_ONCE = 512  # plans, so that what is computed stays in the processor's cache
 
@@ -58,13 +58,18 @@ def _made(graph: Graph) -> ClosedForm:
         "params": total(atoms, ((1.0, s.axes) for s in states if s.parameter)),
         "macs": total(atoms, ((1.0, spaces) for op in graph.ops for spaces in op.macs)),
         "size": total(atoms, ((float(s.itemsize), s.axes) for s in states if s.saved)),
-        "activation_bytes": total(atoms, ((float(s.itemsize), s.axes) for s in graph.storages if s.born >= 0)),
-        "peak_memory": _liveness(graph),
+        **activation_parts(graph, lambda s: float(s.itemsize)),
     }
     return ClosedForm([g.name for g in graph.groups], np.array([float(g.size) for g in graph.groups]), parts)
 
 
-def _liveness(graph: Graph) -> Polynomials:
+def activation_parts(graph: Graph, element: Callable[[Storage], float]) -> dict[str, Part]:
+    """The bytes of activations, all together and those alive at once, with `element` bytes for an element of a storage."""
+    made = ((element(s), s.axes) for s in graph.storages if s.born >= 0)
+    return {"activation_bytes": total((g.atom for g in graph.groups), made), "peak_memory": _liveness(graph, element)}
+
+
+def _liveness(graph: Graph, element: Callable[[Storage], float]) -> Polynomials:
     """One polynomial per op: the bytes alive while it runs. Ops whose live set is a subset of a neighbour's are left out."""
     builder = Builder(g.atom for g in graph.groups)
     events: dict[int, list[int]] = {}
@@ -81,7 +86,7 @@ def _liveness(graph: Graph) -> Polynomials:
         dead = ends.get(step, [])
         last_added = last_added or bool(new)
         if (last_added and dead) or step == len(graph.ops):
-            builder.add([(float(graph.storages[i].itemsize), expanded[i]) for i in live])
+            builder.add([(element(graph.storages[i]), expanded[i]) for i in live])
             last_added = False
         for i in dead:
             live.pop(i, None)

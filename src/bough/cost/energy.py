@@ -60,10 +60,10 @@ class EnergyModel:
             BudgetError: an unknown precision.
         """
         check_arguments(EnergyModel.of, locals())
-        weight = precision(name).weight
+        at = precision(name)
         source = f"operations and traffic, constants of Horowitz 2014 (45 nm) at {name}, not calibrated"
         return EnergyModel(
-            _MAC[name] * _PICO, _DRAM_BYTE * _PICO, _CACHE_BYTE * _PICO, weight, max(weight, 1), source
+            _MAC[name] * _PICO, _DRAM_BYTE * _PICO, _CACHE_BYTE * _PICO, at.weight, at.activation, source
         )  # fmt: skip
 
     def part(self, graph: Graph) -> Polynomials:

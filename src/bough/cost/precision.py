@@ -1,4 +1,4 @@
-"""Bytes of the state dict at another precision than the model is in."""
+"""Bytes of the state dict and of activations at another precision than the model is in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bough.cost.polynomials import Polynomials, total
 from bough.errors import BudgetError
-from bough.graph import Graph
+from bough.graph import Graph, Storage
 from bough.spaces import Space
 
 
@@ -18,6 +18,15 @@ class Precision:
     weight: float
     channel: float
     other: float
+
+    @property
+    def activation(self) -> float:
+        """Bytes of a floating-point number among the activations: as of a weight, and one at least."""
+        return max(self.weight, 1.0)
+
+    def element(self, storage: Storage) -> float:
+        """Bytes of an element of an activation; integers (indices, masks) stay as they are."""
+        return self.activation * storage.floats if storage.floats else float(storage.itemsize)
 
 
 PRECISIONS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bough.cost.closed_form import ClosedForm, closed_form
+from bough.cost.closed_form import ClosedForm, activation_parts, closed_form
 from bough.cost.energy import EnergyModel
 from bough.cost.latency_table import LatencyTable
 from bough.cost.polynomials import Part
-from bough.cost.precision import stored
+from bough.cost.precision import precision, stored
 from bough.graph import Graph
 
 
@@ -25,6 +25,7 @@ class Prices:
         parts: dict[str, Part] = {}
         if self.precision is not None:
             parts["stored"] = stored(graph, self.precision)
+            parts |= activation_parts(graph, precision(self.precision).element)
         if self.table is not None:
             parts["latency"] = self.table.part(graph)
         if self.energy is not None:
@@ -35,7 +36,7 @@ class Prices:
         """What the numbers stand on."""
         found = []
         if self.precision is not None:
-            found.append(f"stored: bytes at {self.precision}")
+            found.append(f"stored, activation_bytes, peak_memory: bytes at {self.precision}")
         if self.table is not None:
             found.append(f"latency: {self.table.source}")
         if self.energy is not None:

@@ -25,9 +25,10 @@ class Budget:
     A field is a number in its unit (parameters, MACs, bytes, seconds, joules) or a string: "50%" of the original model,
     "1.2 GMAC", "2.5 M", "256 KiB", "3 ms", "2 mJ". Percentages above 100 and unknown units are errors.
 
-    `size` is in bytes of the state dict as it is, or where `precision` is given ("int8", see `PRECISIONS`) as it will be
-    stored: weights at that precision, a float32 scale per output channel, biases and norms in 4 bytes. Percentages are then
-    of the original model at that precision, too. `latency` needs a `LatencyTable`, see `plan`.
+    Bytes are of the model as it is, or where `precision` is given ("int8", see `PRECISIONS`) as it will be stored and run:
+    `size` with weights at that precision, a float32 scale per output channel, biases and norms in 4 bytes; `peak_memory` with
+    activations at that precision, integers (indices, masks) at their own width. `energy` is of that precision, too.
+    Percentages are then of the original model at that precision. `latency` needs a `LatencyTable`, see `plan`.
 
     Raises:
         BudgetError: a value that can not be read, an unknown unit, a percentage above 100, or no bound at all.

@@ -48,7 +48,7 @@ class Recorder:
         self.unknown: list[UnknownOp] = []
         self.equations: list[Equation] = []
         self.states: dict[str, State] = {}
-        self.storages: list[list[Any]] = []  # [axes, itemsize, born, dies]
+        self.storages: list[list[Any]] = []  # [axes, dtype, born, dies]
         self._mark = object()  # in place of the recorder itself, which holds all values
         self._count = 0
         self._alive: list[Tensor] = []
@@ -69,11 +69,13 @@ class Recorder:
         stand_in = self.execution.stand_in(tensor)
         if self._known(stand_in) is None:
             axes = tuple(self.context.data(n, what) for n in tensor.shape)
-            self._attach(stand_in, self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1))
+            self._attach(stand_in, self._value(Typing(axes, (False,) * len(axes)), tensor.dtype, -1))
 
-    def _value(self, typing: Typing, itemsize: int, born: int, storage: int | None = None, constant: bool = False) -> Value:
+    def _value(
+        self, typing: Typing, dtype: torch.dtype, born: int, storage: int | None = None, constant: bool = False
+    ) -> Value:
         if storage is None:
-            self.storages.append([typing.axes, itemsize, born, born])
+            self.storages.append([typing.axes, dtype, born, born])
             storage = len(self.storages) - 1
         self._count += 1
         return Value(typing, self._count - 1, storage, constant=constant)
@@ -91,7 +93,7 @@ class Recorder:
         value = self._known(tensor)
         if value is None:
             axes = tuple(self.context.data(n, "a tensor that the model does not hold") for n in tensor.shape)
-            value = self._value(Typing(axes, (False,) * len(axes)), tensor.element_size(), -1, constant=True)
+            value = self._value(Typing(axes, (False,) * len(axes)), tensor.dtype, -1, constant=True)
             self._attach(tensor, value)
         return value
 
@@ -174,14 +176,14 @@ class Recorder:
                 for a, b in zip(old.typing.axes, typing.axes, strict=True) if call.writes else ():
                     self.context.unify(a, b)
                 old.typing = Typing(typing.axes, typing.null, old.typing.weight)
-                new = self._value(old.typing, tensor.element_size(), call.index, old.storage, constant)
+                new = self._value(old.typing, tensor.dtype, call.index, old.storage, constant)
                 new.written = old.written
                 if call.writes:
                     new.written += [a for a, n in zip(typing.axes, typing.null, strict=True) if not n]
             else:
                 shared = _viewed(tensor, tensors, values)
                 storage = None if shared is None else shared.storage
-                new = self._value(typing, tensor.element_size(), call.index, storage, constant)
+                new = self._value(typing, tensor.dtype, call.index, storage, constant)
                 if shared is not None:
                     new.written = shared.written
             self._attach(tensor, new)

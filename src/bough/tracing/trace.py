@@ -264,9 +264,14 @@ def _storages(recorder: Recorder, outputs: list[Tensor]) -> tuple[Storage, ...]:
     lasting = {recorder.value(recorder.owned(t)).storage for t in outputs}
     last = len(recorder.ops)
     return tuple(
-        Storage(axes, itemsize, born, last if i in lasting else dies)
-        for i, (axes, itemsize, born, dies) in enumerate(recorder.storages)
+        Storage(axes, dtype.itemsize, born, last if i in lasting else dies, _floats(dtype))
+        for i, (axes, dtype, born, dies) in enumerate(recorder.storages)
     )
+
+
+def _floats(dtype: torch.dtype) -> int:
+    """How many floating-point numbers an element is: a complex one two, an integer none."""
+    return 2 if dtype.is_complex else int(dtype.is_floating_point)
 
 
 def _groups(recorder: Recorder, ops: tuple[OpRecord, ...]) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
