@@ -13,6 +13,7 @@ from bough.cost import Cost
 from bough.errors import BudgetError, PlanError
 from bough.planning.compose import compose
 from bough.recovery import budgets, cubic, geometric, iterate, linear
+from bough.recovery.regularize import ProgressiveZeroing
 from tests.test_optimizer import Net
 from tests.zoo import randomize, small_sequence, to_double
 
@@ -126,3 +127,44 @@ def test_iterate_carries_the_optimizer_and_keeps_to_the_original(tmp_path):
 def test_a_budget_out_of_reach_is_told_before_anything_is_trained():
     with pytest.raises(BudgetError, match="can not be reached"):
         iterate(Net(), torch.randn(2, 2, 7, 7), bough.Budget(params=10), lambda model, step: pytest.fail("trained"))
+
+
+ELSEWHERE = {
+    "energy": bough.Budget(energy="40%"),
+    "size at a precision": bough.Budget(size="40%", precision="int8"),
+    "peak memory at a precision": bough.Budget(peak_memory="60%", precision="int8"),
+    "several": bough.Budget(params="60%", energy="50%", size="50%", precision="int8"),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_steps_to_costs_that_shapes_alone_do_not_say(name):
+    """Energy, and bytes at a precision, fall step by step from the original's to what is asked."""
+    budget, x = ELSEWHERE[name], torch.randn(2, 4)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    done = iterate(net, x, budget, lambda model, step: None, steps=3)
+    once = bough.plan(bough.trace(net, x), bough.score(bough.trace(net, x), "l2"), budget)
+    limits = budget.limits(once.original)
+    for field, limit in limits.items():
+        costs = [s.plan.cost.to_dict()[field] for s in done.steps]
+        assert costs == sorted(costs, reverse=True)
+        assert limit < costs[0] < once.original.to_dict()[field]
+        assert costs[-1] <= limit
+    graph = bough.trace(net, x)
+    fading = ProgressiveZeroing(graph, budget, steps=1, periods=2)
+    sgd = torch.optim.SGD(net.parameters(), 0.0)
+    attached = fading.attach(sgd)
+    for _ in range(2):
+        net(x).sum().backward()
+        sgd.step()
+    attached.remove()
+    assert fading.done
+    assert all(fading.plan.cost.to_dict()[field] <= limit for field, limit in limits.items())
+
+
+def test_steps_of_an_original_that_does_not_say_are_told():
+    cost = bough.Cost(1000, 200, 4000, 0, 0)
+    for budget in (bough.Budget(energy="50%"), bough.Budget(size=100, precision="int8"), bough.Budget(latency=1.0)):
+        with pytest.raises(BudgetError, match="original"):
+            budgets(budget, cost, 2)

@@ -61,6 +61,10 @@ class Budget:
         found = {}
         for field, value in self._bounds().items():
             of = "stored" if field == "size" and self.precision else field
+            if of not in costs and isinstance(value, str) and value.strip().endswith("%"):
+                raise BudgetError(
+                    f"{field}={value!r} is a share of what the original does not say: give a cost with its {of!r}"
+                )
             found[of] = parse(field, value, float(costs.get(of, 0.0)))
         return found
 

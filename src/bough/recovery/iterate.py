@@ -108,7 +108,7 @@ def iterate(
             f"a plan that leaves out a layer ({next(iter(end.left_out))}) can not be followed by another: cut it out first, "
             "and iterate from that model"
         )
-    bounds = budgets(budget, graph.cost(), steps, schedule)
+    bounds = budgets(budget, end.original, steps, schedule)
     small, whole, done = model, None, []
     for number, bound in enumerate(bounds):
         graph = graph if number == 0 else trace(small, example_inputs, ignore=ignore)

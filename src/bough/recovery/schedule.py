@@ -56,6 +56,11 @@ def budgets(budget: Budget, original: Cost, steps: int, schedule: Schedule = geo
     """One budget per step, in absolute numbers: each bound goes from the original model's cost to what `budget` asks.
 
     A percentage is of `original`, however much was cut already; a bound that the original meets is the same in all steps.
+    Bounds of size at a precision, energy and latency take an original that says what they are, as `Plan.original` of a plan to
+    that budget does.
+
+    Raises:
+        BudgetError: no step, a schedule of other shares, or an original that does not say what a bound is of.
 
     Example:
         >>> [b.macs for b in budgets(Budget(macs="25%"), Cost(100, 1000, 400, 0, 0), 2)]
@@ -65,8 +70,11 @@ def budgets(budget: Budget, original: Cost, steps: int, schedule: Schedule = geo
     if not isinstance(steps, Integral) or steps < 1:
         raise BudgetError(f"steps={steps!r}: must be a whole number, at least 1")
     bounds: list[dict[str, Any]] = [{} for _ in range(steps)]
+    costs = original.to_dict()
     for field, limit in budget.limits(original).items():
-        whole = float(getattr(original, field))
+        if field not in costs:
+            raise BudgetError(f"the original's cost says no {field!r}: take that of a plan to this budget, plan.original")
+        whole = float(costs[field])
         shares = schedule(limit / whole, steps) if limit < whole else []
         if shares and (len(shares) != steps or not all(0 < s <= 1 for s in shares)):
             raise BudgetError(f"the schedule gives {shares} for {steps} steps: one share for each, above 0 and at most 1")

@@ -64,14 +64,15 @@ class ProgressiveZeroing:
         if steps < 1:
             raise PlanError(f"steps={steps}: a period has at least one step")
         self.graph, self.steps, self.criterion = graph, steps, importance or GroupNorm(p=2)
-        self.budget, self.budgets = budget, budgets(budget, graph.cost(), periods, schedule)
+        self.budget = budget
         fit, self.left_out = all_units(graph)
         self._fit = {u.name for u in fit}
         self._modes = modes_of(graph.model)  # the graph's, in which its plans are checked
         self.step = 0
         self.plan: Plan | None = None
         self._masks: Masks = {}
-        self._choose(self.budgets[-1])  # can it be reached at all? better told now than after training
+        end = self._choose(budget)  # can it be reached at all? better told now than after training
+        self.budgets = budgets(budget, end.original, periods, schedule)
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         check_holds(optimizer, self.graph.model.parameters(), "the graph's model")
