@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance import Criterion, GroupNorm, score
 from bough.planning import Budget, Plan, plan
-from bough.planning.budget import LeastOfTied
+from bough.planning.budget import LeastOfTied, priced
 from bough.planning.equations import ties
 from bough.recovery.attach import Attachment, after_each_step, check_holds
 from bough.recovery.masks import Masks, masks_of
@@ -114,7 +115,9 @@ class ProgressiveZeroing:
         keep = LeastOfTied(
             {n: min(k, self.plan.groups[n][0]) for n, (k, _) in chosen.groups.items()}
         )  # what is gone stays gone
-        return plan(self.graph, scores, keep=keep, minimum=whole)
+        made, form = plan(self.graph, scores, keep=keep, minimum=whole), priced(budget, None, None).form(self.graph)
+        cost = form.cost(form.vector({n: kept for n, (kept, _) in made.groups.items()}))
+        return replace(made, cost=cost, original=chosen.original, notes=chosen.notes)
 
     def _gone(self, chosen: Plan | None) -> dict[str, Any]:
         """Which units of each group a plan removes."""
