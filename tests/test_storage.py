@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import bough
+from bough import recovery
 from bough.errors import BoughError, CheckpointError, TrainingError, WriteError
+from bough.recovery import Training
 from bough.storage import append_line, atomic, exclusive, read_state, write_files, write_state, write_text
 from bough.storage.lock import LOCK
+from tests.trained import Noisy, net
 
 
 def names(folder):
@@ -162,3 +166,74 @@ def test_a_file_in_a_folder_s_place_is_named(tmp_path):
         write_text(tmp_path / "none" / "x", "")
     assert issubclass(WriteError, BoughError)
     assert issubclass(WriteError, OSError)
+
+
+def compared(folder):
+    x = torch.randn(8, 4)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))
+    bough.compare(net, x[:1], ["l1"], [bough.Budget(params="50%")], lambda model: float(model(x).sum().detach()), folder=folder)
+
+
+RUNS = {
+    "finetune": lambda folder: recovery.finetune(net(), Noisy(), Training(folder=folder)),
+    "distill": lambda folder: recovery.distill(net(), net(), Noisy(), Training(folder=folder)),
+    "compare": compared,
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_refused_while_another_process_has_its_folder(name, tmp_path):
+    pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        holder.stdout.readline()
+        with pytest.raises(BoughError, match=rf"in use by process {holder.pid} on"):
+            RUNS[name](tmp_path)
+        assert names(tmp_path) == [LOCK]
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    torch.manual_seed(0)
+    RUNS[name](tmp_path)
+    torch.manual_seed(0)
+    RUNS[name](tmp_path)  # again, in the same process
+    assert LOCK not in names(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_inside_a_run_needs_its_own_folder(tmp_path):
+    pytest.importorskip("accelerate")
+    inner = []
+
+    def callback(line):
+        with pytest.raises(TrainingError, match="another run of this process"):
+            recovery.finetune(net(), Noisy(), Training(folder=tmp_path))
+        inner.append(line["step"])
+
+    recovery.finetune(net(), Noisy(), Training(folder=tmp_path, batch_size=25), callback=callback)
+    assert inner == [1, 2]
+
+
+def test_a_full_disk_ends_a_run_with_its_last_state_whole(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    whole = net()
+    recovery.finetune(whole, Noisy(), Training(epochs=3, batch_size=25))
+    real, saved = os.fsync, []
+
+    def full(descriptor):
+        saved.append(descriptor)
+        if len(saved) > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    training = Training(epochs=3, batch_size=25, save_every=1, folder=tmp_path)
+    with pytest.raises(WriteError, match=r"state.safetensors can not be written: No space left on device"):
+        recovery.finetune(net(), Noisy(), training)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["log.jsonl", "state.safetensors"]
+    model = net()
+    assert recovery.finetune(model, Noisy(), training).resumed > 0
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
