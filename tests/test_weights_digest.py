@@ -28,7 +28,7 @@ TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.comp
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_any_one_changed_value_changes_the_digest(dtype):
+def test_any_one_changed_value_of_a_small_parameter_changes_the_digest(dtype):
     for n in (1, 3, 7, 8, 13, 300):
         values = torch.arange(n).remainder(8).to(dtype)
         whole = nn.ParameterList([nn.Parameter(values, requires_grad=False)])
@@ -38,6 +38,16 @@ def test_any_one_changed_value_changes_the_digest(dtype):
             other = copy.deepcopy(whole)
             other[0].data[i] = 16
             assert weights_digest(other) != before
+
+
+def test_of_large_parameters_every_column_is_looked_at():
+    """One column of a matrix changes, whichever: the elements that are looked at do not all stand in one column."""
+    whole = nn.Linear(64, 512, bias=False)
+    before = weights_digest(whole)
+    for column in range(64):
+        other = copy.deepcopy(whole)
+        other.weight.data[:, column] += 1
+        assert weights_digest(other) != before
 
 
 def test_what_else_tells_weights_apart():

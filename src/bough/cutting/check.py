@@ -12,7 +12,8 @@ from bough.cutting.passages import passages
 from bough.errors import PlanError
 from bough.planning.plan import Plan
 from bough.storage.schema import index_problem
-from bough.tracing.execution import held_tensors, memory
+from bough.storage.tensors import memory
+from bough.tracing.execution import held_tensors
 from bough.tracing.fingerprint import fingerprint, weights_digest
 from bough.tracing.held import read
 

@@ -18,8 +18,9 @@ from bough.cutting.passages import note
 from bough.cutting.slicing import Slicer, formatted, like, plain, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
+from bough.storage.tensors import memory
 from bough.tracing.caches import clear_memoized_methods
-from bough.tracing.execution import held_tensors, memory
+from bough.tracing.execution import held_tensors
 from bough.tracing.held import rewrite, substituted
 from bough.tracing.layers import bypass, leave_out
 from bough.tracing.trace import uncollected

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from bough.storage.tensors import raw_bytes
 
 
 def file_digest(path: Path) -> str:
@@ -23,8 +24,3 @@ def tensors_digest(tensors: Iterable[tuple[str, Tensor]], text: str = "") -> str
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(raw_bytes(tensor.detach().cpu()).numpy().data)
     return digest.hexdigest()
-
-
-def raw_bytes(tensor: Tensor) -> Tensor:
-    """Return the bytes of a strided tensor as a uint8 tensor [bytes], row-major; a view where the tensor is contiguous."""
-    return tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor
 from bough.errors import CheckpointError
 from bough.storage.atomic import write_files
 from bough.storage.digest import tensors_digest
-from bough.tracing.execution import memory
+from bough.storage.tensors import memory
 
 _KEY, _DIGEST = "bough-state", "sha256"
 

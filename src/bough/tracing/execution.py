@@ -7,7 +7,7 @@ masks, positions) is real and small; an op that touches a meta tensor gives meta
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,14 +34,6 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
                 if value is not None and id(value) not in seen:
                     seen.add(id(value))
                     yield dot + key, value, parameter, saved
-
-
-def memory(tensor: Tensor) -> tuple[Hashable, ...]:
-    """Equal for tensors that are the same memory read in the same way: two parameters may be tied so, too."""
-    if tensor.layout != torch.strided or not tensor.numel():
-        return (id(tensor),)
-    place = tensor.untyped_storage()._cdata, tensor.storage_offset()
-    return tensor.dtype, *place, tuple(tensor.shape), tensor.stride()
 
 
 def _strided(t: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -14,8 +14,9 @@ from bough.graph import OpRecord, State, UnknownOp, atoms_of
 from bough.rules import POINTWISE, RULES, Context, Notes, Typing
 from bough.rules.numbers import follow
 from bough.spaces import Space, normal
+from bough.storage.tensors import memory
 from bough.tracing.arguments import meanings, normalized_shape
-from bough.tracing.execution import Execution, held_tensors, memory, number_in
+from bough.tracing.execution import Execution, held_tensors, number_in
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.stream import Call, tensors_in
 
