@@ -165,6 +165,7 @@ def test_a_plan_is_checked_against_the_model_before_anything_is_cut(result, name
 
 def test_names_dims_and_scales_of_another_model(result):
     model, plan = build(), result.plan
+    model.kinds, model.kind = ["a", "b", "c"], 3
     for wrong, message in (
         (replace(plan, kept={"9.weight": {0: [0]}}), r"cuts 9\.weight, which does not exist"),
         (replace(plan, kept={"0.bias": {1: [0]}}), r"cuts dim 1 of 0\.bias"),
@@ -173,12 +174,15 @@ def test_names_dims_and_scales_of_another_model(result):
         (replace(plan, scales=(Scale("x", 0, (1,), 2.0),)), "cuts x, which does not exist"),
         (replace(plan, left_out={"7": (0, False)}), "leaves out 7"),
         (replace(plan, attributes={"0:inner:n": 3}), "sets 0:inner:n"),
+        (replace(plan, sequences={":kinds": [0, 3]}), "of the items of :kinds it keeps.*the index 3, which is out of range"),
+        (replace(plan, sequences={":kinds": [1, 1]}), "index 1 twice"),
+        (replace(plan, sequences={":kind": [0]}), "is for a list"),
         (replace(plan, fingerprint="0" * 16), "fingerprint"),
         (replace(plan, original_shapes={"0.weight": [64, 8]}), "had shape"),
     ):
         with pytest.raises(PlanError, match=message):
             check(model, wrong)
-    check(model, plan)
+    check(model, replace(plan, sequences={":kinds": [0, 2]}))
 
 
 def test_a_place_in_a_larger_file_is_in_the_message():

@@ -55,6 +55,11 @@ def check(model: nn.Module, plan: Plan) -> None:
             read(model, tuple(key.split(":"))[:-1])  # what holds it: a config need not have had the number itself
         except (AttributeError, KeyError, IndexError, ValueError):
             raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
+    for key, items in plan.sequences.items():
+        there = read(model, tuple(key.split(":")))
+        problem = index_problem(items, len(there)) if isinstance(there, (list, tuple)) else "is for a list"
+        if items and problem is not None:
+            raise PlanError(f"this plan is damaged: of the items of {key} it keeps {items}, which {problem}")
 
 
 def check_weights(model: nn.Module, plan: Plan) -> None:
