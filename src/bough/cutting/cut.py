@@ -158,9 +158,9 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
     with plainly():
         values = _changed(held, change)
         copies = {id(t): like(t, values[id(t)]) for _, t, _ in held}
-    memo: dict[int, Any] = {**_empty(model), **_computed(model), **copies}
     try:
         with uncollected():
+            memo: dict[int, Any] = {**_empty(model), **_computed(model), **copies}
             new = copy.deepcopy(model, memo)
         for _, old, _ in held:
             _carry_attributes(old, copies[id(old)], memo)

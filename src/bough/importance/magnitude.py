@@ -22,12 +22,15 @@ def _powers(p: float) -> Reduce:
     columns = elementwise(_Powers(p))
 
     def reduce(tensor: Tensor, dim: int) -> Tensor:
-        if dim or p != 2 or tensor.dim() < 2:
-            return columns(tensor, dim)
-        dtype = torch.promote_types(tensor.dtype, torch.float32)  # of contiguous rows torch has a fast norm
-        return torch.linalg.vector_norm(tensor, p, dim=tuple(range(1, tensor.dim())), dtype=dtype).square()
+        if p == 2 and dim == 0 and tensor.dim() > 1 and tensor.dtype == _computed_in(tensor):
+            return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim()))).square()  # fast on contiguous rows
+        return columns(tensor, dim)
 
     return reduce
+
+
+def _computed_in(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 class _Powers:
@@ -38,7 +41,7 @@ class _Powers:
         self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        dtype = torch.promote_types(tensor.dtype, torch.float32).to_real()
+        dtype = _computed_in(tensor).to_real()
         if tensor.dim() < 2:  # nothing will be summed: the result must be memory of its own
             return tensor.abs().to(dtype) ** self.p
         key = dtype, tensor.device

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -83,10 +82,7 @@ def _check_weights(graph: Graph) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Tell whether no value is NaN or infinite, at the price of a sum, which NaN and infinities make non-finite."""
-    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
-    if total.isfinite():
-        return True
-    return bool(tensor.isfinite().all())  # a sum of finite values may overflow
+    return bool(tensor.sum().isfinite() or tensor.isfinite().all())  # a sum of finite values may overflow
 
 
 def called(criterion: str | Criterion | DataCriterion) -> Criterion | DataCriterion:
