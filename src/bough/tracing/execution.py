@@ -108,9 +108,14 @@ class Execution:
                 if "device" in kwargs:
                     kwargs["device"] = torch.device("meta")
                 shape = SHAPES.get(call.name)
-                known = shape(*args, **kwargs) if shape is not None and "out" not in kwargs else NotImplemented
-                if known is not NotImplemented:
-                    return known
+                if shape is not None and "out" not in kwargs:
+                    with torch._C._DisableTorchDispatch():  # the stream need not see what is made here
+                        known = shape(*args, **kwargs)
+                    if known is not NotImplemented:
+                        return known
+                if not isinstance(call.func, torch._ops.OperatorBase):  # a whole function, within which the stream sees ops
+                    with torch._C._DisableTorchDispatch():
+                        return call.func(*args, **kwargs)
         result: Any = call.func(*args, **kwargs)
         if self.draw is not None and draws_one(call.name, result):
             self.drew = True

@@ -208,6 +208,11 @@ class _DispatchMode(TorchDispatchMode):
         super().__init__()
         self.stream = stream
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Do not wrap `__torch_dispatch__` against the compiler, for which torch would import it: nothing is compiled here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.stream.quiet:
             return func(*args, **(kwargs or {}))
