@@ -222,6 +222,30 @@ def test_a_factor_that_is_a_power_of_two_is_folded_without_rounding():
     assert report.rounding == 0.0
 
 
+class Normed(nn.Module):
+    """Queries or keys are normalized with a gain in float32, as models in half precision keep their norms."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16, dtype=torch.bfloat16) for _ in range(4))
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        q, k = self.first(self.q(x).float()), self.second(self.k(x).float())
+        a = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
+        return self.o(a.bfloat16() @ self.v(x))
+
+
+@pytest.mark.parametrize("gained", [0, 1])
+def test_factors_go_where_least_is_lost(gained):
+    norms = [nn.Identity(), nn.Identity()]
+    norms[gained] = nn.LayerNorm(16)
+    torch.manual_seed(0)
+    model, x = Normed(*norms).eval(), torch.randn(2, 5, 16).bfloat16()
+    plan = planned(model, x, keep={"q/head_dim": 7})
+    assert {s.name for s in plan.scales} == {f"{('first', 'second')[gained]}.{n}" for n in ("weight", "bias")}
+
+
 # Outputs that do not show what was cut
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import replace
 from functools import cached_property
-from math import prod
+from math import frexp, log2, prod, ulp
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bough.graph import Graph, OpRecord, atoms_of
@@ -68,13 +69,37 @@ class _Flow:
         return table
 
     def granted(self, wish: Rescale) -> list[Scale]:
-        """The scales that grant a wish; of a product of two activations, either may take the factor."""
-        try:
-            return self._pull_back(wish, side=0)
-        except _Unfoldable:
-            if wish.op.name == "scaled_dot_product_attention":
-                wish = replace(wish, argument=1)  # the keys in place of the queries
-            return self._pull_back(wish, side=1)
+        """Return the scales that grant a wish, at the place where least is lost.
+
+        Of a product of two activations, either may take the factor. Multiplying by a power of two loses nothing anywhere;
+        other factors are rounded, so they go where parameters have the finer dtype, and else into the first activation.
+        """
+        wish = replace(wish, factor=_exact(wish.factor))
+        found: list[list[Scale]] = []
+        failure: _Unfoldable | None = None
+        for side in (0, 1):
+            keys = wish.op.name == "scaled_dot_product_attention" and side == 1  # in place of the queries
+            try:
+                found.append(self._pull_back(replace(wish, argument=1) if keys else wish, side))
+            except _Unfoldable as error:
+                failure = error
+            if found and self._loss(found[0]) <= self._least_loss:
+                break
+        if not found:
+            assert failure is not None
+            raise failure
+        return min(found, key=self._loss)
+
+    @cached_property
+    def _least_loss(self) -> float:
+        """The rounding of the finest dtype that parameters have."""
+        dtypes = {p.dtype for p in self.graph.model.parameters() if p.is_floating_point()}
+        return min((torch.finfo(d).eps for d in dtypes), default=0.0)
+
+    def _loss(self, scales: Sequence[Scale]) -> float:
+        """Return the largest relative rounding error of the parameters that are scaled."""
+        rounded = [self.graph.tensor(s.name).dtype for s in scales if abs(frexp(s.factor)[0]) != 0.5]
+        return max((torch.finfo(d).eps for d in rounded if d.is_floating_point), default=0.0)
 
     def _pull_back(self, wish: Rescale, side: int) -> list[Scale]:
         op, position = wish.op, wish.argument
@@ -132,6 +157,12 @@ class _Flow:
                     Scale(name, dim, tuple(np.flatnonzero(vector == f).tolist()), float(f)) for f in np.unique(vector) if f != 1
                 ]
         raise _Unfoldable(f"{name} would need a factor that varies over several dims")
+
+
+def _exact(factor: float) -> float:
+    """Return the power of two that a factor is but for the rounding of its own computation; otherwise the factor."""
+    power = 2.0 ** round(log2(factor)) if factor > 0 else factor
+    return power if abs(factor - power) <= 4 * ulp(power) else factor
 
 
 def _shape(op: OpRecord, i: int) -> tuple[int, ...]:
