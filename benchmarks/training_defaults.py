@@ -38,11 +38,7 @@ BASE: dict[str, Any] = {
     "batch_size": 64, "clip": None, "temperature": 2.0, "logits": 0.5,
 }  # fmt: skip
 DISTILLATION = ("temperature", "logits")
-RECIPES = (
-    "", "finetune", "logits=0.9", "logits=1", "lr=0.002", "lr=0.004", "lr=0.0003", "optimizer=sgd lr=0.03",
-    "optimizer=sgd lr=0.1", "temperature=1", "temperature=4", "batch_size=32", "batch_size=128", "schedule=linear", "warmup=0.2",
-    "clip=1", "weight_decay=0.05", "weight_decay=0",
-)  # fmt: skip
+RECIPES = ("", "finetune")
 
 
 @dataclass(frozen=True)
