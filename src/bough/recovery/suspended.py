@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from threading import Semaphore, Thread, local
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bough.recovery.thread_state import in_state_of_caller
 from bough.tracing.held import Holder, notes, put
 
 
@@ -25,12 +27,15 @@ _HERE = local()
 
 
 class Suspended:
-    """A run of `work`, up to a stage at a time; `seen` is what its taps keep for whoever advances it."""
+    """A run of `work`, up to a stage at a time; `seen` is what its taps keep for whoever advances it.
+
+    It runs as in the thread that makes it (autocast, inference mode, default device), but without gradients.
+    """
 
     def __init__(self, model: nn.Module, work: Callable[[], Any]) -> None:
         self.until = -1
         self.seen: dict[Any, list[Tensor]] = {}
-        self._thread = Thread(target=self._run, args=(work,), daemon=True)
+        self._thread = Thread(target=in_state_of_caller(partial(self._run, work)), daemon=True)
         self._error: BaseException | None = None
         self._go, self._back = Semaphore(0), Semaphore(0)
         self._closing = False

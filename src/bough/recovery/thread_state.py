@@ -1,0 +1,56 @@
+"""What torch (and Python's context variables) keep for each thread, carried over from one thread to another.
+
+A new thread starts without the autocast, inference mode, modes (`torch.device(...)` as a context, `set_default_device`) and
+CUDA stream of the thread that starts it. A model that runs there would compute something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import copy_context
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+Result = TypeVar("Result")
+
+
+def in_state_of_caller(work: Callable[[], Result]) -> Callable[[], Result]:
+    """Return `work` such that, in a new thread, it runs in the state of the thread that calls this function.
+
+    Casts of weights by autocast are not cached there: the weights may change between two runs.
+
+    Example:
+        >>> from threading import Thread
+        >>> with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        ...     work = in_state_of_caller(lambda: print(torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
+        >>> thread = Thread(target=work)
+        >>> thread.start()
+        True True
+    """
+    devices = ["cpu", *([] if (found := torch.accelerator.current_accelerator()) is None else [found.type])]
+    casts = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    context = copy_context()
+
+    def run() -> Result:
+        for device, enabled, dtype in casts:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(False)
+        if stream is not None:
+            torch.cuda.set_stream(stream)  # and its device
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(inference))
+            stack.enter_context(torch.set_grad_enabled(gradients))
+            for mode in modes:
+                stack.enter_context(mode)
+            return work()
+
+    return partial(context.run, run)
