@@ -2,7 +2,7 @@
 
 import json
 import sys
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -129,7 +129,7 @@ def test_limits_are_met_nothing_can_be_put_back_and_again_is_the_same(graph, nam
         return
     cost = form.cost(form.vector(found.counts)).to_dict()
     assert all(cost[k] <= limit for k, limit in limits.items())
-    for i in np.flatnonzero(steps):
+    for i in np.flatnonzero(steps) if name != "uniform" else ():  # which keeps shares together instead
         back = steps.copy()
         back[i] -= 1
         assert not problem.meets(back)
@@ -439,3 +439,38 @@ def test_each_reader_of_a_group_loses_the_share_that_the_group_loses(blocks):
     (column,) = columns([[stream]], {stream.name: np.ones(8)})
     assert np.allclose(column.losses(True), (blocks + 1) * np.log([8 / 7, 7 / 6, 6 / 5, 5 / 4, 4 / 3, 3 / 2, 2 / 1]))
     assert np.allclose(column.losses(False), 1.0)
+
+
+@settings(max_examples=40)
+@given(
+    widths=st.lists(st.integers(3, 70), min_size=2, max_size=5), share=st.integers(20, 95), seed=st.integers(0, 5),
+    field=st.sampled_from(["params", "macs", "peak_memory"]),
+)  # fmt: skip
+def test_uniform_is_one_share_up_to_a_unit(widths, share, seed, field):
+    """There is a share s such that every group keeps s of its units, rounded down or up; and one unit more of each is too much."""
+    torch.manual_seed(seed)
+    sizes = [4, *widths, 3]
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
+    graph = bough.trace(model, torch.randn(2, 4))
+    scores = bough.score(graph, bough.importance.Random(seed))
+    try:
+        plan = bough.plan(graph, scores, bough.Budget(**{field: f"{share}%"}), allocation="uniform")
+    except BudgetError:
+        return
+    kept = list(plan.groups.values())
+    least, most = max((k - 1) / n for k, n in kept), min((k + 1) / n for k, n in kept)
+    assert least <= most + 1e-12, kept
+    more = {name: min(k + 1, n) for name, (k, n) in plan.groups.items()}
+    assert graph.cost(more).to_dict()[field] > share / 100 * graph.cost().to_dict()[field]
+
+
+def test_uniform_keeps_shares_together_where_put_back_would_not():
+    """A wide layer overshoots the budget by a step; what is left over goes to nobody."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 3))
+    graph = bough.trace(model, torch.randn(1, 3, 16, 16))
+    scores = bough.score(graph, bough.importance.Magnitude())
+    for share, field in product(range(20, 100, 5), ("macs", "size", "peak_memory")):
+        plan = bough.plan(graph, scores, bough.Budget(**{field: f"{share}%"}), allocation="uniform")
+        (a, m), (b, n) = plan.groups.values()
+        assert abs(a / m - b / n) <= 1 / m, (share, field, a, b)

@@ -1,6 +1,6 @@
 """Allocators that remove steps in one order, fixed before: the shortest prefix of it that meets the limits.
 
-Then steps are put back, those removed last first, as long as the limits are still met.
+Then steps are put back, those removed last first, as long as the limits are still met (but for `Uniform`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bough.arguments import check_fields
 from bough.cost import ClosedForm
 from bough.graph import Group
 from bough.planning.allocation.columns import Column
-from bough.planning.allocation.problem import Allocation, Problem
+from bough.planning.allocation.problem import Allocation, Problem, Taken
 
 Ranks = Sequence[NDArray[np.float64]]
 
@@ -36,10 +36,25 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Cuts all groups by the same share."""
+    """Cuts all groups by the same share, up to one step of each: one unit, or what `round_to` and ties make of it."""
 
     def __call__(self, form: ClosedForm, columns: Sequence[Column], limits: Mapping[str, float]) -> Allocation:
-        return _along(Problem(form, columns, limits), [1.0 - c.counts[1:, 0] / c.counts[0, 0] for c in columns])
+        problem = Problem(form, columns, limits)
+        return problem.unreachable() or problem.allocation(_alike(problem))
+
+
+def _alike(problem: Problem) -> Taken:
+    """The least share that meets the limits, taken of every column; of those that just reach it, some may keep one step more.
+
+    What could be put back besides stays out: it would pull the shares apart.
+    """
+    shares = [1.0 - c.counts[1:, 0] / c.counts[0, 0] for c in problem.columns]
+    taken, order = _shortest(problem, shares)
+    reached = [float(s[k - 1]) if k else 0.0 for s, k in zip(shares, taken, strict=True)]
+    for i in (i for i in dict.fromkeys(reversed(order)) if reached[i] == max(reached)):
+        fewer = taken - np.eye(len(taken), dtype=np.int64)[i]
+        taken = fewer if problem.meets(fewer) else taken
+    return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,12 @@ def _along(problem: Problem, ranks: Ranks) -> Allocation:
     smallest = problem.unreachable()
     if smallest is not None:
         return smallest
+    taken, order = _shortest(problem, ranks)
+    return problem.allocation(problem.put_back(taken, reversed(order)))
+
+
+def _shortest(problem: Problem, ranks: Ranks) -> tuple[Taken, list[int]]:
+    """The shortest prefix of all steps, lowest rank first, that meets the limits, and the columns of its steps in order."""
     owner = np.repeat(np.arange(len(ranks)), problem.steps)
     order = owner[np.argsort(np.concatenate([*ranks, np.zeros(0)]), kind="stable")]
     low, high = 0, len(order)
@@ -99,5 +120,4 @@ def _along(problem: Problem, ranks: Ranks) -> Allocation:
         middle = (low + high) // 2
         met = problem.meets(np.bincount(order[:middle], minlength=len(ranks)))
         low, high = (low, middle) if met else (middle + 1, high)
-    taken = np.bincount(order[:low], minlength=len(ranks))
-    return problem.allocation(problem.put_back(taken, order[:low][::-1].tolist()))
+    return np.bincount(order[:low], minlength=len(ranks)), order[:low].tolist()
