@@ -447,7 +447,7 @@ def test_each_reader_of_a_group_loses_the_share_that_the_group_loses(blocks):
     field=st.sampled_from(["params", "macs", "peak_memory"]),
 )  # fmt: skip
 def test_uniform_is_one_share_up_to_a_unit(widths, share, seed, field):
-    """There is a share s such that every group keeps s of its units, rounded down or up; and one unit more of each is too much."""
+    """There is a share of which every group keeps as much up to a unit, and one unit more of each is too much."""
     torch.manual_seed(seed)
     sizes = [4, *widths, 3]
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
