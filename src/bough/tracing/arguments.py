@@ -1,7 +1,8 @@
 """Which axis an integer argument gives the size of.
 
-One entry per function of torch's Python API that takes sizes; `meanings` yields (integer, space) pairs. A function
-without an entry tells nothing: the replay check is the judge of what it did.
+One entry per function of torch's Python API that takes sizes: the names of its parameters, and a function that yields
+(integer, space) pairs from the arguments by position. A function without an entry tells nothing: the replay check is the
+judge of what it did.
 """
 
 from __future__ import annotations
@@ -28,32 +29,30 @@ def _flat(values: tuple[Any, ...]) -> list[Any]:
 def _sizes(skip: int) -> Callable[..., Pairs]:
     """The arguments after the first `skip` are the sizes of the result."""
 
-    def pairs(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
-        given = _flat(args[skip:] or tuple(kwargs[k] for k in ("size", "shape") if k in kwargs))
+    def pairs(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
+        given = _flat(args[skip:])
         axes = of(result)
         yield from zip(given[: len(axes)], axes, strict=False)
 
     return pairs
 
 
-def _unflatten(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
-    dim = (args[1] if len(args) > 1 else kwargs["dim"]) % args[0].dim()
-    yield from zip(args[2] if len(args) > 2 else kwargs["sizes"], of(result)[dim:], strict=False)
+def _unflatten(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
+    yield from zip(args[2], of(result)[args[1] % args[0].dim() :], strict=False)
 
 
-def _split(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
-    given = args[1] if len(args) > 1 else kwargs.get("split_size", kwargs.get("split_size_or_sections"))
-    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+def _split(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
+    given, dim = args[1], _at(args, 2, 0)
     pieces = given if isinstance(given, (tuple, list)) else [given] * len(result)
     for size, piece in zip(pieces, result, strict=False):
         yield size, of(piece)[dim]
 
 
-def _narrow(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
-    yield (args[3] if len(args) > 3 else kwargs["length"]), of(result)[args[1]]
+def _narrow(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
+    yield args[3], of(result)[args[1]]
 
 
-def _getitem(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
+def _getitem(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     if not all(isinstance(i, (slice, int, type(None), type(Ellipsis))) for i in index):
         return
@@ -84,55 +83,66 @@ def _getitem(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: 
 
 
 def _noted(position: int, name: str) -> Callable[..., Pairs]:
-    def pairs(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
+    def pairs(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
         if name in notes.integers:
-            yield (args[position] if len(args) > position else kwargs.get(name)), notes.integers[name]
+            yield _at(args, position), notes.integers[name]
 
     return pairs
 
 
-def _arange(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
+def _arange(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
     if len(args) == 1:
         yield args[0], of(result)[0]
 
 
-def _one_hot(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
-    yield (args[1] if len(args) > 1 else kwargs.get("num_classes")), of(result)[-1]
+def _one_hot(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
+    yield _at(args, 1), of(result)[-1]
 
 
-def _histc(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
-    yield (args[1] if len(args) > 1 else kwargs.get("bins")), of(result)[0]
+def _histc(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
+    yield _at(args, 1), of(result)[0]
 
 
-def _chunk(of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes) -> Pairs:
+def _chunk(of: TypeOf, args: tuple[Any, ...], result: Any, notes: Notes) -> Pairs:
     """Chunks are of equal size, whatever the size."""
-    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    dim = _at(args, 2, 0)
     first = of(result[0])[dim]
     for piece in result[1:]:
         if of(piece)[dim].size == first.size:
             yield TracedInt(first.size, AxisSize(first)), of(piece)[dim]
 
 
-MEANINGS: dict[Any, Callable[..., Pairs]] = {
-    **dict.fromkeys((Tensor.view, Tensor.reshape, Tensor.expand), _sizes(1)),
-    **dict.fromkeys((Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty), _sizes(1)),
-    torch.reshape: _sizes(1),
-    **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn), _sizes(0)),
-    torch.full: lambda of, args, kwargs, result, notes: _sizes(0)(of, args[:1], kwargs, result, notes),
-    Tensor.new_full: lambda of, args, kwargs, result, notes: _sizes(1)(of, args[:2], kwargs, result, notes),
-    Tensor.unflatten: _unflatten,
-    torch.unflatten: _unflatten,
-    **dict.fromkeys((Tensor.split, torch.split, Tensor.split_with_sizes, torch.split_with_sizes), _split),
-    **dict.fromkeys((Tensor.narrow, torch.narrow), _narrow),
-    Tensor.__getitem__: _getitem,
-    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _noted(6, "groups")),
-    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _noted(6, "groups")),
-    torch.group_norm: _noted(1, "num_groups"),
-    **dict.fromkeys((torch.channel_shuffle, torch.native_channel_shuffle), _noted(1, "groups")),
-    **dict.fromkeys((Tensor.chunk, torch.chunk), _chunk),
-    torch.arange: _arange,
-    F.one_hot: _one_hot,
-    **dict.fromkeys((torch.histc, Tensor.histc), _histc),
+def _arguments_before(skip: int, sizes: Callable[..., Pairs]) -> Callable[..., Pairs]:
+    """The same of the arguments before the first `skip` alone."""
+    return lambda of, args, result, notes: sizes(of, args[:skip], result, notes)
+
+
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_SPLIT = ("tensor|input|self", "split_size|split_sizes|split_size_or_sections", "dim")
+Entry = tuple[tuple[str, ...], Callable[..., Pairs]]
+"""The parameters, with | between names that they have in several functions, and what their integers are."""
+MEANINGS: dict[Any, Entry] = {
+    **dict.fromkeys((Tensor.view, Tensor.reshape, Tensor.expand), (("self", "size|shape"), _sizes(1))),
+    **dict.fromkeys((Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty), (("self", "size"), _sizes(1))),
+    torch.reshape: (("input", "shape"), _sizes(1)),
+    **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn), (("size",), _sizes(0))),
+    torch.full: (("size", "fill_value"), _arguments_before(1, _sizes(0))),
+    Tensor.new_full: (("self", "size", "fill_value"), _arguments_before(2, _sizes(1))),
+    **dict.fromkeys((Tensor.unflatten, torch.unflatten), (("input", "dim", "sizes"), _unflatten)),
+    **dict.fromkeys((Tensor.split, torch.split, Tensor.split_with_sizes, torch.split_with_sizes), (_SPLIT, _split)),
+    **dict.fromkeys((Tensor.narrow, torch.narrow), (("input", "dim", "start", "length"), _narrow)),
+    Tensor.__getitem__: (("self", "index"), _getitem),
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), (_CONVOLUTION, _noted(6, "groups"))),
+    **dict.fromkeys(
+        (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), (_TRANSPOSED, _noted(6, "groups"))
+    ),
+    torch.group_norm: (("input", "num_groups", "weight", "bias", "eps"), _noted(1, "num_groups")),
+    **dict.fromkeys((torch.channel_shuffle, torch.native_channel_shuffle), (("input", "groups"), _noted(1, "groups"))),
+    **dict.fromkeys((Tensor.chunk, torch.chunk), (("input", "chunks", "dim"), _chunk)),
+    torch.arange: (("end",), _arange),
+    F.one_hot: (("input|tensor", "num_classes"), _one_hot),
+    **dict.fromkeys((torch.histc, Tensor.histc), (("input", "bins", "min", "max"), _histc)),
 }  # fmt: skip
 
 
@@ -140,10 +150,28 @@ def meanings(
     func: Any, of: TypeOf, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, notes: Notes
 ) -> list[tuple[Any, Space]]:
     """(integer argument, the space it gives the size of) for a call."""
-    entry = MEANINGS.get(func)
-    if entry is None:
+    if func not in MEANINGS:
         return []
-    return [(i, s) for i, s in entry(of, args, kwargs, result, notes) if isinstance(i, int) and i == s.size]
+    parameters, entry = MEANINGS[func]
+    pairs = entry(of, by_position(parameters, args, kwargs), result, notes)
+    return [(i, s) for i, s in pairs if isinstance(i, int) and i == s.size]
+
+
+def by_position(parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments by position up to the last that is given; None for those between that are not given.
+
+    Example:
+        >>> by_position(("tensor|input", "start", "length"), ("x",), {"length": 3, "out": None})
+        ('x', None, 3)
+    """
+    given = [next((kwargs[n] for n in p.split("|") if n in kwargs), None) for p in parameters[len(args) :]]
+    while given and given[-1] is None:
+        given.pop()
+    return (*args, *given)
+
+
+def _at(args: tuple[Any, ...], position: int, default: Any = None) -> Any:
+    return args[position] if len(args) > position and args[position] is not None else default
 
 
 def normalized_shape(args: tuple[Any, ...], notes: Notes) -> list[tuple[Any, Space]]:
