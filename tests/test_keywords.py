@@ -13,7 +13,10 @@ W, H = 12, 3  # units, and heads among them; both are attributes of the net
 
 # Each row: the same result [2, 5, W] of x [2, 5, W], in several spellings.
 SPELLINGS = {
-    "view": [lambda m, x: x.view(2, 5, m.h, -1).view(2, 5, m.w), lambda m, x: x.view(size=(2, 5, m.h, -1)).view(size=(2, 5, m.w))],
+    "view": [
+        lambda m, x: x.view(2, 5, m.h, -1).view(2, 5, m.w),
+        lambda m, x: x.view(size=(2, 5, m.h, -1)).view(size=(2, 5, m.w)),
+    ],
     "reshape": [
         lambda m, x: x.reshape(2, 5, m.h, -1).reshape(2, 5, m.w),
         lambda m, x: x.reshape(shape=(2, 5, m.h, -1)).reshape(shape=[2, 5, m.w]),
@@ -42,7 +45,7 @@ SPELLINGS = {
     "movedim": [
         lambda m, x: x.movedim(2, 0).relu().movedim(0, 2),
         lambda m, x: x.movedim(source=2, destination=0).relu().movedim(source=0, destination=2),
-        lambda m, x: torch.moveaxis(torch.movedim(x, source=(2, 0), destination=(0, 1)).relu(), source=(0, 1), destination=(2, 0)),
+        lambda m, x: torch.moveaxis(torch.movedim(x, source=2, destination=0).relu(), source=0, destination=2),
     ],
     "narrow": [
         lambda m, x: torch.cat([x.narrow(2, 0, m.half).relu(), x.narrow(2, m.half, m.half)], 2),
@@ -172,10 +175,13 @@ SPELLINGS = {
         lambda m, x: x - torch.mean(input=x, dim=1, keepdim=True) + torch.sum(input=x, dim=1, keepdim=True)
         + torch.amax(input=x, dim=1, keepdim=True) + x.var(dim=1, keepdim=True) + torch.cumsum(input=x, dim=1),
     ],
-    "sort": [lambda m, x: x.sort(1)[0] + x.topk(1, 1)[0], lambda m, x: torch.sort(input=x, dim=1)[0] + torch.topk(x, k=1, dim=1)[0]],
+    "sort": [
+        lambda m, x: x.sort(1)[0] + x.topk(1, 1)[0],
+        lambda m, x: torch.sort(input=x, dim=1)[0] + torch.topk(x, k=1, dim=1)[0],
+    ],
     "diagonal": [
         lambda m, x: x + torch.diag_embed(m.diagonal_of).diagonal(0, 0, 1),
-        lambda m, x: x + torch.diagonal(input=torch.diag_embed(input=m.diagonal_of, offset=0, dim1=-2, dim2=-1), dim1=0, dim2=1),
+        lambda m, x: x + torch.diagonal(input=torch.diag_embed(input=m.diagonal_of, dim1=-2, dim2=-1), dim1=0, dim2=1),
     ],
     "einsum": [lambda m, x: torch.einsum("bnw,wv->bnv", x, m.mix), lambda m, x: torch.einsum("bnw,wv->bnv", [x, m.mix])],
 }  # fmt: skip

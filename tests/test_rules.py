@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from bough.rules import probe
 from tests.ops import CASES
 from tests.oracle import LAYOUTS, Around, check, outputs, ready
 
@@ -104,3 +106,14 @@ def test_chains(names, consumer, seed):
         assume(False)
     assume(bool(torch.isfinite(y).all()) and float(y.abs().max()) < 1e6)
     check(model, x, seed)
+
+
+def test_verdicts_about_numbers_are_not_remembered_for_ever(monkeypatch):
+    monkeypatch.setattr(probe, "_known", {})
+    monkeypatch.setattr(probe, "_KEPT", 8)
+    for numbers in ((1.5, 0.0), tuple(1 + k / 64 for k in range(20)), (1.5, 0.0)):
+        for number in numbers:
+            x = torch.tensor([0.0, 1.0])
+            call = SimpleNamespace(name="add", func=torch.add, args=(x, number), kwargs={})
+            assert probe.at_zero(call, [x], [True]) == ("zero" if number == 0 else "other")
+    assert len(probe._known) == 8

@@ -16,6 +16,7 @@ from bough.storage.tensors import memory
 from bough.tracing.execution import held_tensors
 from bough.tracing.fingerprint import fingerprint, weights_digest
 from bough.tracing.held import read
+from bough.tracing.provenance import path_of
 
 _SHOWN = 8
 
@@ -52,7 +53,7 @@ def check(model: nn.Module, plan: Plan) -> None:
         raise PlanError(f"this plan was made for another model: it leaves out {name}, which does not exist here")
     for key in (*plan.attributes, *plan.sequences):
         try:
-            read(model, tuple(key.split(":"))[:-1])  # what holds it: a config need not have had the number itself
+            read(model, path_of(key)[:-1])  # what holds it: a config need not have had the number itself
         except (AttributeError, KeyError, IndexError, ValueError):
             raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
     for key, items in plan.sequences.items():

@@ -16,7 +16,7 @@ from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, Storage
 from bough.planning.budget import Goal
 from bough.tracing.contractions import read_by
 from bough.tracing.held import held_values
-from bough.tracing.provenance import attributes_in
+from bough.tracing.provenance import attributes_in, key_of
 from bough.tracing.replay import replay
 
 Scores = Mapping[str, NDArray[np.float64]]
@@ -198,7 +198,7 @@ def _indices(graph: Graph, container: str, keys: list[str], stay: list[int]) -> 
             for new, i in enumerate(stay):
                 if i in values and values[i] != new + min(shifts):
                     inner = f".{path[0]}" if path[0] else ""
-                    result[":".join((f"{entry(container, keys[i])}{inner}", *path[1:]))] = new + min(shifts)
+                    result[key_of((f"{entry(container, keys[i])}{inner}", *path[1:]))] = new + min(shifts)
     return result
 
 
@@ -222,7 +222,7 @@ def _lengths(graph: Graph, container: str, n: int) -> tuple[list[str], list[str]
                     lists.append(full)
             elif value == n and all(k in parts for k in path[1:] if k.isdigit()):
                 counts.append(full)
-    return [":".join(p) for p in _own(counts, container)], [":".join(p) for p in _own(lists, container)]
+    return [key_of(p) for p in _own(counts, container)], [key_of(p) for p in _own(lists, container)]
 
 
 def _own(paths: list[tuple[str, ...]], container: str) -> list[tuple[str, ...]]:

@@ -18,7 +18,7 @@ from bough.planning.plan import Plan, Scale
 from bough.planning.uniform import Told
 from bough.spaces import Atom, Each, Kept, indices
 from bough.tracing.fingerprint import weights_digest
-from bough.tracing.provenance import Path, attributes_in
+from bough.tracing.provenance import Path, attributes_in, key_of
 from bough.tracing.replay import Conflict, replay
 
 
@@ -87,7 +87,7 @@ class Draft:
     def _changed(self) -> dict[str, float]:
         """What the model is told, as far as it is not what it holds already."""
         held: dict[Path, float] = {a.path: a.value for e in self.graph.equations for a in attributes_in(e.expression)}
-        return {":".join(path): value for path, value in self.told.numbers.items() if held.get(path) != value}
+        return {key_of(path): value for path, value in self.told.numbers.items() if held.get(path) != value}
 
     def _without_idle(self, cost: Cost, cut: Mapping[str, Mapping[int, list[int]]]) -> Cost:
         """The cost less what tensors that nothing comes of lose beside what their groups do."""

@@ -16,6 +16,7 @@ from bough.planning.config import Field
 from bough.planning.depth import entry
 from bough.planning.recipe import Build, Recipe
 from bough.tracing.held import holds
+from bough.tracing.provenance import key_of, path_of
 
 _CONFIG = ("", "config")
 Guess = tuple[Field, int | list[int]]  # a field becomes an integer, or a list of which some items stay
@@ -39,8 +40,8 @@ def relayered(graph: Graph, recipe: Recipe, start: Build) -> Graph:
             continue
         if made.shapes.keys() == wanted:
             told = {(names.before(p[0]), *p[1:]): n for p, n in made.integers.items()}
-            numbers = {":".join(p): n for p, n in told.items() if start.integers.get(p) != n and holds(graph.model, p)}
-            lists = {":".join((*_CONFIG, *f)): items for f, items in stay.items()}
+            numbers = {key_of(p): n for p, n in told.items() if start.integers.get(p) != n and holds(graph.model, p)}
+            lists = {key_of((*_CONFIG, *f)): items for f, items in stay.items()}
             others = {k: items for k, items in graph.layer_notes[1].items() if not k.startswith(":config:")}
             return replace(graph, layer_notes=(numbers, {**others, **lists}))
         apart = apart or (made.shapes.keys() ^ wanted)
@@ -57,7 +58,7 @@ def _tries(graph: Graph) -> Iterator[tuple[Guess, ...]]:
     """All guesses about the config, then fewer and fewer."""
     numbers, lists = graph.layer_notes
     notes: dict[str, int | list[int]] = {**numbers, **lists}
-    guesses = [(tuple(key.split(":")[2:]), value) for key, value in notes.items() if key.startswith(":config:")]
+    guesses = [(path_of(key)[2:], value) for key, value in notes.items() if key.startswith(":config:")]
     for n in range(len(guesses), 0, -1):
         yield from combinations(guesses, n)
 

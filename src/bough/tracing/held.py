@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bough.tracing.provenance import Path
+from bough.tracing.provenance import Path, path_of
 
 _MACHINERY = frozenset(nn.Module().__dict__)
 _DEPTH = 3
@@ -196,9 +196,9 @@ def write(model: nn.Module, path: Path, new: Any) -> None:
 def rewrite(model: nn.Module, values: Mapping[str, float], sequences: Mapping[str, list[int]]) -> None:
     """Sets numbers by their paths ("module:attribute:key"), and of lists keeps the items told."""
     for key, value in values.items():
-        write(model, tuple(key.split(":")), value)
+        write(model, path_of(key), value)
     for key, stay in sequences.items():
-        path = tuple(key.split(":"))
+        path = path_of(key)
         items = read(model, path)
         write(model, path, type(items)(items[i] for i in stay))
 

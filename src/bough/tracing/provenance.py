@@ -17,6 +17,21 @@ from bough.spaces import Atom, Space, count
 Path = tuple[str, ...]
 
 
+def key_of(path: Path) -> str:
+    """Return a path as one string, as plans hold it: "module:attribute:key".
+
+    Example:
+        >>> key_of(("blocks.0", "config", "heads")), key_of(("a:b", "heads"))
+        ('blocks.0:config:heads', 'a%3Ab:heads')
+    """
+    return ":".join(part.replace("%", "%25").replace(":", "%3A") for part in path)
+
+
+def path_of(key: str) -> Path:
+    """Return the path that `key_of` made a string of."""
+    return tuple(part.replace("%3A", ":").replace("%25", "%") for part in key.split(":"))
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Attribute:
     """An integer that a module holds, at `path`: module name, then attribute names and container keys."""

@@ -20,7 +20,7 @@ from bough.spaces import Atom, Space, count
 from bough.tracing.execution import Execution, OnStandIns, number_in
 from bough.tracing.held import rewrite
 from bough.tracing.layers import leave_out
-from bough.tracing.provenance import Path
+from bough.tracing.provenance import Path, key_of
 from bough.tracing.stream import Call, tensors_in
 from bough.tracing.trace import run, switch
 
@@ -240,7 +240,7 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, flo
         for name, module in graph.model.named_modules():  # the model may have been switched since
             module.__dict__["training"] = graph.modes.get(name, module.training)
         rewrite(graph.model, *graph.layer_notes)
-        rewrite(graph.model, {":".join(p): v for p, v in attributes.items() if type(v) is float}, {})
+        rewrite(graph.model, {key_of(p): v for p, v in attributes.items() if type(v) is float}, {})
         leave_out(graph.model, [(x.name, x.form, x.container is not None) for x in graph.left_out])
 
     def prepare_second() -> None:
