@@ -82,6 +82,8 @@ def _root(atom: Atom) -> Atom:
 def normal(space: Space) -> Space:
     """The normal form of `space` under everything unified so far."""
     if isinstance(space, Atom):
+        if space.link is None:
+            return UNIT if space.size == 1 else space
         root = _root(space)
         if root.link is None:
             return UNIT if root.size == 1 else root

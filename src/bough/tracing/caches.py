@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bough.tracing.held import DICTS, put
+from bough.tracing.held import DICTS, MACHINERY, put
 from bough.tracing.provenance import TracedInt
 from bough.tracing.tree import tensors_within
 
@@ -94,7 +94,9 @@ class _Reached:
         for module in model.modules():
             self._add_class(type(module))
             for key, value in module.__dict__.items():
-                if not isinstance(value, _OPAQUE) and key not in _REGISTRIES:
+                if key in MACHINERY and (not value or key in _REGISTRIES):
+                    continue  # empty hooks, a dozen for each module: `substituted` restores them
+                if not isinstance(value, _OPAQUE):
                     self._waiting.append((functools.partial(operator.setitem, module.__dict__, key), value, 1))
         while self._waiting:
             self._look(*self._waiting.pop())

@@ -24,16 +24,13 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
         transient = module._non_persistent_buffers_set
-        places = (
-            ((k, v, True, True) for k, v in module._parameters.items()),
-            ((k, v, False, k not in transient) for k, v in module._buffers.items()),
-            ((k, v, False, False) for k, v in module.__dict__.items() if isinstance(v, Tensor)),
-        )
-        for place in places:
-            for key, value, parameter, saved in place:
-                if value is not None and id(value) not in seen:
-                    seen.add(id(value))
-                    yield dot + key, value, parameter, saved
+        places = [(k, v, True, True) for k, v in module._parameters.items()]
+        places += [(k, v, False, k not in transient) for k, v in module._buffers.items()]
+        places += [(k, v, False, False) for k, v in module.__dict__.items() if isinstance(v, Tensor)]
+        for key, value, parameter, saved in places:
+            if value is not None and id(value) not in seen:
+                seen.add(id(value))
+                yield dot + key, value, parameter, saved
 
 
 def _strided(t: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -97,32 +94,37 @@ class Execution:
     def run(self, call: Call) -> Any:
         """Runs the op as it is called, with all tensors on the meta device where one is."""
         args, kwargs = call.args, call.kwargs
-        if not self.real:
-            tensors = [t for a in args for t in tensors_in(a)] + [t for a in kwargs.values() for t in tensors_in(a)]
-            if any(t.device.type == "meta" for t in tensors):
-                if call.name in ("index", "index_put", "index_put_"):
-                    args = (args[0], [p for i in args[1] for p in _positions(i)], *args[2:])
-                move = _floats_to_meta if call.name in _READS_INTEGERS else _to_meta
-                args = swap(args, move)
-                kwargs = {k: swap(v, move) for k, v in kwargs.items()}
-                if "device" in kwargs:
-                    kwargs["device"] = torch.device("meta")
-                shape = SHAPES.get(call.name)
-                if shape is not None and "out" not in kwargs:
-                    with torch._C._DisableTorchDispatch():  # the stream need not see what is made here
-                        known = shape(*args, **kwargs)
-                    if known is not NotImplemented:
-                        return known
-                if not isinstance(call.func, torch._ops.OperatorBase):  # a whole function, within which the stream sees ops
-                    with torch._C._DisableTorchDispatch():
-                        return call.func(*args, **kwargs)
-        result: Any = call.func(*args, **kwargs)
+        if not self.real and any(t.is_meta for t in (*tensors_in(args), *tensors_in([*kwargs.values()]))):
+            if call.name in ("index", "index_put", "index_put_"):
+                args = (args[0], [p for i in args[1] for p in _positions(i)], *args[2:])
+            move = _floats_to_meta if call.name in _READS_INTEGERS else _to_meta
+            args = swap(args, move)
+            kwargs = {k: swap(v, move) for k, v in kwargs.items()}
+            if "device" in kwargs:
+                kwargs["device"] = torch.device("meta")
+            result = _on_shapes(call, args, kwargs)
+        else:
+            result = call.func(*args, **kwargs)
         if self.draw is not None and draws_one(call.name, result):
             self.drew = True
             result = as_drawn(call.name, args, result, self.draw)
         if call.name == "scalar_tensor" and result.device.type == "meta":
             result._number = float(args[0])  # made in C++, beside a tensor that has no values
         return result
+
+
+def _on_shapes(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what an op gives on meta tensors; the stream need not see what whole functions and shape functions call."""
+    shape = SHAPES.get(call.name)
+    if shape is not None and "out" not in kwargs:
+        with torch._C._DisableTorchDispatch():
+            known = shape(*args, **kwargs)
+        if known is not NotImplemented:
+            return known
+    if isinstance(call.func, torch._ops.OperatorBase):
+        return call.func(*args, **kwargs)
+    with torch._C._DisableTorchDispatch():
+        return call.func(*args, **kwargs)
 
 
 def number_in(tensor: Tensor) -> float | None:
@@ -149,7 +151,7 @@ class OnStandIns(Runner):
 
 
 def _to_meta(t: Tensor) -> Tensor:
-    return t if t.device.type == "meta" else _strided(t)
+    return t if t.is_meta else _strided(t)
 
 
 def _floats_to_meta(t: Tensor) -> Tensor:

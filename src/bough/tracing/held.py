@@ -6,6 +6,7 @@ axis of size 1 has no unit to lose.
 
 from __future__ import annotations
 
+import operator
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from torch import nn
 
 from bough.tracing.provenance import Path, path_of
 
-_MACHINERY = frozenset(nn.Module().__dict__)
+MACHINERY = frozenset(nn.Module().__dict__)
 _DEPTH = 3
 
 DICTS = (dict, OrderedDict, defaultdict)
@@ -55,12 +56,12 @@ class _Changes:
         self.before: list[tuple[Holder, Holder]] = []
         self.seen: set[int] = set()
 
-    def make(self, model: nn.Module, machinery: frozenset[str] = _MACHINERY) -> None:
+    def make(self, model: nn.Module, machinery: frozenset[str] = MACHINERY) -> None:
         for name, module in model.named_modules():
             for inner in machinery & module.__dict__.keys():  # parameters, buffers, modules, hooks of all kinds
                 if isinstance(module.__dict__[inner], dict):
                     self.before.append((module.__dict__[inner], dict(module.__dict__[inner])))
-            self._visit(module.__dict__, (name,), 0, _MACHINERY)
+            self._visit(module.__dict__, (name,), 0, MACHINERY)
 
     def undo(self) -> None:
         for holder, before in reversed(self.before):
@@ -120,15 +121,17 @@ def notes(model: nn.Module) -> list[Holder]:
 
 def put(holder: Holder, contents: Holder) -> None:
     """Makes a dict, list, set or deque hold what another does, where it does not yet."""
+    if not holder and not contents:
+        return
     if isinstance(holder, (list, deque)):
-        if len(holder) != len(contents) or any(a is not b for a, b in zip(holder, contents, strict=True)):
+        if len(holder) != len(contents) or not all(map(operator.is_, holder, contents)):
             holder.clear()
             holder.extend(contents)
     elif isinstance(holder, set):
         if {id(v) for v in holder} != {id(v) for v in contents}:
             holder.clear()
             holder.update(contents)
-    elif list(holder) != list(contents) or any(holder[k] is not contents[k] for k in contents):
+    elif list(holder) != list(contents) or not all(map(operator.is_, holder.values(), contents.values())):
         holder.clear()
         holder.update(contents)
 
@@ -155,7 +158,7 @@ def held_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, A
 
     for name, part in module.named_modules() if inner else (("", module),):
         for key, value in part.__dict__.items():
-            if key not in _MACHINERY:
+            if key not in MACHINERY:
                 yield from within(value, (name, key), 0)
 
 

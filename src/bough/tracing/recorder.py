@@ -130,8 +130,7 @@ class Recorder:
         return self.execution.device(tensor)
 
     def op(self, call: Call) -> Any:
-        tensors = [t for a in call.args for t in tensors_in(a)]
-        tensors += [t for a in call.kwargs.values() for t in tensors_in(a)] if call.kwargs else []
+        tensors = tensors_in(call.args) + (tensors_in([*call.kwargs.values()]) if call.kwargs else [])
         values = [self.value(t) for t in tensors]
         rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_")) or (POINTWISE if call.pointwise else None)
         if rule is None and "nested" in call.name:

@@ -223,12 +223,18 @@ class _DispatchMode(TorchDispatchMode):
         return self.stream.submit(name, func, args, kwargs, pointwise, writes)
 
 
+_PLAIN = frozenset((int, float, bool, type(None), str, torch.dtype, torch.device, torch.memory_format))  # hold no tensor
+
+
 def swap(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """`value` with `change` applied to each tensor in it (tuples and lists opened)."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
     if isinstance(value, Tensor):
         return change(value)
-    if type(value) in (tuple, list):
-        return type(value)(swap(v, change) for v in value)
+    if kind is tuple or kind is list:
+        return kind([swap(v, change) for v in value])
     return value
 
 
@@ -236,9 +242,12 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of an argument list, tuples and lists opened."""
     if isinstance(value, Tensor):
         return [value]
+    found: list[Tensor] = []
     if type(value) in (tuple, list):
-        return [t for v in value for t in tensors_in(v)]
-    return []
+        for v in value:
+            if type(v) not in _PLAIN:
+                found += tensors_in(v)
+    return found
 
 
 def _positional(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -307,7 +316,9 @@ def _has_traced(value: Any) -> bool:
         return True
     if kind is slice:
         return _has_traced((value.start, value.stop, value.step))
-    return isinstance(value, (tuple, list)) and any(_has_traced(v) for v in value)
+    if kind in _PLAIN or not isinstance(value, (tuple, list)):
+        return False
+    return any(_has_traced(v) for v in value if type(v) not in _PLAIN)
 
 
 _bodies: dict[Any, Any] = {}
