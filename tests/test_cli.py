@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import bough
+from bough.cli import demo
 from bough.cli.commands import app
 from bough.cost import LatencyTable
 from bough.cost.latency_table import wanted
@@ -180,3 +181,22 @@ def test_options_left_out_are_left_to_the_api(monkeypatch):
     assert seen == {"round_to": "neon", "uniform": False, "on_conflict": "raise"}
     run("prune", MODEL, "--budget", "params=60%", "--round-to", "2")
     assert seen["round_to"] == 2
+
+
+def test_the_demo_words_gains_and_losses(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    accuracy = iter([98.0, 98.44, 98.0, 97.0])
+    monkeypatch.setattr(demo, "fit", lambda *given: None)
+    monkeypatch.setattr(demo, "accuracy", lambda *given: 98.0)
+    made = demo.once
+
+    def once(seed, data):
+        row = made(seed, data)
+        row["before"]["accuracy"], row["after"]["accuracy"] = next(accuracy), next(accuracy)
+        return row
+
+    monkeypatch.setattr(demo, "once", once)
+    page = tmp_path / "page.html"
+    printed = run("demo", "--seeds", "2", "--page", str(page))
+    assert "Accuracy: 0.44 points gained, 1.00 points lost." in printed
+    assert "0.44 points gained" in page.read_text()

@@ -57,10 +57,10 @@ def compare(
     given = calibration(data, loss, names, progress=False)
     net = resolve(model, input_shape, weights, quiet=as_json)
     options = chosen(
-        allocations=[allocation_of(a) for a in allocations] if allocations else None, seeds=seeds or None, data=given.data,
+        allocations={a: allocation_of(a) for a in allocations} if allocations else None, seeds=seeds or None, data=given.data,
         refit=refit, ignore=ignore or None, lower_is_better=lower_is_better,
     )  # fmt: skip
-    entrants = [given.criterion(n) if is_reference(n) else n for n in names]
+    entrants = {name: given.criterion(name) if is_reference(name) else name for name in names}
     found = compare_criteria(
         net.model, net.inputs, entrants, bounds, metric, loss=given.loss, folder=out,
         about={"data": str(data), **_about(about or [])}, progress=not as_json, **options, **planning,

@@ -21,6 +21,7 @@ from bough.errors import ModelReferenceError
 from bough.measuring import latencies
 from bough.report.page import page as make_page
 from bough.report.tables import costs_table, show
+from bough.storage import write_text
 
 SHARE = "25%"
 
@@ -134,22 +135,34 @@ def run(path: Path, seeds: int, as_json: bool) -> None:
     turns = range(seeds) if as_json else track(range(seeds), "train, prune, fine-tune")
     found = [once(seed, data) for seed in turns]
     rows = {n: {k: _mean([f[n][k] for f in found]) for k in found[0][n]} for n in ("before", "after")}
-    lost = [f["before"]["accuracy"] - f["after"]["accuracy"] for f in found]
+    gained = [f["after"]["accuracy"] - f["before"]["accuracy"] for f in found]
     notes = [
-        f"Means over {seeds} seeds. Accuracy lost: {', '.join(f'{x:.2f}' for x in lost)} points.",
+        f"Means over {seeds} seeds. Accuracy: {', '.join(map(change, gained))}.",
         f"After the cut, before fine-tuning: {', '.join(f'{x:.1f}' for x in (f['cut'] for f in found))} %.",
         f"Masked original against cut model, float64: largest error {max(f['error'] for f in found):.1e}.",
         f"Saved and reloaded: {'bit-identical' if all(f['identical'] for f in found) else 'NOT identical'}.",
     ]
-    path.write_text(make_page("bough: digits at a quarter of the MACs", rows, found[-1]["plan"], notes), encoding="utf-8")
+    write_text(path, make_page("bough: digits at a quarter of the MACs", rows, found[-1]["plan"], notes))
     if as_json:
-        report = {**rows, "points_lost": lost, "verify_error": max(f["error"] for f in found)}
+        report = {**rows, "points_gained": gained, "verify_error": max(f["error"] for f in found)}
         typer.echo(json.dumps({**report, "identical": all(f["identical"] for f in found), "page": str(path)}))
         return
     show(costs_table(rows))
     for note in notes:
         typer.echo(note)
     typer.echo(f"Widths before and after: {path}")
+
+
+def change(points: float) -> str:
+    """Return a change of accuracy in words.
+
+    Example:
+        >>> change(0.444), change(-1.0), change(0.001)
+        ('0.44 points gained', '1.00 points lost', 'unchanged')
+    """
+    if abs(points) < 0.005:
+        return "unchanged"
+    return f"{abs(points):.2f} points {'gained' if points > 0 else 'lost'}"
 
 
 def _mean(values: list[float]) -> float:

@@ -16,6 +16,7 @@ from bough.cost import LatencyTable
 from bough.cost.latency_table import to_csv, wanted
 from bough.errors import PlanError
 from bough.measuring import latency, measure_table
+from bough.storage import write_text
 
 
 def table(
@@ -40,16 +41,17 @@ def table(
     if correct and answers is not None:
         raise PlanError("--correct times whole models here, and --answers are of another machine: leave one of them out")
     writable(out or ask, folder=False)
+    filled = None if answers is None else _text(answers)
     given = resolve(model, input_shape, weights, values=False, quiet=as_json)
     graph = bough.trace(given.model, given.inputs)
     if ask is not None:
         points = list(wanted(graph, quantum))
-        ask.write_text(to_csv((key, widths, None) for key, widths in points))
+        write_text(ask, to_csv((key, widths, None) for key, widths in points))
         typer.echo(json.dumps({"asked": len(points), "csv": str(ask)}) if as_json else f"asked in {ask}")
         return
     assert out is not None
-    if answers is not None:
-        made = LatencyTable(device, backend, quantum, 0.0, 0.0).with_csv(answers.read_text(encoding="utf-8-sig"))
+    if filled is not None:
+        made = LatencyTable(device, backend, quantum, 0.0, 0.0).with_csv(filled)
     else:
         made = measure_table(graph, backend, quantum=quantum, seconds=seconds, path=out, progress=not as_json)
         if correct:
@@ -62,3 +64,10 @@ def table(
     else:
         typer.echo(f"{made.device}, {made.backend}: {found['points']} times, the model takes {1e3 * predicted:.3f} ms by them")
         typer.echo(f"saved in {out}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"--answers {path} can not be read: {error}") from None
