@@ -10,6 +10,7 @@ from torch import nn
 
 import bough
 from bough.cost import EnergyModel, Prices, closed_form, shown
+from bough.cost.latency_table import wanted
 from bough.errors import BudgetError
 from tests.zoo.small import ZOO
 
@@ -85,6 +86,31 @@ def test_latency_needs_a_table():
     graph = bough.trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(1, 3))
     with pytest.raises(BudgetError, match=r"needs a table of times.*LatencyTable\.measure"):
         bough.plan(graph, bough.score(graph, bough.importance.Random()), bough.Budget(latency="1 ms"))
+
+
+def timed(graph, seconds):
+    """A table in which an op takes `seconds` of its widths, and any other op a microsecond."""
+    points = {}
+    for key, widths in wanted(graph):
+        points.setdefault(key, {})[widths] = seconds(widths)
+    return bough.LatencyTable("a chip", "eager", 8, 1e-6, 0.0, points)
+
+
+def test_a_latency_that_is_overhead_says_so():
+    """Nothing that is frozen, and no option of rounding, is to blame for time that no width changes; elsewhere it may be."""
+    layers = [nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)]
+    graph = bough.trace(nn.Sequential(*layers), torch.randn(1, 8), ignore=["0"])
+    scores = bough.score(graph, bough.importance.Random())
+    flat = timed(graph, lambda widths: 1e-5)
+    with pytest.raises(BudgetError, match=r"32\.00 us of it is overhead of 5 ops.*drop=.*onnxruntime") as error:
+        bough.plan(graph, scores, bough.Budget(latency="50%"), table=flat)
+    assert "ignore" not in str(error.value)
+    steep = timed(graph, lambda widths: 1e-6 * (sum(widths) or 64))
+    with pytest.raises(BudgetError, match="lower minimum, round_to or ignore") as error:
+        bough.plan(graph, scores, bough.Budget(latency="40%"), table=steep)
+    assert "overhead" not in str(error.value)
+    with pytest.raises(BudgetError, match="lower minimum, round_to or ignore"):  # of both, one may be met by widths
+        bough.plan(graph, scores, bough.Budget(latency="50%", params="1%"), table=flat)
 
 
 def test_several_bounds_and_energy_at_once_and_the_plan_says_what_they_stand_on():

@@ -222,7 +222,13 @@ def wanted(graph: Graph, quantum: int = 8) -> Iterator[tuple[str, Widths]]:
 
 
 class LatencyForm:
-    """A `Part`: a term per op that is timed by itself, and the monomials of the bytes that other ops move."""
+    """A `Part`: a term per op that is timed by itself, and the monomials of the bytes that other ops move.
+
+    Attributes:
+        overhead: the seconds that no width changes: of each op whose widths can be cut the time at the least that it was timed
+            at, of each other one the table's `op_seconds`.
+        ops: how many ops there are.
+    """
 
     def __init__(self, table: LatencyTable, graph: Graph) -> None:
         shapes = list(op_shapes(graph))
@@ -246,6 +252,11 @@ class LatencyForm:
         self.names = [*(s.name for s in shapes), *(OTHER for _ in self._others.scopes)]  # of each term
         factors = [table.factors.get(name, 1.0) for name in self.names]
         self.matrix = np.concatenate([np.ones((1, len(shapes))), self._others.matrix], axis=1) * factors * table.scale
+        others = sum(not is_timed(op) for op, _ in moving(graph))
+        least = [float(grids[s.key].times.min()) if s.letters else table.op_seconds for s in shapes]
+        timed = sum(seconds * factor for seconds, factor in zip(least, factors, strict=False))
+        self.overhead = table.scale * (timed + others * table.op_seconds * table.factors.get(OTHER, 1.0))
+        self.ops = len(shapes) + others
 
     def by_name(self, counts: Counts) -> dict[str, NDArray[np.float64]]:
         """The seconds [plans] that the ops of each name take together."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bough.cost import ClosedForm, Cost, shown
+from bough.cost.latency_table import LatencyForm
 from bough.errors import BudgetError, PlanError
 from bough.graph import Graph, Group
 from bough.planning.allocation import Allocation, Allocator, Allowed, allocated, columns
@@ -51,12 +52,18 @@ class Counting:
 
     def _unreachable(self, tied: Ties, limits: Mapping[str, float], best: Cost) -> str:
         reached, whole, graph = best.to_dict(), self.original.to_dict(), self.graph
+        missed_names, latency = [k for k, limit in limits.items() if reached[k] > limit], self.form.parts.get("latency")
         missed = [
-            f"{k}: at most {shown(k, limit)} is asked, "
+            f"{k}: at most {shown(k, limits[k])} is asked, "
             f"the best reachable is {shown(k, reached[k])} ({reached[k] / whole[k]:.1%} of {shown(k, whole[k])})"
-            for k, limit in limits.items()
-            if reached[k] > limit
+            for k in missed_names
         ]
+        if missed_names == ["latency"] and isinstance(latency, LatencyForm) and latency.overhead > limits["latency"]:
+            return (
+                f"the budget can not be reached. {missed[0]}. {shown('latency', latency.overhead)} of it is overhead of "
+                f"{latency.ops} ops, time that no width changes: leave out layers (drop=...), use a table of a backend that "
+                "fuses ops (compile, onnxruntime) or of a larger batch, or raise the budget."
+            )
         stuck = [f"{f.name} ({f.reason})" for f in graph.frozen] + [f"{n} ({why})" for n, why in tied.held.items()]
         in_frozen = {m.name for f in graph.frozen for m in f.members} - {m.name for g in graph.groups for m in g.members}
         share = sum(graph.tensor(n).numel() for n in in_frozen if graph.states[n].parameter) / max(self.original.params, 1)
