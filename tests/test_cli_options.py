@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import bough
-from bough.cli import commands
+from bough.cli import commands, main
 from bough.cli.commands import EXAMPLES, options_of
 from bough.cli.flags import flag, in_flags
 from bough.recovery import Distillation, Training, refit_
@@ -52,6 +52,21 @@ APIS = {
         Distillation: ({"features": "features_weight", "match": "features"}, {}),
     },
 }  # fmt: skip
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """Runs `bough` with some words in this process; gives the exit status and what is written on stderr."""
+
+    def called(*words):
+        monkeypatch.setattr(sys, "argv", ["bough", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, capsys.readouterr().err
+
+    return called
+
+
 CASES = [(command, api) for command, apis in APIS.items() for api in apis]
 
 
@@ -110,20 +125,33 @@ def test_examples_name_options_that_exist():
         (["prune", MODEL], 2, "Missing option"),
     ],
 )
-def test_exit_status(words, status, message):
-    done = subprocess.run([sys.executable, "-m", "bough", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == status
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert status != 1 or done.stderr.count("\n") == 1
+def test_exit_status(words, status, message, command_line):
+    found, said = command_line(*words)
+    assert found == status
+    assert message in said
+    assert "Traceback" not in said
+    assert status != 1 or said.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [["--debug", "inspect", "nowhere:f"], ["inspect", "nowhere:f", "--debug"]])
-def test_debug_shows_the_traceback(words):
-    done = subprocess.run([sys.executable, "-m", "bough", *words], capture_output=True, text=True, check=False)
+def test_debug_shows_the_traceback(words, command_line):
+    status, said = command_line(*words)
+    assert status == 1
+    assert "Traceback" in said
+    assert said.splitlines()[-1].startswith("bough: nowhere:f needs the module nowhere")
+
+
+def test_debug_by_the_environment(monkeypatch, command_line):
+    monkeypatch.setenv("BOUGH_DEBUG", "1")
+    assert "Traceback" in command_line("inspect", "nowhere:f")[1]
+    monkeypatch.setenv("BOUGH_DEBUG", "0")
+    assert "Traceback" not in command_line("inspect", "nowhere:f")[1]
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "bough", "inspect", "nowhere:f"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("bough: nowhere:f needs the module nowhere")
+    assert done.stderr.startswith("bough: nowhere:f needs the module nowhere")
 
 
 @pytest.mark.parametrize(
