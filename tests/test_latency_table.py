@@ -134,11 +134,23 @@ def test_json_and_csv_round_trip(graph, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": "bough-latency-table", "version": 1}', '{"format": "bough-plan"}']
+    "text",
+    ["", "[]", "{}", "[" * 100_000, "null", '{"format": "bough-latency-table", "version": 1}', '{"format": "bough-plan"}'],
 )
 def test_damaged_tables_are_refused(text):
     with pytest.raises(PlanError, match="latency table"):
         LatencyTable.from_json(text)
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("quantum", 1.5, "quantum is 1.5"), ("quantum", True, "quantum is true"), ("scale", "2", 'scale is "2"'),
+    ("factors", {"linear": None}, r'factors\["linear"\] is null'), ("points", {"k": [[[1.5], 0.1]]}, r"\[0\]\[0\]\[0\] is 1.5"),
+    ("points", {"k": [[[8], -0.1]]}, "a latency of -0.1"), ("device", 3, "device is 3"),
+])  # fmt: skip
+def test_wrong_fields_of_a_table_are_named(graph, field, value, message):
+    data = json.loads(table_of(graph).to_json())
+    with pytest.raises(PlanError, match=message):
+        LatencyTable.from_json(json.dumps({**data, field: value}))
 
 
 def test_what_a_table_lacks_is_named(graph):

@@ -13,8 +13,9 @@ import torch
 
 import bough
 from bough import recovery
-from bough.errors import BoughError, CheckpointError, TrainingError, WriteError
+from bough.errors import BoughError, CheckpointError, ComparisonError, TrainingError, WriteError
 from bough.recovery import Training
+from bough.recovery.records import read_log
 from bough.storage import append_line, atomic, exclusive, read_state, write_files, write_state, write_text
 from bough.storage.lock import LOCK
 from tests.trained import Noisy, net
@@ -237,3 +238,50 @@ def test_a_full_disk_ends_a_run_with_its_last_state_whole(tmp_path, monkeypatch)
     model = net()
     assert recovery.finetune(model, Noisy(), training).resumed > 0
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
+
+
+def test_damaged_lines_of_a_log_end_it(tmp_path):
+    good = '{"step": 1, "epoch": 0, "loss": 1.0, "lr": 0.1}\n'
+    for bad in (b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"{}\n", b'{"step": "1", "epoch": 0}\n', b"null\n", good.encode()[:-9]):
+        (tmp_path / "log").write_bytes(good.encode() + bad + good.encode())
+        assert len(read_log(tmp_path / "log")) == 1
+
+
+@pytest.mark.parametrize("bad", [b"[" * 100_000, b"\xff\xfe", b"null", b'{"weights": 3}', b""])
+def test_a_damaged_comparison_is_named(tmp_path, bad):
+    torch.manual_seed(0)
+    compared(tmp_path)
+    good = (tmp_path / "run.json").read_bytes()
+    (tmp_path / "run.json").write_bytes(bad)
+    torch.manual_seed(0)
+    with pytest.raises(ComparisonError, match=r"run\.json is damaged"):
+        compared(tmp_path)
+    (tmp_path / "run.json").write_bytes(good)
+    (tmp_path / "rows.jsonl").write_bytes((bad or b"{}") + b"\n")
+    torch.manual_seed(0)
+    with pytest.raises(ComparisonError, match=r"rows\.jsonl, line 1 is damaged"):
+        compared(tmp_path)
+
+
+def test_a_damaged_pass_over_data_is_named(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    class Batches:
+        """Ends before its time, as often as it is gone through."""
+
+        def __iter__(self):
+            yield from torch.randn(3, 8, 4)
+            raise Stopped
+
+    def scores(data):
+        return bough.score(bough.trace(net().eval(), torch.randn(2, 4)), bough.importance.APoZ(), data)
+
+    with pytest.raises(Stopped):
+        scores(bough.importance.Data(Batches(), checkpoint=tmp_path, every=1))
+    (file,) = tmp_path.iterdir()
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="safetensors is damaged"):
+        scores(bough.importance.Data(Batches(), checkpoint=tmp_path, every=1))

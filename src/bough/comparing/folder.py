@@ -11,8 +11,17 @@ from bough.comparing.rows import Key, Row
 from bough.errors import ComparisonError
 from bough.graph import Graph
 from bough.storage import append_line, make_folder, tensors_digest, write_text
+from bough.storage.schema import Invalid, items, nullable, number, read_json, record, table, text, whole
 
 RUN, ROWS, PLOT = "run.json", "rows.jsonl", "comparison.png"
+
+_NUMBERS = table(number)
+_ROW = record(
+    {
+        "criterion": text, "allocation": text, "budget": text, "seed": nullable(whole(-(2**63))), "metrics": _NUMBERS,
+        "cost": _NUMBERS, "kept": _NUMBERS, "seconds": _NUMBERS, "notes": items(text), "error": nullable(text),
+    }
+)  # fmt: skip
 
 
 def weights_of(graph: Graph) -> str:
@@ -48,8 +57,8 @@ def _claim(folder: Path, identity: dict[str, str]) -> None:
         write_text(file, json.dumps(identity, indent=2) + "\n")
         return
     try:
-        there = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        there = table(text)(read_json(file.read_bytes()), "")
+    except Invalid as error:
         raise ComparisonError(f"{file} is damaged ({error}): use another folder") from None
     other = [k for k in {**there, **identity} if there.get(k) != identity.get(k)]
     if other:
@@ -62,20 +71,18 @@ def _read(file: Path) -> list[Row]:
     """The rows of a file; a last line that was cut off is taken away, so that the next one starts on a line of its own."""
     if not file.exists():
         return []
-    text = file.read_text(encoding="utf-8", errors="replace")
-    whole, ended, _ = text.rpartition("\n")
-    if text != whole + ended:
-        write_text(file, whole + ended)
-    return [_row(file, number, line) for number, line in enumerate(whole.splitlines(), 1)]
+    content = file.read_text(encoding="utf-8", errors="replace")
+    complete, newline, _ = content.rpartition("\n")
+    if content != complete + newline:
+        write_text(file, complete + newline)
+    return [_row(file, i, line) for i, line in enumerate(complete.splitlines(), 1)]
 
 
-def _row(file: Path, number: int, line: str) -> Row:
+def _row(file: Path, at: int, line: str) -> Row:
     try:
-        return Row.of(json.loads(line))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ComparisonError(
-            f"{file}, line {number} is damaged ({error}): take the line out, and its row is made anew"
-        ) from None
+        return Row.of(_ROW(read_json(line), ""))
+    except Invalid as error:
+        raise ComparisonError(f"{file}, line {at} is damaged ({error}): take the line out, and its row is made anew") from None
 
 
 def identity_of(graph: Graph, inputs: list[Any], told: Mapping[str, str]) -> dict[str, str]:

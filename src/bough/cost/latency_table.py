@@ -23,9 +23,18 @@ from bough.cost.staircase import Grid, Staircases, Widths, stair
 from bough.cost.traffic import activations, moving, weights
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.storage import write_text
+from bough.storage import schema, write_text
+from bough.storage.schema import Invalid, read_json
 
 FORMAT, VERSION = "bough-latency-table", 1
+_FIELDS = schema.record(
+    {
+        "format": schema.one_of(FORMAT), "version": schema.one_of(VERSION), "device": schema.text, "backend": schema.text,
+        "quantum": schema.whole(1), "op_seconds": schema.number, "byte_seconds": schema.number, "scale": schema.number,
+        "factors": schema.table(schema.number),
+        "points": schema.table(schema.items(schema.row(schema.items(schema.whole()), schema.number))),
+    }
+)  # fmt: skip
 _SHARES = {1: (1, 2, 4, 6, 8), 2: (1, 2, 4, 6, 8), 3: (2, 4, 8)}  # eighths of the full width, by the number of letters
 _FEW = (2, 8)
 _MOST_LETTERS = 8
@@ -118,22 +127,16 @@ class LatencyTable:
         """
         check_arguments(LatencyTable.from_json, locals())
         try:
-            data = json.loads(text)
-            if data.get("format") != FORMAT or data.get("version") != VERSION:
-                raise PlanError(
-                    f"this is no latency table of version {VERSION}: {data.get('format')!r} {data.get('version')!r}"
-                )
-            points = {key: {tuple(map(int, w)): float(t) for w, t in times} for key, times in data["points"].items()}
-            numbers = (int(data["quantum"]), float(data["op_seconds"]), float(data["byte_seconds"]))
-            factors = {str(name): float(x) for name, x in data["factors"].items()}
-            made = LatencyTable(
-                str(data["device"]), str(data["backend"]), *numbers, points, float(data["scale"]), factors
-            )  # fmt: skip
-            return made._checked()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"this latency table is damaged: {type(error).__name__}: {error}") from None
+            data = read_json(text)
+            if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
+                found = f": {data.get('format')!r} {data.get('version')!r}" if isinstance(data, dict) else ""
+                raise PlanError(f"this is no latency table of version {VERSION}{found}")
+            fields = _FIELDS(data, "")
+        except Invalid as error:
+            raise PlanError(f"this latency table is damaged: {error}") from None
+        points = {key: {tuple(w): float(t) for w, t in times} for key, times in fields.pop("points").items()}
+        del fields["format"], fields["version"]
+        return LatencyTable(points=points, **fields)._checked()
 
     def save(self, path: str | Path) -> None:
         """Writes JSON, all or nothing."""

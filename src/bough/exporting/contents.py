@@ -53,6 +53,8 @@ def read_contents(place: Path) -> Contents:
         return _checked(data)
     except (Invalid, OSError) as error:
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} is damaged or truncated: it nests too deep") from None
 
 
 def _checked(data: dict[str, Any]) -> Contents:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,7 @@ class Run:
     def _keep_best(self) -> None:
         state = whole_state(self.plain)
         if self.folder is None:
-            self.best = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+            self.best = {k: v.detach().clone() if isinstance(v, Tensor) else deepcopy(v) for k, v in state.items()}
         elif self.accelerator.is_main_process:
             write_state(self.folder / BEST, {"model": state})
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bough.errors import TrainingError
 from bough.storage import append_line, write_files, write_text
+from bough.storage.schema import Invalid, read_json
 
 
 class Log:
@@ -25,12 +26,12 @@ class Log:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a log; one that was cut off at the end is left out."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            entry = json.loads(line)
-        except ValueError:
+            entry = read_json(line)
+        except Invalid:
             break
-        if not isinstance(entry, dict):  # what is left of one
+        if not isinstance(entry, dict) or not all(type(entry.get(k)) is int for k in ("step", "epoch")):  # what is left of one
             break
         found.append(entry)
     return found

@@ -81,6 +81,9 @@ def make_folder(folder: Path) -> None:
     Raises:
         WriteError: there is a file in the way, or the folder can not be made.
     """
+    blocking = next((p for p in (folder, *folder.parents) if p.is_file()), None)
+    if blocking is not None:
+        raise WriteError(f"{folder} can not be made: {blocking} is a file")
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from bough.errors import BoughError
+from bough.errors import BoughError, WriteError
 from bough.storage.atomic import PARTS, _explained, make_folder
 
 LOCK = "run.lock"
@@ -41,17 +41,17 @@ def exclusive(folder: Path | None, error: type[BoughError]) -> Iterator[None]:
         error: the class of the exception that is raised where another run holds the folder.
 
     Raises:
-        BoughError: another run holds the folder (the message says which process, on which host, and since when), or there is
-            a file in its place.
-        WriteError: the folder can not be made or written.
+        BoughError: another run holds the folder (the message says which process, on which host, and since when), or the
+            folder can not be made.
+        WriteError: the folder can not be written.
     """
     if folder is None:
         yield
         return
-    blocking = next((p for p in (folder, *folder.parents) if p.is_file()), None)
-    if blocking is not None:
-        raise error(f"{blocking} is a file, where the run needs a folder: give another folder")
-    make_folder(folder)
+    try:
+        make_folder(folder)
+    except WriteError as reason:
+        raise error(f"{reason}: the run needs a folder, so give another one") from None
     place = folder.resolve()
     with _GUARD:
         if _HELD.get(place) == os.getpid():

@@ -52,8 +52,10 @@ def read_state(path: Path) -> dict[str, Any]:
         if header.get(_DIGEST, None) not in (None, tensors_digest(sorted(tensors.items()), text)):  # None: of an older bough
             raise CheckpointError(f"{path} is damaged: its content has changed since it was written (the sha256 differs)")
         return dict(unpacked(json.loads(text), tensors))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # only where there is no digest
+        raise CheckpointError(f"{path} is damaged: its header is not that of a state") from None
 
 
 def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
