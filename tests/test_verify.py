@@ -1,14 +1,17 @@
 """`verify` says equal where the cut model is the masked original, and only there."""
 
+import gc
 import math
 import random
 import re
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import bough
@@ -16,6 +19,7 @@ from bough.cli.commands import app
 from bough.cutting.verification import relative_tolerance
 from bough.errors import BoughError, PlanError, VerificationError
 from bough.recovery import iterate
+from bough.tracing.tree import tensors_within
 from tests.zoo import randomize
 from tests.zoo.small import ZOO
 
@@ -577,3 +581,51 @@ def test_nothing_changes():
         for key, value in net.state_dict().items():
             assert torch.equal(value, old[key])
             assert value.dtype == old[key].dtype
+
+
+# Memory
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made and alive, and notes the most there were."""
+
+    def __init__(self, *models):
+        super().__init__()
+        self.now = self.most = 0
+        self.known = {p.untyped_storage()._cdata for m in models for p in m.parameters()}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tensors_within(result):
+            storage = tensor.untyped_storage()
+            if tensor.device.type != "meta" and storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return result
+
+    def free(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("head", ["as it is", "zeros"])
+@pytest.mark.parametrize("keep", [0.25, 0.9])
+def test_memory_is_twice_the_models_at_most(head, keep):
+    """In float64: one copy of the float32 model at a time, whatever is compared."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(128, 128), nn.ReLU()) for _ in range(40)]
+    model, x = nn.Sequential(nn.Linear(5, 128), *layers, nn.Linear(128, 4)).eval(), X[:2]
+    if head == "zeros":
+        nn.init.zeros_(model[-1].weight)
+    plan = planned(model, x, keep)
+    small = bough.cut(model, plan)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    gc.collect()
+    with Allocated(model, small) as allocated:
+        report = bough.verify(model, small, plan, x)
+    assert report.equal
+    assert (report.drawn is not None) == (head == "zeros")
+    assert allocated.most < 2.25 * size  # and some tensors on the way
+    assert allocated.most > 1.9 * size

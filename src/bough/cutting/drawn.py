@@ -9,18 +9,21 @@ import torch
 from torch import Tensor
 
 
-def drawn(name: str, tensor: Tensor) -> Tensor:
-    """Return a parameter drawn at random in the place of `tensor`: of its shape, dtype and device, none of it zero.
+def draw(name: str, tensor: Tensor) -> Tensor:
+    """Draw the values of a floating or complex tensor at random, in place, none of them zero, and return the tensor.
 
     Matrices and kernels are normal with a variance of one over the fan-in, so that activations keep their size; vectors (gains
-    and biases) are uniform between 0.5 and 1.5. The draw depends on the name alone.
+    and biases) are uniform between 0.5 and 1.5. The values depend on the name, the shape and the dtype alone.
     """
-    generator = torch.Generator().manual_seed(crc32(name.encode()))
-    if tensor.dim() > 1:
-        values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / max(tensor[0].numel(), 1) ** 0.5
-    else:
-        values = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
-    return values.to(tensor.device, tensor.dtype)
+    if tensor.is_complex():
+        draw(name, torch.view_as_real(tensor))
+    elif tensor.is_floating_point():
+        generator = torch.Generator().manual_seed(crc32(name.encode()))
+        if tensor.dim() > 1:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator)).div_(max(tensor[0].numel(), 1) ** 0.5)
+        else:
+            tensor.copy_(torch.rand(tensor.shape, generator=generator)).add_(0.5)
+    return tensor
 
 
 def perturb(tensors: Iterable[Tensor], size: float, seed: int) -> None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bough.arguments import check_arguments
 from bough.cutting.cut import copied, masked, zero_cut
-from bough.cutting.drawn import drawn, perturb
+from bough.cutting.drawn import draw, perturb
 from bough.cutting.names import original_names
 from bough.cutting.randomness import randomness
 from bough.cutting.reference import Reference
@@ -82,6 +82,13 @@ def verify(
     return _Comparison(model, small, plan, example_inputs, None, f"it does not run in {_name(dtype)} ({missing})").result()
 
 
+def expected_outputs(
+    model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None = torch.float64
+) -> dict[str, Tensor]:
+    """Return the outputs, by path, that `verify` expects of a model cut by `plan`."""
+    return _Comparison(model, model, plan, example_inputs, dtype).expected()[0]
+
+
 def _missing_precision(error: BaseException | None) -> str:
     """Return the line of an error, or of its cause, that says that an op lacks a precision; "" if none does."""
     while error is not None:
@@ -107,7 +114,7 @@ class _Comparison:
     def result(self) -> Verification:
         """Compare the models one after the other, so that there is one converted copy at a time."""
         plan = self.plan
-        expected, rounding = self._expected()
+        expected, rounding = self.expected()
         if not expected:
             raise PlanError("there is nothing to compare: the masked original returns no tensor")
         candidate = _Candidate(self)
@@ -142,7 +149,7 @@ class _Comparison:
         with torch.no_grad(), _Precisely(self.dtype), eagerly():
             yield
 
-    def _expected(self) -> tuple[Outputs, float]:
+    def expected(self) -> tuple[Outputs, float]:
         """Return the outputs of the masked original, and how far the rounding of folded factors moves them."""
         full = unwrap(masked(self.model, self.plan, self._rounded)).eval()
         reference = self._reference(full)
@@ -189,7 +196,7 @@ class _Comparison:
             return DrawnCheck(why, (), (), problem=f"{type(error).__name__}: {_first_line(error)}")
 
     def _drawn(self, name: str, tensor: Tensor, parameter: bool) -> Tensor:
-        return drawn(name, self.converted(tensor)) if parameter else self.converted(tensor)
+        return draw(name, self.converted(tensor)) if parameter else self.converted(tensor)
 
     def _different(self) -> tuple[str, ...]:
         """Return the names of the cut model's parameters and saved buffers that are not the plan's slices."""
@@ -261,7 +268,7 @@ class _Candidate:
             if name not in self.names:
                 raise PlanError(f"the original has no parameter for {name}")
             full = comparison.converted(plain(held_tensor(unwrap(comparison.model), self.names[name])))
-            tensor.copy_(comparison.slicer(self.names[name], drawn(self.names[name], full), fresh=False))
+            tensor.copy_(comparison.slicer(self.names[name], draw(self.names[name], full), fresh=False))
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((n, plain(t)) for n, t, parameter, _ in held_tensors(self.model) if parameter)
