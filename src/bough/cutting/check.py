@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bough.cutting.passages import passages
 from bough.errors import PlanError
@@ -30,7 +30,8 @@ def check(model: nn.Module, plan: Plan) -> None:
         PlanError: the plan was made for another architecture, or is damaged.
     """
     found = fingerprint(model)
-    held = {n: list(t.shape) for n, t, _, _ in held_tensors(model)}
+    tensors = {n: t for n, t, _, _ in held_tensors(model)}
+    held = {n: list(t.shape) for n, t in tensors.items()}
     for name, shape in plan.original_shapes.items():
         if held.get(name) != shape:
             has = f"has shape {held[name]} here" if name in held else "does not exist here"
@@ -47,7 +48,7 @@ def check(model: nn.Module, plan: Plan) -> None:
             _check_indices(name, dim, kept, held)
     for scale in plan.scales:
         _check_indices(scale.name, scale.dim, scale.indices, held)
-    _ties(model, plan)
+    _ties(tensors, plan)
     modules = {n for n, _ in model.named_modules()}
     for name in plan.left_out.keys() - modules:
         raise PlanError(f"this plan was made for another model: it leaves out {name}, which does not exist here")
@@ -100,10 +101,10 @@ def _check_indices(name: str, dim: int, indices: Sequence[int], held: Mapping[st
         )
 
 
-def _ties(model: nn.Module, plan: Plan) -> None:
+def _ties(tensors: Mapping[str, Tensor], plan: Plan) -> None:
     """What shares memory must be cut in the same way."""
     owners: dict[tuple[Hashable, ...], str] = {}
-    for name, tensor, _, _ in held_tensors(model):
+    for name, tensor in tensors.items():
         owner = owners.setdefault(memory(tensor), name)
         if owner != name and _way(owner, plan) != _way(name, plan):
             raise PlanError(

@@ -48,14 +48,15 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         Linear(in_features=4, out_features=4, bias=True)
     """
     check_arguments(cut, locals())
-    inner = traceable(model)
-    check(inner, plan)
-    _agreed(plan)
-    slicer = Slicer(plan)
-    small, copies = copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
-    _finish(unwrap(small), plan)
-    note(plan, unwrap(small), ((n, t, copies[id(t)]) for n, t, parameter, _ in held_tensors(inner) if parameter))
-    return small
+    with uncollected():
+        inner = traceable(model)
+        check(inner, plan)
+        _agreed(plan)
+        slicer = Slicer(plan)
+        small, copies = copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
+        _finish(unwrap(small), plan)
+        note(plan, unwrap(small), ((n, t, copies[id(t)]) for n, t, parameter, _ in held_tensors(inner) if parameter))
+        return small
 
 
 def cut_(model: nn.Module, plan: Plan) -> nn.Module:
@@ -142,14 +143,13 @@ def _agreed(plan: Plan) -> None:
 
 def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change) -> dict[int, Tensor]:
     """The new values of each tensor (name, tensor, is a parameter), by its id; what shares memory goes on sharing it."""
-    held = list(held)
-    of_parameters = {memory(t) for _, t, parameter in held if parameter}
+    keyed = [(memory(t), name, t, parameter) for name, t, parameter in held]
+    of_parameters = {key for key, _, _, parameter in keyed if parameter}
     made: dict[tuple[Hashable, ...], Tensor] = {}
-    for name, tensor, _ in held:
-        key = memory(tensor)
+    for key, name, tensor, _ in keyed:
         if key not in made:
             made[key] = formatted(tensor, change(name, plain(tensor), key in of_parameters))
-    return {id(t): made[memory(t)] for _, t, _ in held}
+    return {id(t): made[key] for key, _, t, _ in keyed}
 
 
 def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tensor]]:
@@ -167,7 +167,7 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
             _carry_slots(old, memo)
         for module in model.modules():
             _carry_slots(module, memo)
-            if id(module) in memo:  # a class that copies itself by its constructor starts in training mode
+            if id(module) in memo and memo[id(module)].training != module.training:  # its class copies by its constructor
                 memo[id(module)].training = module.training
     except Exception as error:
         raise PlanError(
