@@ -183,6 +183,7 @@ class Sensitivity:
         check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        loss = data.loss(graph, self.loss)
         found = readings(graph)
         wanted = list(dict.fromkeys(r for rs in found.values() for r in rs))
         sums, size = Sums(), [0]
@@ -204,7 +205,7 @@ class Sensitivity:
         with undisturbed(graph.model), tapped(graph, [hooked(r) for r in wanted]):
             for batch in data.stream(graph, sums, "Sensitivity"):
                 size[0] = batch_size(batch)
-                gradients(graph, self.loss, batch, names)
+                gradients(graph, loss, batch, names)
         zeros = {r: np.zeros(r.space(graph).size) for r in wanted}
         values = {r: sums[r.key].cpu().numpy() / sums.samples if r.key in sums else zeros[r] for r in wanted}
         return averaged(graph, values)

@@ -12,18 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from bough.arguments import check_fields
 from bough.errors import CheckpointError, PlanError
 from bough.graph import Graph
+from bough.importance.losses import called_with_model
 from bough.storage import make_folder, read_state, write_state
 from bough.tracing.fingerprint import weights_digest
 from bough.tracing.tree import tensors_within
 
-Loss = Callable[[nn.Module, Any], Tensor]
-"""(model, batch) -> the mean loss over the batch, a tensor of one element."""
+Loss = Callable[[Any, Any], Tensor]
+"""(model, batch), or (output, batch) -> the mean loss over the batch, one number; see `bough.importance.losses`."""
 
 SAMPLES = "#samples"
+_BATCH_SIZE = 64
 
 
 class Sums(dict[str, Tensor]):
@@ -47,7 +50,8 @@ class Data:
     numbers the samples. Memory is bounded by the sums of a criterion, whatever the number of batches.
 
     Attributes:
-        batches: any iterable; criteria that are combined go through it once each.
+        batches: any iterable; criteria that are combined go through it once each. Of a torch Dataset, which gives samples,
+            batches of 64 are made.
         forward: how a batch is given to the model; without it, as many of its parts as the model was traced with.
         progress: whether to show a bar.
         checkpoint: a folder. An interrupted pass writes its sums there, every `every` batches, and when it is made again
@@ -74,6 +78,8 @@ class Data:
         if self.every < 1:
             raise PlanError(f"Data(every={self.every}): must be at least 1")
         given = self.batches
+        if isinstance(given, Dataset):
+            object.__setattr__(self, "batches", DataLoader(given, _BATCH_SIZE))
         if isinstance(given, (Data, Mapping)):
             raise PlanError(
                 f"the data is a {type(given).__name__}: give an iterable of batches, such as a list or a DataLoader"
@@ -87,6 +93,10 @@ class Data:
     def once(self) -> bool:
         """Whether the batches can be gone through once only."""
         return isinstance(self.batches, Iterator)
+
+    def loss(self, graph: Graph, loss: Loss) -> Callable[[nn.Module, Any], Any]:
+        """Return a user's loss as a function of (model, batch)."""
+        return called_with_model(loss, lambda model, batch: self.run(graph, batch))
 
     def run(self, graph: Graph, batch: Any) -> Any:
         """What the model returns for a batch.

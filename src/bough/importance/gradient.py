@@ -54,11 +54,11 @@ class Taylor:
             raise PlanError(f"Taylor(form={self.form!r}) is unknown: use 'group', 'element' or 'square'")
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        names = _trained(graph)
+        names, loss = _trained(graph), data.loss(graph, self.loss)
         sums = Sums()
         with undisturbed(graph.model):
             for batch in data.stream(graph, sums, "Taylor"):
-                for name, g in zip(names, gradients(graph, self.loss, batch, names), strict=True):
+                for name, g in zip(names, gradients(graph, loss, batch, names), strict=True):
                     sums.plus(name, g * batch_size(batch), g.dtype)
         products = {n: graph.tensor(n).detach() * (sums[n] / sums.samples) for n in names}
         if self.form == "group":
@@ -81,11 +81,11 @@ class OBD:
         check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        names = _trained(graph)
+        names, loss = _trained(graph), data.loss(graph, self.loss)
         sums = Sums()
         with undisturbed(graph.model):
             for batch in data.stream(graph, sums, "OBD"):
-                for found in _each_sample(graph, self.loss, batch, names):
+                for found in _each_sample(graph, loss, batch, names):
                     for name, g in zip(names, found, strict=True):
                         sums.plus(name, g.square(), g.dtype)
         damages = {n: graph.tensor(n).detach().square() * (sums[n] / sums.samples) for n in names}
@@ -175,7 +175,7 @@ def _trained(graph: Graph) -> list[str]:
 
 def _gates(graph: Graph, loss: Loss, data: Data, title: str, change: np.ufunc) -> UnitScores:
     """mean_n change(dL_n/dm_u) for each unit."""
-    sums = Sums()
+    sums, loss = Sums(), data.loss(graph, loss)
     gates = [_Gate(graph, g) for g in graph.groups]
     names = [n for n in _trained(graph) if any(n == name for gate in gates for name, _, _ in gate.places)]
     with undisturbed(graph.model):

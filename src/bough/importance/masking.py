@@ -90,7 +90,7 @@ def _tried(
     graph: Graph, loss: Loss, data: Data, title: str, each: Callable[[Group, Gained], NDArray[np.float64]]
 ) -> UnitScores:
     """The mean over samples of what `each` finds for the units of a group on one batch."""
-    sums = Sums()
+    sums, loss = Sums(), data.loss(graph, loss)
     masks = [_Mask(graph, g, rs) for g, rs in zip(graph.groups, readings(graph).values(), strict=True)]
     with torch.no_grad(), undisturbed(graph.model):
         for batch in data.stream(graph, sums, title):

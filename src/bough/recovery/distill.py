@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 
 from bough.arguments import check_arguments, check_fields
 from bough.errors import TrainingError
+from bough.importance import Loss
+from bough.importance.losses import called_with_model, called_with_output, convention
 from bough.recovery.attach import Regularizer
 from bough.recovery.features import Features
-from bough.recovery.finetune import batch_loss, classes_dim, logits_of, run_batch
+from bough.recovery.finetune import batch_loss, classes_dim, forward_of, logits_of
 from bough.recovery.homes import homes_kept
 from bough.recovery.identity import settings
 from bough.recovery.launch import Accelerator, accelerating
@@ -81,7 +83,7 @@ def distill(
     training: Training | None = None,
     *,
     distillation: Distillation | None = None,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: Loss | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     optimizer: Optimizer | None = None,
@@ -106,8 +108,10 @@ def distill(
         4
     """
     check_arguments(distill, locals())
-    how, run, task_loss = distillation or Distillation(), forward or run_batch, loss or batch_loss
-    pair = _Pair(small, model, how, run)
+    how, run = distillation or Distillation(), forward or forward_of(train)
+    runs_model = loss is not None and convention(loss, "output") == "model"
+    task_loss = batch_loss if loss is None else called_with_model(loss, run) if runs_model else called_with_output(loss)
+    pair = _Pair(small, model, how, run, task_loss if runs_model and how.logits < 1 else None)
 
     def total(found: _Found, batch: Any) -> Tensor:
         own, wanted = logits_of(found.student), logits_of(found.teacher)
@@ -120,7 +124,8 @@ def distill(
             dim = 1 if own.dim() > 3 else -1
         value = how.logits * distillation_loss(own, wanted, temperature=how.temperature, dim=dim)
         if how.logits < 1:
-            value = value + (1 - how.logits) * task_loss(found.student, batch)
+            task = task_loss(found.student, batch) if found.loss is None else found.loss
+            value = value + (1 - how.logits) * task
         return value if found.distance is None else value + how.features * found.distance
 
     def measured(trained: nn.Module) -> float:
@@ -140,25 +145,29 @@ class _Found:
     student: Any
     teacher: Any
     distance: Tensor | None
+    loss: Tensor | None = None
 
 
 class _Pair(nn.Module):
     """The student, with what is learned to compare it; the teacher is no part of what is trained or saved."""
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, how: Distillation, run: Callable[[nn.Module, Any], Any]
+        self, student: nn.Module, teacher: nn.Module, how: Distillation, run: Callable[[nn.Module, Any], Any],
+        loss: Callable[[nn.Module, Any], Tensor] | None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.student, self.match = student, how.match
-        self._others = (teacher, run)  # in a tuple, so that it is no submodule
+        self._others = (teacher, run, loss)  # in a tuple, so that it is no submodule
 
     def forward(self, batch: Any) -> _Found:
-        teacher, run = self._others
+        teacher, run, loss = self._others
         if self.match is None:
-            return _Found(run(self.student, batch), _answer(teacher, run, batch), None)
-        with self.match.watch(self.student, teacher) as seen:
-            wanted, own = _answer(teacher, run, batch), run(self.student, batch)
-        return _Found(own, wanted, self.match(seen))
+            own, wanted, distance = run(self.student, batch), _answer(teacher, run, batch), None
+        else:
+            with self.match.watch(self.student, teacher) as seen:
+                wanted, own = _answer(teacher, run, batch), run(self.student, batch)
+            distance = self.match(seen)
+        return _Found(own, wanted, distance, None if loss is None else loss(self.student, batch))
 
 
 def _answer(teacher: nn.Module, run: Callable[[nn.Module, Any], Any], batch: Any) -> Any:

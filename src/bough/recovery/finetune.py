@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from bough.arguments import check_arguments
 from bough.errors import TrainingError
+from bough.importance import Data, Loss
+from bough.importance.losses import called_with_model, called_with_output, convention
 from bough.recovery.attach import Regularizer
 from bough.recovery.homes import homes_kept
 from bough.recovery.launch import Accelerator, accelerating, prepared_anew
@@ -23,7 +25,7 @@ def finetune(
     train: Any,
     training: Training | None = None,
     *,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: Loss | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     optimizer: Optimizer | None = None,
@@ -39,9 +41,12 @@ def finetune(
     norm, whose statistics are each process's own).
 
     Args:
-        train: a Dataset, or a DataLoader, whose batches are those of all processes together.
+        train: a DataLoader, a Dataset, or any iterable of batches that can be gone through again, such as a list or a
+            `bough.importance.Data`; its batches are those of all processes together.
         training: the options.
-        loss: (output, batch) -> mean over the batch; unless given, the output's own `loss`, or cross-entropy with `batch[1]`.
+        loss: (output, batch) -> mean over the batch; or, told by the names of its parameters, (model, batch) as for `score` and
+            (output, labels) as `F.cross_entropy`, see `bough.importance.losses`. Unless given, the output's own `loss`, or
+            cross-entropy with `batch[1]`.
         forward: (model, batch) -> output; unless given, `model(batch[0])`, or `model(**batch)` for a mapping.
         evaluate: model -> metric, after each epoch, in eval mode, where it is trained: inputs go to its parameters' device;
             the weights of the best epoch are kept, of those in which no regularizer had anything left to do (lasso and
@@ -65,11 +70,20 @@ def finetune(
         (6, 2)
     """
     check_arguments(finetune, locals())
-    task = Task(forward or run_batch, loss or batch_loss, evaluate, callback)
+    run = forward or forward_of(train)
+    if loss is not None and convention(loss, "output") == "model":
+        task = Task(lambda model, batch: model, called_with_model(loss, run), evaluate, callback)
+    else:
+        task = Task(run, called_with_output(loss) if loss is not None else batch_loss, evaluate, callback)
     training = training or Training()
     kept = homes_kept(model, optimizer=optimizer)
     with kept, prepared_anew(model, accelerator), accelerating(training, accelerator) as here:
         return Run(model, train, task, training, optimizer, regularizers, here)()
+
+
+def forward_of(train: Any) -> Callable[[nn.Module, Any], Any]:
+    """Return how a batch of the training data is given to a model: as its `Data` says, if it is one, else `run_batch`."""
+    return train.forward if isinstance(train, Data) and train.forward is not None else run_batch
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:

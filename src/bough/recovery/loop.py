@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from bough.errors import CheckpointError, TrainingError
 from bough.recovery.attach import Attachment, Regularizer, check_holds
+from bough.recovery.batches import as_torch
 from bough.recovery.data import generators_kept, seed_all, seeded, start_epoch
 from bough.recovery.identity import optimizer_settings, settings
 from bough.recovery.modes import modes_kept
@@ -292,8 +293,7 @@ def _check_graphs(model: nn.Module, regularizers: Sequence[Regularizer]) -> None
 
 def _loader(data: Any, training: Training) -> tuple[DataLoader[Any], int]:
     """A loader of the training data, and how many batches it gives."""
-    if not isinstance(data, (DataLoader, Dataset)):
-        raise TrainingError(f"train is a {type(data).__name__}: give a torch Dataset or DataLoader")
+    data = as_torch(data)
     if not isinstance(data, DataLoader):
         if not isinstance(data, IterableDataset) and hasattr(data, "__len__") and not len(data):
             raise TrainingError("train is empty: the dataset has no samples")
