@@ -171,6 +171,8 @@ def test_the_package_runs_as_a_module():
         ("finetune", "precision='int8'", "--precision 'int8'"),  # an option of its own, not a part of a budget
         ("prune", "precision='int8'", "--budget precision='int8'"),
         ("inspect", "round_to='x' is unknown", "round_to='x' is unknown"),  # it has no such option
+        ("prune", "drop: 'a' is no layer", "--drop: 'a' is no layer"),
+        ("prune", "latency: at most 3 ms", "latency: at most 3 ms"),
         ("prune", "thinet(sites=64)", "thinet(sites=64)"),
     ],
 )

@@ -35,7 +35,7 @@ def common(
 
 
 def inspect(model: Model, input_shape: Shape = None, weights: WeightsOf = None, as_json: Json = False) -> None:
-    """Shows what can be cut, what can not and why, the layers that --drop takes, and what the model costs."""
+    """Show what can be cut, what can not and why, the layers that --drop takes, and what the model costs."""
     given = resolve(model, input_shape, weights, values=False, quiet=as_json)
     graph = bough.trace(given.model, given.inputs)
     if as_json:
@@ -61,7 +61,7 @@ def measure(
     repeats: Annotated[int, typer.Option(help="timed passes of each model", min=1)] = 30,
     as_json: Json = False,
 ) -> None:
-    """Measures parameters, MACs, size, memory and latency, of a model and its pruned form."""
+    """Measure parameters, MACs, size, memory and latency, of a model and its pruned form."""
     given = resolve(model, input_shape, weights, values=False, quiet=as_json)
     models = {"model": given.model}
     if checkpoint is not None:
@@ -83,7 +83,7 @@ def demo(
     seeds: Annotated[int, typer.Option(help="how many times, from different seeds", min=1)] = 3,
     as_json: Json = False,
 ) -> None:
-    """Trains a small residual net on real handwritten digits, cuts it to 25 % of its MACs and proves it."""
+    """Train a small residual net on real handwritten digits, cut it to 25 % of its MACs and prove it."""
     from bough.cli.demo import run
 
     writable(page, folder=False)

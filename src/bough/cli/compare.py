@@ -49,7 +49,7 @@ def compare(
     lower_is_better: Annotated[bool | None, typer.Option(help="of the first metric")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compares criteria, allocations and budgets on a metric of your own, with random scores as the control."""
+    """Compare criteria, allocations and budgets on a metric of your own, with random scores as the control."""
     writable(out, folder=True)
     names = criteria or ["l2"]
     bounds = [budget_of([text]) for text in budgets]

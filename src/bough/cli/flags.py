@@ -16,6 +16,7 @@ _SAID = {
     r"loss=fn with fn\(model, batch\) -> a number( \(--loss\))?": "--loss module:fn, with fn(model, batch) -> a number",
     r"criterion\([^()]*, loss\) with loss\(model, batch\)": "--loss module:fn, with fn(model, batch)",
     r"loss=\(output, batch\) -> Tensor": "loss(output, batch) -> Tensor with the task",
+    r"bough\.prune\(model, example_inputs, budget, data=batches\)": "give --data module:fn",
     r"data=(loader|batches)( \(--data\))?": "--data module:fn",
     r"bough\.score\(graph, \w+\(\.\.\.\), batches\)": "give --data module:fn",
     r"OBS\(relative=True\) with data": "'obs(relative=True)' with --data module:fn",
@@ -27,6 +28,7 @@ _CALLS = re.compile(
     r"\b(?:bough\.)?(?:prune|plan|score|compare|refit|finetune|distill|iterate|Training|Distillation)\(([a-z_]+=[^()]*)\)"
 )
 _ARGUMENT = re.compile(r"(?<![\w.-])([a-z_]+)=(?:(True|False)\b|(?=[\w'\"\[{(.-]))")
+_SUBJECT = re.compile(r"^([a-z_]+): ")
 _IDENTIFIER = re.compile(r"(?<![\w.'\"-])[a-z]+(?:_[a-z]+)+(?![\w'\"(=])")
 
 
@@ -47,6 +49,7 @@ def in_flags(message: str, options: Collection[str]) -> str:
         message = re.sub(pattern, said, message)
     message = _CALLS.sub(r"\1", message)
     message = _ARGUMENT.sub(lambda found: _option(found, options), message)
+    message = _SUBJECT.sub(lambda found: f"{flag(found[1])}: " if found[1] in options else found[0], message)
     return _IDENTIFIER.sub(lambda found: flag(found[0]) if found[0] in options else found[0], message)
 
 

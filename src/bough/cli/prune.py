@@ -47,7 +47,7 @@ def prune(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Cuts a model to a budget, at once or in steps with training in between, verifies it and saves it."""
+    """Cut a model to a budget, at once or in steps with training in between, verify it and save it."""
     writable(out, folder=True)
     unused(out, overwrite)
     if steps is not None:
@@ -97,18 +97,26 @@ def _refitted(result: bough.Result | Iterated) -> bough.recovery.Refit | None:
     return result.refit if isinstance(result, bough.Result) else None
 
 
+def _choice(result: bough.Result | Iterated) -> Any:
+    """Return what `prune` chose where options were left out, if it tells."""
+    return getattr(result, "choice", None)
+
+
 def _as_json(result: bough.Result | Iterated) -> dict[str, Any]:
-    plan, refitted = result.plan, _refitted(result)
+    plan, refitted, choice = result.plan, _refitted(result), _choice(result)
     return {
         "before": plan.original.to_dict(), "after": plan.cost.to_dict(), "groups": plan.groups,
         "left_out": list(plan.left_out), "ragged": plan.ragged, "not_ragged": plan.alike, "not_cut": plan.frozen,
         "notes": plan.notes, "verification": result.report.to_dict(),
         "refit": None if refitted is None else refitted.to_dict(),
+        "choice": None if choice is None else choice.to_dict(),
     }  # fmt: skip
 
 
 def _lines(result: bough.Result | Iterated) -> Iterator[str]:
-    plan, refitted = result.plan, _refitted(result)
+    plan, refitted, choice = result.plan, _refitted(result), _choice(result)
+    if choice is not None:
+        yield from str(choice).splitlines()
     yield from (f"cut: {name}: {kept} of {size}" for name, (kept, size) in plan.groups.items() if kept < size)
     yield from plan.notes
     yield from (f"left out: {name}" for name in plan.left_out)

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from bough.errors import BoughError, ModelReferenceError
@@ -87,9 +88,9 @@ def user_code(reference: str) -> Iterator[None]:
         raise
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if frame.filename == __file__ else f"{os.path.basename(frame.filename)}, line {frame.lineno}; "
         raise ModelReferenceError(
-            f"{reference} raised {type(error).__name__}: {first_line(error)} ({os.path.basename(frame.filename)}, line "
-            f"{frame.lineno}; --debug shows the traceback)"
+            f"{reference} raised {type(error).__name__}: {first_line(error)} ({where}--debug shows the traceback)"
         ) from error
 
 
@@ -137,10 +138,10 @@ def with_options(text: str, **available: Any) -> Any:
     with user_code(text):
         inspect.signature(found).bind_partial(**options)
 
+    @wraps(found)  # attributes such as needs_data, too
     def bound(*args: Any, **kwargs: Any) -> Any:
         return found(*args, **kwargs, **options)
 
-    vars(bound).update(vars(found), __name__=text, __qualname__=text)
     return bound
 
 

@@ -32,7 +32,7 @@ def refit(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Solves a pruned model's weights for what the original computes, layer by layer: no labels, no training."""
+    """Solve a pruned model's weights for what the original computes, layer by layer: no labels, no training."""
     writable(out, folder=True)
     unused(out, overwrite)
     options = chosen(ridge=ridge, sites=sites, everything=everything, skips=skips, memory=memory)

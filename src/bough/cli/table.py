@@ -35,7 +35,7 @@ def table(
     device: Annotated[str, typer.Option(help="with --answers: the machine in words")] = "another machine",
     as_json: Json = False,
 ) -> None:
-    """Times the ops of a model at a grid of widths, so that plans can be made for a latency."""
+    """Time the ops of a model at a grid of widths, so that plans can be made for a latency."""
     if (ask is None) == (out is None) or (ask is not None and answers is not None):
         raise PlanError("table wants --out FILE for the table, or --ask FILE alone for the CSV that --answers reads later")
     if correct and answers is not None:

@@ -39,7 +39,7 @@ def finetune(
     model: Original, task: Needed, *, checkpoint: Checkpoint, training: Training, forward: Forward = None,
     input_shape: Shape = None, weights: WeightsOf = None, overwrite: Overwrite = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Trains a pruned model on, and saves it with its plan."""
+    """Train a pruned model on, and save it with its plan."""
     _check_out(training, overwrite)
     given, original = task_of(task), resolve(model, input_shape, weights, quiet=as_json)
     small = pruned(original, checkpoint)
@@ -61,7 +61,7 @@ def distill(
     forward: Forward = None, input_shape: Shape = None, weights: WeightsOf = None, overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Trains a pruned model to answer as the original does, and saves it with its plan."""
+    """Train a pruned model to answer as the original does, and save it with its plan."""
     _check_out(training, overwrite)
     given, teacher = task_of(task), resolve(model, input_shape, weights, quiet=as_json)
     small = pruned(teacher, checkpoint)
