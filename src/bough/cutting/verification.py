@@ -122,7 +122,7 @@ class Verification:
         wrong = [o for o in self.outputs if not o.equal]
         place = f" at output{wrong[0].path}" if wrong and wrong[0].path else ""
         parts = [f"masked original and cut model are {verdict}: largest error {self.max_error:.2e}{place} ({compared})"]
-        if self.rounding:
+        if self.rounding > max((o.tolerance for o in self.outputs), default=0.0):
             parts.append(f"rounding of the factors folded into weights, apart from that: {self.rounding:.2e}")
         if self.drawn is not None:
             parts.append(str(self.drawn))
