@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import bough
 from bough.cli.commands import app
 from bough.cutting.verification import relative_tolerance
-from bough.errors import BoughError, PlanError, VerificationError
+from bough.cutting.verify import missing_precision
+from bough.errors import BoughError, PlanError, TraceError, VerificationError
 from bough.recovery import iterate
 from bough.tracing.tree import tensors_within
 from tests.zoo import randomize
@@ -424,6 +425,41 @@ def test_a_precision_that_an_op_lacks_is_said_in_the_result():
     with torch.no_grad():
         small.b.bias += 0.01 * report.scale
     assert not bough.verify(model, small, plan, X).equal
+
+
+WIDE, NARROW = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, 2)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: WIDE @ NARROW,
+    lambda: F.linear(WIDE, NARROW),
+    lambda: F.conv1d(WIDE[None], NARROW[None]),
+    lambda: F.conv1d(WIDE[None], WIDE[None], NARROW[0]),
+    lambda: F.scaled_dot_product_attention(WIDE[None], NARROW[None], WIDE[None]),
+    lambda: torch.addmm(WIDE, NARROW, NARROW),
+    lambda: torch.zeros(2, 2).index_put_((torch.tensor(0),), WIDE[0]),
+    lambda: torch.linalg.inv(WIDE.half()),
+])  # fmt: skip
+def test_errors_of_torch_that_say_that_a_precision_is_missing(call):
+    with pytest.raises((RuntimeError, TypeError)) as caught:
+        call()
+    assert missing_precision(caught.value)
+    wrapped = TraceError("can not be run")
+    wrapped.__cause__ = caught.value
+    assert missing_precision(wrapped) == missing_precision(caught.value)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: NARROW @ torch.zeros(3, 3),
+    lambda: NARROW.view(3, 3),
+    lambda: NARROW[5],
+    lambda: int("double"),
+    lambda: torch.zeros(2).to("cuda:77"),
+])  # fmt: skip
+def test_errors_that_say_something_else(call):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        call()
+    assert not missing_precision(caught.value)
 
 
 def test_other_errors_are_raised_as_they_are():

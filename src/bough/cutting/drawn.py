@@ -27,10 +27,14 @@ def draw(name: str, tensor: Tensor) -> Tensor:
 
 
 def perturb(tensors: Iterable[Tensor], size: float, seed: int) -> None:
-    """Multiply each index of each dim of some tensors, in place, by 1 + size or 1 - size, drawn at random; zeros stay zero."""
+    """Multiply each index of each dim of some tensors, in place, by 1 + size or 1 - size, drawn at random; zeros stay zero.
+
+    Tensors that torch has no arithmetic for (integers, sparse ones, floats of 8 bits) stay as they are.
+    """
     generator = torch.Generator().manual_seed(seed)
     for tensor in tensors:
-        if tensor.is_floating_point() or tensor.is_complex():
+        arithmetic = tensor.layout == torch.strided and tensor.element_size() > 1
+        if arithmetic and (tensor.is_floating_point() or tensor.is_complex()):
             for dim, n in enumerate(tensor.shape):
                 signs = 2.0 * torch.randint(0, 2, (n,), generator=generator).to(tensor.device, tensor.real.dtype) - 1
                 tensor.mul_((1 + size * signs).view(-1, *(1,) * (tensor.dim() - dim - 1)))

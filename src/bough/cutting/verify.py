@@ -34,7 +34,9 @@ from bough.tracing.tree import forward_parameters, output_tensors, tensors_withi
 from bough.tracing.wrapped import eagerly, unwrap
 
 _NOISE_MARGIN, _NOISE_RUNS = 3.0, 4
-_PRECISION = re.compile(r"double|float64|complex128|half|float16|\bd-?types?\b|scalar type|data type", re.IGNORECASE)
+_PRECISION = re.compile(
+    r"not implemented for '|float64|complex128|\bDouble\b|\(double\)|(?i:\bd-?types?\b|scalar type|data type)"
+)  # of a message that says that an op lacks a precision
 
 
 def verify(
@@ -76,7 +78,7 @@ def verify(
     try:
         return _Comparison(model, small, plan, example_inputs, dtype).result()
     except Exception as error:
-        missing = _missing_precision(error)
+        missing = missing_precision(error)
         if dtype is None or not missing:
             raise
     return _Comparison(model, small, plan, example_inputs, None, f"it does not run in {_name(dtype)} ({missing})").result()
@@ -89,7 +91,7 @@ def expected_outputs(
     return _Comparison(model, model, plan, example_inputs, dtype).expected()[0]
 
 
-def _missing_precision(error: BaseException | None) -> str:
+def missing_precision(error: BaseException | None) -> str:
     """Return the line of an error, or of its cause, that says that an op lacks a precision; "" if none does."""
     while error is not None:
         first = _first_line(error)

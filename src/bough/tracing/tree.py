@@ -86,8 +86,11 @@ class Returned:
 
 
 def forward_parameters(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the parameters of a model's `forward`."""
-    return tuple(inspect.signature(model.forward).parameters)
+    """Return the names of the parameters of a model's `forward`; none if it is not written in Python."""
+    try:
+        return tuple(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return ()
 
 
 def output_tensors(value: Any, parameters: Collection[str] = ()) -> dict[str, Tensor]:
