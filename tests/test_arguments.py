@@ -250,6 +250,7 @@ MADE = {  # by bough, or protocols and tables
     "Attachment",
     "Allocation",
     "Allocator",
+    "Sums",
     "Allowed",
     "Column",
 }
