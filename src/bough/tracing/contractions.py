@@ -69,6 +69,41 @@ _PLACES: dict[str, Callable[[OpRecord], Iterator[tuple[Place, ...]]]] = {
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
 }  # fmt: skip
+
+
+def _layers(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+    """The columns of every weight of recurrent layers, those of a projection included."""
+    packed, states = isinstance(op.detail[3], tuple), 2 if op.name == "lstm" else 1
+    yield from (((i, 1),) for i in range(1 + packed + states, len(op.arguments)) if len(op.arguments[i]) == 2)
+
+
+def _cell(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+    first = 3 if op.name == "lstm_cell" else 2
+    yield from (((i, 1),) for i in (first, first + 1))
+
+
+def _trilinear(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+    rank = len(op.arguments[0]) + len(op.detail[3])
+    dims = [[d for d in range(rank) if d not in lacking] for lacking in op.detail[3:6]]
+    for d in op.detail[6]:
+        yield tuple((i, have.index(d % rank)) for i, have in enumerate(dims) if d % rank in have)
+
+
+def _batches_of_products(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+    yield (1, 2), (2, 1)
+    yield (1, 0), (2, 0)
+
+
+_WITHIN: dict[str, Callable[[OpRecord], Iterator[tuple[Place, ...]]]] = {
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _layers),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _cell),
+    "addmv": lambda op: iter((((1, 1), (2, 0)),)),
+    "addbmm": _batches_of_products,
+    "_trilinear": _trilinear,
+    "conv_tbc": lambda op: iter((((0, 2), (1, 1)),)),
+    "torchvision::deform_conv2d": lambda op: iter((((1, 1),),)),
+}
+"""Products inside ops that are more than one product of two operands: what weights read there, and no other tensor's rows."""
 CONTRACTING = frozenset(_PLACES)
 
 
@@ -79,9 +114,17 @@ def contractions(ops: Sequence[OpRecord]) -> Iterator[Contraction]:
             yield Contraction(op, places, op.name.endswith("convolution") and op.detail[8] > 1)
 
 
+def _all_contractions(ops: Sequence[OpRecord]) -> Iterator[Contraction]:
+    """Yield the contractions of some ops, and those inside of recurrent layers and of products of more than two tensors."""
+    yield from contractions(ops)
+    for op in ops:
+        for places in _WITHIN.get(op.name.rstrip("_") if op.name[0] != "_" else op.name, lambda _: iter(()))(op):
+            yield Contraction(op, places)
+
+
 def read_by(ops: Sequence[OpRecord]) -> Counter[Atom]:
     """How many contractions of some ops read each atom."""
-    return Counter(a for c in contractions(ops) for a in c.atoms)
+    return Counter(a for c in _all_contractions(ops) for a in c.atoms)
 
 
 def weights_of(graph: Graph) -> Callable[[OpRecord, int], frozenset[str] | None]:
@@ -109,7 +152,7 @@ def consumed(graph: Graph) -> frozenset[tuple[str, int]]:
     """
     origin = weights_of(graph)
     found: set[tuple[str, int]] = set()
-    for contraction in contractions(graph.ops):
+    for contraction in _all_contractions(graph.ops):
         for argument, dim in contraction.places:
             state = contraction.op.states[argument]
             for name in origin(contraction.op, argument) or ():
