@@ -265,3 +265,30 @@ def test_memoized_methods_of_a_model_cut_in_place_are_computed_anew():
     assert plan.groups["enter"] == (4, 8)
     expected = bough.cut(net, plan)(x)
     assert torch.equal(bough.cut_(net, plan)(x), expected)
+
+
+def test_what_hooks_note_is_of_runs_on_data_alone():
+    net, x = randomize(Through(made)).eval(), torch.randn(5, 4, dtype=torch.float64)
+    seen = []
+    net.enter.register_forward_hook(lambda module, given, result: seen.append(result))
+    graph = bough.trace(net, x)
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep=0.5)
+    assert seen == []
+    bough.score(graph, bough.importance.OBS(), [x, x])
+    assert [t.device.type for t in seen] == ["cpu", "cpu"]
+    assert plan.groups["enter"] == (4, 8)
+
+
+def test_a_forward_that_is_set_on_a_module_is_followed():
+    net, x = randomize(Through(made)).eval(), torch.randn(5, 4, dtype=torch.float64)
+    kept = []
+
+    def forward(given):
+        if not kept:
+            kept.append(made(given))
+        return nn.functional.linear(given * kept[0], net.enter.weight, net.enter.bias)
+
+    net.enter.forward = forward
+    plan = bough.plan(graph := bough.trace(net, x), bough.score(graph, bough.importance.Magnitude()), keep=0.5)
+    assert kept == []
+    assert plan.groups["enter"] == (4, 8)

@@ -34,6 +34,7 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 _DEPTH = 3
 _LARGE = 1024  # a container of more entries is data, such as a vocabulary
 _REGISTRIES = "_parameters", "_buffers", "_modules"
+_HOOKS = tuple(k for k in vars(nn.Module()) if "hooks" in k)
 _DESCRIPTORS = (staticmethod, classmethod, property, functools.cached_property, functools.partial, _Memoized)
 _ABSENT = object()
 Place = Callable[[Any], object]
@@ -41,8 +42,10 @@ Place = Callable[[Any], object]
 
 
 @contextmanager
-def fresh_caches(model: nn.Module) -> Iterator[None]:
+def fresh_caches(model: nn.Module, hooks: bool = True) -> Iterator[None]:
     """While inside, memoized functions of the model's code have empty caches; afterwards, caches of all kinds are as before.
+
+    `hooks`: so is what hooks wrote; not where the model runs on real data, of which a hook may take notes.
 
     Example:
         >>> import functools, torch
@@ -60,7 +63,7 @@ def fresh_caches(model: nn.Module) -> Iterator[None]:
         >>> Net.table(3) is before
         True
     """
-    reached = _Reached(model)
+    reached = _Reached(model, () if hooks else _HOOKS)
     try:
         reached.replace_memoized()
         yield
@@ -80,7 +83,7 @@ def clear_memoized_methods(model: nn.Module) -> None:
 class _Reached:
     """The places that a model's code can reach, and what they hold."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, skipped: tuple[str, ...]) -> None:
         self._memoized: list[tuple[Place, Any]] = []  # (how to set the place, what is there)
         self._undo: list[tuple[Place, Any]] = []
         self._globals: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # module -> its names in use -> values
@@ -94,7 +97,7 @@ class _Reached:
         for module in model.modules():
             self._add_class(type(module))
             for key, value in module.__dict__.items():
-                if key in MACHINERY and (not value or key in _REGISTRIES):
+                if key in skipped or (key in MACHINERY and (not value or key in _REGISTRIES)):
                     continue  # empty hooks, a dozen for each module: `substituted` restores them
                 if not isinstance(value, _OPAQUE):
                     self._waiting.append((functools.partial(operator.setitem, module.__dict__, key), value, 1))
@@ -147,6 +150,9 @@ class _Reached:
 
     def _look_in_function(self, function: types.FunctionType) -> None:
         if _is_library(function.__module__) and _is_library(function.__globals__.get("__name__")):
+            if function.__module__.startswith("bough."):  # around a forward that is set on a module
+                inner = [_content(c) for c in function.__closure__ or ()]
+                self._waiting += [(_nowhere, f, 0) for f in inner if isinstance(f, (types.FunctionType, types.MethodType))]
             return
         names, outside = _names_of(function.__code__), function.__globals__
         used = [outside.get(name) for name in names]

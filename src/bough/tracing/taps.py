@@ -68,7 +68,8 @@ def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
 
     def followed(*args: Any, **kwargs: Any) -> Any:
         handler = _Tapping(graph, by_op, constant)
-        with Stream(handler), substituted(model, lambda path, n: n), fresh_caches(model):  # each call finds nothing of others
+        with Stream(handler), substituted(model, lambda path, n: n), fresh_caches(model, hooks=False):
+            # what one call notes, the next must not find
             result = inner(*args, **kwargs)
         handler.finish()
         return result
