@@ -37,6 +37,11 @@ def test_several_files_change_together_or_not_at_all(tmp_path):
     assert str(error.value) == f"{tmp_path / 'b'} can not be written: No space left on device"
     assert names(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "old"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WriteError, match="folder can not be written: Is a directory"):
+        write_files([(tmp_path / n, lambda part: part.write_text("new")) for n in ("a", "folder")])
+    (tmp_path / "folder").rmdir()
+    assert (tmp_path / "a").read_text() == "old"
     write_files([(tmp_path / n, lambda part: part.write_text("new")) for n in "ab"])
     assert [(tmp_path / n).read_text() for n in names(tmp_path)] == ["new", "new"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,8 @@ def write_files(files: Sequence[tuple[Path, Write]]) -> None:
         for path, write in files:
             part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
             with _explained(path):
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))  # a rename would fail after others
                 os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
                 mode = part.stat().st_mode & 0o777
                 written.append((part, path))
