@@ -236,6 +236,14 @@ def test_compare_names_what_it_is_given_by_its_reference(tmp_path):
     assert {r["allocation"] for r in rows[1:]} == {f"{HERE}:allocate"}
 
 
+def test_the_table_of_compare_names_budgets_as_they_are(tmp_path):
+    words = ["compare", SEEDED, "--budgets", "params=60%", "--budgets", "params=1", "--out", str(tmp_path)]
+    printed = run(*words, "--evaluate", f"{HERE}:gives_a_number")
+    assert "--budgets" not in printed
+    assert "params=60%" in printed
+    assert "lower --minimum, --round-to or --ignore" in printed  # of the budget that can not be reached
+
+
 def test_compare_fails_where_every_row_fails(tmp_path):
     with pytest.raises(ComparisonError, match=r"every row failed.*gives_for_dense_alone raised ValueError: the batch is empty"):
         compared(tmp_path, "--evaluate", f"{HERE}:gives_for_dense_alone")

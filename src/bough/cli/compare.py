@@ -74,7 +74,7 @@ def compare(
         drawn = {"plot": None, "no_plot": why} if why else {"plot": str(picture)}
         typer.echo(json.dumps({**found.to_dict(), "weights": net.weights.to_dict(), "folder": str(out), **drawn}))
     else:
-        typer.echo(in_flags(f"{found}", signature(compare).parameters))
+        typer.echo(in_flags(f"{found}", signature(compare).parameters.keys() - {"budgets"}))
         typer.echo(f"no picture: {why}" if why else f"picture: {picture}")
     if not any(line.good for line in found.lines):
         raise ComparisonError(f"every row failed, such as by: {found.lines[0].rows[0].error}")

@@ -137,7 +137,7 @@ def run(path: Path, seeds: int, as_json: bool) -> None:
     rows = {n: {k: _mean([f[n][k] for f in found]) for k in found[0][n]} for n in ("before", "after")}
     gained = [f["after"]["accuracy"] - f["before"]["accuracy"] for f in found]
     notes = [
-        f"Means over {seeds} seeds. Accuracy: {', '.join(map(change, gained))}.",
+        f"{f'Means over {seeds} seeds' if seeds > 1 else 'One seed'}. Accuracy: {', '.join(map(change, gained))}.",
         f"After the cut, before fine-tuning: {', '.join(f'{x:.1f}' for x in (f['cut'] for f in found))} %.",
         f"Masked original against cut model, float64: largest error {max(f['error'] for f in found):.1e}.",
         f"Saved and reloaded: {'bit-identical' if all(f['identical'] for f in found) else 'NOT identical'}.",
