@@ -337,6 +337,28 @@ def test_where_nothing_helps_only_the_weights_are_compared():
     assert not bough.verify(model, small, plan, X).equal
 
 
+def test_classes_alone_are_not_taken_for_a_proof():
+    class Classes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = built()
+
+        def forward(self, x):
+            return self.net(x).argmax(-1)
+
+    model = Classes().eval()
+    plan = planned(model, X)
+    small = bough.cut(model, plan)
+    report = bough.verify(model, small, plan, X)
+    assert report.equal
+    assert "the output holds integers alone" in str(report)
+    with torch.no_grad():
+        small.net.b.weight[0, 0] += 1e-3  # no class changes
+    report = bough.verify(model, small, plan, X)
+    assert report.outputs[0].equal
+    assert not report.equal
+
+
 def test_a_hidden_branch_is_checked_though_the_output_depends_on_the_cut():
     class Blocks(nn.Module):
         """Two residual blocks, the second with a gain of zero, as at the start of training."""

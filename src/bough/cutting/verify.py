@@ -247,6 +247,8 @@ class _Candidate:
         zero = next(
             (n for n, t in self._parameters() if "bias" not in n.rpartition(".")[2] and t.numel() and not t.any()), None
         )
+        if not any(t.is_floating_point() or t.is_complex() for t in actual.values()):
+            return "the output holds integers alone, which show little of what was cut"
         if not self.depends(actual, errors):
             return "the output does not depend on what was cut"
         return "" if zero is None else f"{zero} is zero, which may hide a branch from the output"
