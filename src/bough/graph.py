@@ -239,7 +239,7 @@ class Graph:
             lines += ["", "may be other units for each unit of another group (ragged):"]
             lines += [f"  {r.group}: for each of {r.over}" for r in self.ragged if r.reason is None]
         if self.layers:
-            lines += ["", "layers that can be left out:"]
+            lines += ["", "layers that can be left out, by the names that drop takes:"]
             lines += [f"  {x.name}: {'exact' if x.exact else 'not residual'}" for x in self.layers]
         if self.frozen:
             lines += ["", "frozen:"]

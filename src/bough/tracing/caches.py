@@ -35,7 +35,9 @@ _DEPTH = 3
 _LARGE = 1024  # a container of more entries is data, such as a vocabulary
 _REGISTRIES = "_parameters", "_buffers", "_modules"
 _HOOKS = tuple(k for k in vars(nn.Module()) if "hooks" in k)
-_DESCRIPTORS = (staticmethod, classmethod, property, functools.cached_property, functools.partial, _Memoized)
+_DESCRIPTORS = (
+    staticmethod, classmethod, property, functools.cached_property, functools.partial, types.MethodType, _Memoized,
+)  # fmt: skip
 _ABSENT = object()
 Place = Callable[[Any], object]
 """Sets what is at a place: an entry of a dict, a class attribute, the content of a cell."""
@@ -132,20 +134,23 @@ class _Reached:
             put(container, contents)
 
     def _look(self, place: Place, value: Any, depth: int) -> None:
-        """Notes what is at a place, and what can be reached from there."""
-        if _memoized_in(value) is not None:
-            self._memoized.append((place, value))
-            value = _memoized_in(value)
-        if isinstance(value, _OPAQUE) or id(value) in self._seen:
+        """Note what is at a place, and what can be reached from there."""
+        if isinstance(value, _DESCRIPTORS):
+            memoized = _memoized_in(value)
+            if memoized is not None:
+                self._memoized.append((place, value))
+                value = memoized
+        if id(value) in self._seen or isinstance(value, _OPAQUE):
             return
         self._seen.add(id(value))
-        for inner in _functions_of(value):
-            self._look(_nowhere, inner, depth)
         if isinstance(value, types.FunctionType):
             self._look_in_function(value)
         elif isinstance(value, type):
             self._add_class(value)
-        elif not isinstance(value, _DESCRIPTORS):
+        elif isinstance(value, _DESCRIPTORS):
+            for inner in _functions_of(value):
+                self._look(_nowhere, inner, depth)
+        else:
             self._look_in_container(value, depth)
 
     def _look_in_function(self, function: types.FunctionType) -> None:
@@ -253,7 +258,7 @@ def _memoized_in(value: Any) -> Any:
     """Return the memoized function that a value is, or is a descriptor or partial of; None if there is none."""
     if isinstance(value, _Memoized):
         return value
-    inner = next(_functions_of(value), None)
+    inner = None if isinstance(value, types.MethodType) else next(_functions_of(value), None)
     return inner if isinstance(inner, _Memoized) else None
 
 
