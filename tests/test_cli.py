@@ -14,6 +14,7 @@ from bough.cost import LatencyTable
 from bough.cost.latency_table import wanted
 from bough.errors import BudgetError, CheckpointError, PlanError
 from tests.test_layers import Stack
+from tests.test_rebuild import LiteralView
 from tests.zoo.small import mlp
 
 MODEL = "tests.zoo.small:mlp"
@@ -201,3 +202,18 @@ def test_the_demo_words_gains_and_losses(tmp_path, monkeypatch):
     printed = run("demo", "--seeds", "2", "--page", str(page))
     assert "Accuracy: 0.44 points gained, 1.00 points lost." in printed
     assert "0.44 points gained" in page.read_text()
+
+
+def literal_view():
+    return LiteralView(), torch.randn(2, 5)
+
+
+def test_a_rebuilt_model_is_saved_and_read(tmp_path):
+    """The model's Python holds the width as a literal, so the plan is carried out by `rebuild`, when it is loaded, too."""
+    words = ["tests.test_cli:literal_view", "--json"]
+    data = json.loads(
+        run("prune", *words, "--budget", "params=60%", "--on-conflict", "rebuild", "--out", str(tmp_path / "out"))
+    )
+    assert data["verification"]["equal"]
+    rows = json.loads(run("measure", *words, "--checkpoint", out, "--repeats", "1"))
+    assert rows["pruned"]["params"] == data["after"]["params"] < rows["model"]["params"]

@@ -91,8 +91,11 @@ class Pruned:
 
 def pruned(original: Resolved, checkpoint: Path) -> Pruned:
     """Return the pruned form of a model, which stays as it is, from its checkpoint."""
-    small = bough.load(checkpoint, lambda: copied(original.model, lambda name, tensor, parameter: tensor.clone())[0])
-    return Pruned(small, load_plan(checkpoint))
+
+    def build() -> nn.Module:
+        return copied(original.model, lambda name, tensor, parameter: tensor.clone())[0]
+
+    return Pruned(bough.load(checkpoint, build, original.inputs), load_plan(checkpoint))
 
 
 def _built(reference: str) -> tuple[nn.Module, Any]:
