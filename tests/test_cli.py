@@ -210,10 +210,8 @@ def literal_view():
 
 def test_a_rebuilt_model_is_saved_and_read(tmp_path):
     """The model's Python holds the width as a literal, so the plan is carried out by `rebuild`, when it is loaded, too."""
-    words = ["tests.test_cli:literal_view", "--json"]
-    data = json.loads(
-        run("prune", *words, "--budget", "params=60%", "--on-conflict", "rebuild", "--out", str(tmp_path / "out"))
-    )
+    words, out = ["tests.test_cli:literal_view", "--json"], str(tmp_path / "out")
+    data = json.loads(run("prune", *words, "--budget", "params=60%", "--on-conflict", "rebuild", "--out", out))
     assert data["verification"]["equal"]
     rows = json.loads(run("measure", *words, "--checkpoint", out, "--repeats", "1"))
     assert rows["pruned"]["params"] == data["after"]["params"] < rows["model"]["params"]
