@@ -40,6 +40,7 @@ _EXAMPLES = {  # by the name of the argument, which means the same in all of bou
     "energy": "bough.EnergyModel.of('int8')",
     "evaluate": "lambda model: accuracy(model)",
     "first": "bough.plan(graph, scores, budget)",
+    "folder": "'out/'",
     "forward": "lambda model, batch: model(batch['x'])",
     "graph": "bough.trace(model, example_inputs)",
     "importance": "'l2' or bough.importance.Magnitude(p=2)",
@@ -177,7 +178,7 @@ def _described(hint: Any) -> str:
         return f"{_SERIES[kind]}{_items(inner[-1] if inner else Any)}"
     if kind in (Any, object):
         return "anything"
-    name = str(getattr(kind, "__name__", kind))
+    name = f"{'torch ' * kind.__module__.startswith('torch')}{kind.__name__}" if isinstance(kind, type) else str(kind)
     return _NAMES.get(kind, f"{'an' if name[:1] in 'AEIO' else 'a'} {name}")
 
 

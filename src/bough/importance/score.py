@@ -26,7 +26,10 @@ class Criterion(Protocol):
 
 
 class DataCriterion(Protocol):
-    """Anything that scores the groups of a graph by what they do on data. `needs_data` is True."""
+    """Anything that scores the groups of a graph by what they do on data. `needs_data` is True.
+
+    Iterate over the data for its batches, and run the model on one by `data.run(graph, batch)`: see docs/extending.md.
+    """
 
     needs_data: bool
 
