@@ -155,7 +155,7 @@ class _Reached:
 
     def _look_in_function(self, function: types.FunctionType) -> None:
         if _is_library(function.__module__) and _is_library(function.__globals__.get("__name__")):
-            if function.__module__.startswith("bough."):  # around a forward that is set on a module
+            if (function.__module__ or "").startswith("bough."):  # around a forward that is set on a module
                 inner = [_content(c) for c in function.__closure__ or ()]
                 self._waiting += [(_nowhere, f, 0) for f in inner if isinstance(f, (types.FunctionType, types.MethodType))]
             return
