@@ -292,3 +292,20 @@ def test_a_forward_that_is_set_on_a_module_is_followed():
     plan = bough.plan(graph := bough.trace(net, x), bough.score(graph, bough.importance.Magnitude()), keep=0.5)
     assert kept == []
     assert plan.groups["enter"] == (4, 8)
+
+
+NAMELESS = types.FunctionType((lambda x: x * 2).__code__, {})  # as made by exec: it has no module
+
+
+class CallsNameless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.b(NAMELESS(self.a(x)))
+
+
+def test_a_function_of_no_module():
+    assert NAMELESS.__module__ is None
+    assert [g.size for g in bough.trace(CallsNameless(), torch.randn(1, 4)).groups] == [8]
