@@ -4,6 +4,8 @@ import gc
 import math
 import random
 import re
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -687,3 +689,24 @@ def test_memory_is_twice_the_models_at_most(head, keep):
     assert (report.drawn is not None) == (head == "zeros")
     assert allocated.most < 2.25 * size  # and some tensors on the way
     assert allocated.most > 1.9 * size
+
+
+def test_the_first_verification_of_a_process_keeps_no_copy():
+    """What torch imports at first use keeps the frames that it is imported from."""
+    code = """
+import gc, weakref, torch, bough
+from bough.cutting import reference
+gc.disable()
+copies, init = [], reference.Reference.__init__
+def noted(self, masked, *args):
+    copies.append(weakref.ref(masked))
+    init(self, masked, *args)
+reference.Reference.__init__ = noted
+net, x = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval(), torch.randn(3, 5)
+graph = bough.trace(net, x)
+plan = bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep=0.5)
+bough.verify(net, bough.cut(net, plan), plan, x)
+print([copy() is None for copy in copies])
+"""
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[True]"

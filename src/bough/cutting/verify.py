@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -75,6 +76,8 @@ def verify(
         raise PlanError(
             f"verify(dtype={dtype!r}) is no floating torch.dtype: give dtype=torch.float64, or None to compare as it is"
         )
+    # torch imports this at the first op inside a dispatch mode, and keeps the frames that it is imported from, copies and all
+    importlib.import_module("torch._dynamo")
     try:
         return _Comparison(model, small, plan, example_inputs, dtype).result()
     except Exception as error:
