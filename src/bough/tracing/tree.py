@@ -112,6 +112,9 @@ def output_tensors(value: Any, parameters: Collection[str] = ()) -> dict[str, Te
     return Returned.of(value, parameters).tensors()
 
 
+_NOTE = "._bough"  # what the recorder notes on the tensors of its own run
+
+
 def _leaves(value: Any, state: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
     """Yield (path, leaf) for each tensor, number, and object that cannot be looked into; each object once.
 
@@ -129,7 +132,7 @@ def _leaves(value: Any, state: Collection[str] = ()) -> Iterator[tuple[str, Any]
         seen[id(here)] = here
         if isinstance(here, Tensor):
             yield path, here
-            children: list[tuple[str, Any]] | None = _attributes(here)
+            children: list[tuple[str, Any]] | None = [c for c in _attributes(here) if c[0] != _NOTE]
         else:
             children = [] if path in state and _is_plain(here) else _children(here)
         if children is None:
