@@ -43,7 +43,8 @@ def innermost(space: Space) -> tuple[Atom, ...]:
 
 def count(space: Space, kept: Mapping[Atom, Any]) -> Any:
     """The size of `space` when each atom has `kept[atom]` units (all where absent); numbers or arrays."""
-    space = normal(space)
+    if not isinstance(space, Atom) or space.link is not None:
+        space = normal(space)
     if isinstance(space, Atom):
         return kept.get(space, space.size)
     if isinstance(space, Product):

@@ -66,15 +66,14 @@ class Execution:
         """Makes (once) the stand-in of a tensor of the model or of the inputs."""
         found = self.stand_ins.get(id(tensor))
         if found is None:
-            with torch.no_grad():
-                if not self.real and (tensor.is_floating_point() or tensor.is_complex()):
-                    found = _strided(tensor, shape)
-                elif isinstance(tensor, nn.Parameter):
-                    found = tensor.detach()
-                else:
-                    found = tensor.detach().clone() if tensor.device.type != "meta" else tensor.detach()
-                    if shape is not None and shape != tuple(found.shape):
-                        found = found[tuple(slice(n) for n in shape)].contiguous()
+            if not self.real and (tensor.is_floating_point() or tensor.is_complex()):
+                found = _strided(tensor, shape)
+            elif isinstance(tensor, nn.Parameter):
+                found = tensor.detach()
+            else:
+                found = tensor.detach().clone() if tensor.device.type != "meta" else tensor.detach()
+                if shape is not None and shape != tuple(found.shape):
+                    found = found[tuple(slice(n) for n in shape)].contiguous()
             self.stand_ins[id(tensor)] = found
             self.stand_ins[id(found)] = found
             self._originals += [tensor, found]
@@ -94,12 +93,14 @@ class Execution:
     def run(self, call: Call) -> Any:
         """Runs the op as it is called, with all tensors on the meta device where one is."""
         args, kwargs = call.args, call.kwargs
-        if not self.real and any(t.is_meta for t in (*tensors_in(args), *tensors_in([*kwargs.values()]))):
+        on_meta = [t.is_meta for t in (*tensors_in(args), *tensors_in([*kwargs.values()]))]
+        if not self.real and any(on_meta):
             if call.name in ("index", "index_put", "index_put_"):
                 args = (args[0], [p for i in args[1] for p in _positions(i)], *args[2:])
-            move = _floats_to_meta if call.name in _READS_INTEGERS else _to_meta
-            args = swap(args, move)
-            kwargs = {k: swap(v, move) for k, v in kwargs.items()}
+            if not all(on_meta):
+                move = _floats_to_meta if call.name in _READS_INTEGERS else _to_meta
+                args = swap(args, move)
+                kwargs = {k: swap(v, move) for k, v in kwargs.items()}
             if "device" in kwargs:
                 kwargs["device"] = torch.device("meta")
             result = _on_shapes(call, args, kwargs)
