@@ -63,6 +63,7 @@ _EXAMPLES = {  # by the name of the argument, which means the same in all of bou
 }
 _NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", NoneType: "None"}
 _SERIES = {abc.Mapping: "a dict", abc.Iterable: "an iterable", abc.Sequence: "a list"}
+_INSTEAD = {"ExportedProgram": "take what its module() returns"}  # of a class by its name: it need not be imported
 _TOLD = (int, float, np.ndarray)  # values of a dict that functions check themselves, to name the one that is wrong
 _LONGEST = 40  # characters of a value that a message shows
 
@@ -95,6 +96,7 @@ def _check(where: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> No
         if name in given and not _fits(given[name], hint):
             value, example = given[name], _EXAMPLES.get(name)
             told = f", and {value.__name__} is a class: make an instance of it" if isinstance(value, type) else ""
+            told += f": {_INSTEAD[type(value).__name__]}" if type(value).__name__ in _INSTEAD else ""
             such = f", such as {name}={example}" if example else ""
             raise ArgumentError(f"{where}({name}={_shown(value)}): {name} must be {_described(hint)}{told}{such}")
 

@@ -50,8 +50,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     while isinstance(model, nn.Module) and (attribute := _holds(model)) is not None:
         model = getattr(model, attribute)
     if not isinstance(model, nn.Module):
-        hint = ": trace what its module() returns" if type(model).__name__ == "ExportedProgram" else ""
-        raise TraceError(f"bough needs an nn.Module, and was given {type(model).__name__}{hint}")
+        raise TraceError(f"bough needs an nn.Module, and was given {type(model).__name__}")
     return model
 
 
