@@ -280,6 +280,8 @@ def test_units_that_add_no_error_go_first_and_scores_below_zero_are_no_errors():
 def test_prune_by_errors_asks_for_a_criterion_that_gives_errors():
     model, x = chain()
     with pytest.raises(PlanError, match="Magnitude does not say that its scores are errors"):
+        bough.prune(model, x, bough.Budget(macs="50%"), importance="l2", allocation="error")
+    with pytest.raises(PlanError, match="need data"):
         bough.prune(model, x, bough.Budget(macs="50%"), allocation="error")
     criterion = bough.importance.OBS(relative=True)
     done = bough.prune(model, x, bough.Budget(macs="50%"), importance=criterion, data=[x], allocation="error", refit=True)

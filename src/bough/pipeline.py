@@ -12,23 +12,30 @@ from bough.arguments import check_arguments
 from bough.cost import EnergyModel, LatencyTable
 from bough.cutting import Verification, cut, rebuild, verify
 from bough.cutting.verification import check_on_mismatch, require_equal
+from bough.defaults import Choice, Chosen, Sample, candidates, choose, sample_of
 from bough.errors import PlanError
-from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
+from bough.importance import Criterion, Data, DataCriterion
 from bough.importance.data import of
 from bough.importance.score import called
-from bough.planning import Allocator, Budget, Options, Plan, planned
+from bough.planning import Allocator, Budget, Options, Plan
 from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
 from bough.recovery.inputs import refuse_once
 from bough.targeting import of_this_machine, targeted
 from bough.tracing import trace
 
+_MORE = (
+    "unlabelled inputs would let bough choose the units by what their removal does to the outputs, and refit the layers that "
+    "read them: bough.prune(model, example_inputs, budget, data=batches)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What `prune` gives: the cut model, the plan it was cut by, the proof of its equality, what refit did to it after.
 
-    `latency`: for a budget of latency, the seconds that were measured of the cut model.
+    `latency`: for a budget of latency, the seconds that were measured of the cut model. `choice`: the criterion, the
+    allocation and the data that were used where they were left open.
     """
 
     model: nn.Module
@@ -36,14 +43,16 @@ class Result:
     report: Verification
     latency: float | None = None
     refit: Refit | None = None
+    choice: Choice | None = None
 
     def to_dict(self) -> dict[str, Any]:
         measured = {} if self.latency is None else {"latency": self.latency}
         refitted = {} if self.refit is None else {"refit": self.refit.to_dict()}
-        return {"plan": self.plan.to_dict(), "verification": self.report.to_dict(), **measured, **refitted}
+        chosen = {} if self.choice is None else {"choice": self.choice.to_dict()}
+        return {"plan": self.plan.to_dict(), "verification": self.report.to_dict(), **measured, **refitted, **chosen}
 
     def __str__(self) -> str:
-        return "\n".join(map(str, (self.plan, self.report, *(() if self.refit is None else (self.refit,)))))
+        return "\n".join(str(x) for x in (self.choice, self.plan, self.report, self.refit) if x is not None)
 
 
 def prune(
@@ -53,9 +62,9 @@ def prune(
     *,
     importance: str | Criterion | DataCriterion | None = None,
     data: Data | Iterable[Any] | None = None,
-    refit: bool = False,
+    refit: bool | None = None,
     ignore: Iterable[str] = (),
-    allocation: str | Allocator = "global",
+    allocation: str | Allocator | None = None,
     round_to: int | str = 1,
     minimum: float | Mapping[str, float] = 1,
     drop: Iterable[str] = (),
@@ -67,14 +76,32 @@ def prune(
     energy: EnergyModel | None = None,
     on_mismatch: str = "raise",
 ) -> Result:
-    """Traces, scores, plans, cuts and verifies, and with `refit` refits on `data`; `model` stays as it was.
+    """Cut a model to a budget in one call: trace, score, plan, cut, verify, and refit; `model` stays as it was.
 
-    Args and errors as for `trace`, `score`, `plan`, `refit` and `cut` (or `rebuild`, where `on_conflict="rebuild"` and the
-    model's Python contradicts the plan); `importance` is `Magnitude(p=2)` unless given, `data` what it is computed from. For
-    a budget of latency `table` is needed; where it is of the machine at hand the cut model is measured and planned anew until
-    it meets the budget (see `meet_latency`), otherwise the table's word is taken, and the plan's notes say so.
-    A cut model that `verify` finds different from the masked original raises a `VerificationError`, to which the result is
-    attached; with `on_mismatch="return"` it is returned.
+    What is left open is chosen for the model, and `Result.choice` says how. With `data`, the candidates of
+    `bough.defaults.WITH_DATA` are cut, refitted on a part of the data and compared on another part; the one whose outputs
+    differ the least from the dense model's is refitted on the first 1,024 samples (or 256 MiB) of the data. Without data,
+    models whose batch norms keep statistics are given synthetic inputs (see `bough.synthesize`) where making them takes no
+    longer than about half a minute; other models are cut by their weights alone, and not refitted.
+
+    Args:
+        model, example_inputs, ignore: as for `trace`.
+        budget: upper bounds on what remains.
+        importance: the criterion that scores units, as for `score`; with it, all of `data` is used.
+        data: batches, unlabelled unless the criterion needs a loss, as for `score`.
+        refit: whether the layers that read what was cut are refitted, as `refit` does; True and False are obeyed, and
+            None refits where there is data. True uses all of `data`.
+        allocation: how the budget is met, as for `plan`.
+        round_to, minimum, drop, exact_only, uniform, ragged, on_conflict, table, energy: as for `plan`. For a budget of
+            latency `table` is needed; if it is of the machine at hand, the cut model is measured and planned anew until
+            it meets the budget (see `meet_latency`); otherwise the table is believed, and the plan's notes say so. With
+            `on_conflict="rebuild"` a plan that the model's Python contradicts is carried out by `rebuild`.
+
+        on_mismatch: "raise" raises where `verify` finds the cut model different from the masked original; "return" returns it.
+
+    Raises:
+        VerificationError: the cut model differs from the masked original; the result is attached.
+        BudgetError, PlanError, ConflictError, TraceError: as the stages do; with several candidates, if all of them fail.
 
     Example:
         >>> import torch, bough
@@ -85,38 +112,57 @@ def prune(
     """
     check_arguments(prune, locals())
     check_on_mismatch(on_mismatch)
-    if refit and data is None:
-        raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
     if refit and data is not None:
         refuse_once(of(data))
     if refit and on_conflict == "rebuild":
         raise PlanError("prune(refit=True) solves for weights of the model's own layers: use on_conflict='freeze' or 'raise'")
-    how = Options(
-        allocation=allocation, round_to=round_to, minimum=minimum, drop=drop, exact_only=exact_only, uniform=uniform,
-        ragged=ragged, on_conflict=on_conflict, table=table, energy=energy,
+    options = Options(
+        round_to=round_to, minimum=minimum, drop=drop, exact_only=exact_only, uniform=uniform, ragged=ragged,
+        on_conflict=on_conflict, table=table, energy=energy,
     )  # fmt: skip
-    criterion = called(importance or Magnitude(p=2))
-    _check_errors(criterion, how)
+    criterion = None if importance is None else called(importance)
+    _check_errors(criterion, allocation, data)
     graph = trace(model, example_inputs, ignore=ignore)
-    scores = score(graph, criterion, data)
+    sample = None
+    if data is not None or (importance is None and refit is not False):
+        sample = sample_of(graph, data, everything=importance is not None or refit is True)
+    if refit and sample is None:
+        raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
+    refits = sample is not None and (on_conflict != "rebuild" if refit is None else refit)
+    open_to = candidates(criterion, allocation, getattr(criterion, "gives_errors", False), sample is not None)
+    chosen = choose(graph, budget, options, open_to, sample, refit=refits)
+    plan, seconds = chosen.plan, None
     if budget.latency is not None and table is not None and of_this_machine(table, graph):
-        timed = targeted(graph, scores, budget, table, how)
-        small, decided, seconds = timed.model, timed.plan, timed.seconds
+        timed = targeted(graph, chosen.scores, budget, table, chosen.options)
+        small, plan, seconds = timed.model, timed.plan, timed.seconds
     else:
-        decided, seconds = planned(graph, scores, budget, how), None
-        small = rebuild(model, decided, example_inputs) if decided.rebuild else cut(model, decided)
-    report = verify(model, small, decided, example_inputs)
-    verified = Result(small, decided, report, seconds)
-    require_equal(report, verified, on_mismatch)
-    if not refit:
-        return verified
-    assert data is not None
-    return Result(small, decided, report, seconds, refit_(model, small, decided, data, example_inputs=example_inputs))
+        small = rebuild(model, plan, example_inputs) if plan.rebuild else cut(model, plan)
+    report = verify(model, small, plan, example_inputs)
+    require_equal(report, Result(small, plan, report, seconds), on_mismatch)
+    refitted, notes = None, [] if data is not None else [_MORE]
+    if refits and sample is not None:
+        try:
+            refitted = refit_(model, small, plan, sample.data, example_inputs=example_inputs)
+        except PlanError as error:
+            if refit:
+                raise
+            notes.insert(0, f"not refitted: {error}")
+    return Result(small, plan, report, seconds, refitted, _told(chosen, sample, refitted, notes))
 
 
-def _check_errors(criterion: Criterion | DataCriterion, how: Options) -> None:
-    if isinstance(allocator(how.allocation), LeastError) and not getattr(criterion, "gives_errors", False):
+def _told(chosen: Chosen, sample: Sample | None, refitted: Refit | None, notes: list[str]) -> Choice:
+    importance, allocation = chosen.candidate.names
+    return Choice(importance, allocation, sample.origin if sample else "", refitted is not None, chosen.trials, tuple(notes))
+
+
+def _check_errors(criterion: Criterion | DataCriterion | None, allocation: str | Allocator | None, data: object) -> None:
+    """Raise PlanError if the allocation takes errors and the criterion's scores are none."""
+    if allocation is None or not isinstance(allocator(allocation), LeastError) or getattr(criterion, "gives_errors", False):
+        return
+    if criterion is not None:
         raise PlanError(
             f"{type(criterion).__name__} does not say that its scores are errors, which allocation='error' takes: use "
             "importance=OBS(relative=True) with data, or set gives_errors = True on a criterion of your own"
         )
+    if data is None:
+        raise PlanError("allocation='error' takes scores that are errors, which need data: unlabelled batches, such as data=loader")

@@ -20,7 +20,8 @@ def relatively(graph: Graph, data: Data, made: Mapping[Reading, Moments | Produc
     """Moments whose weights are scaled such that E|x w|^2 is a share of the variance of what comes of x w; of its mean square
     where it does not vary, and 0 where it is 0.
 
-    That is the sum it is added to, or else the output itself, behind a batch norm where one follows.
+    That is the sum it is added to, or else the output itself, behind a batch norm where one follows. Of a product of
+    activations, the inner products of its terms become shares of its mean square.
     """
     flow, sums = Flow(graph), Sums()
     layers = [r for r, m in made.items() if isinstance(m, Moments) and graph.ops[r.op].name in LAYERS]
@@ -39,7 +40,7 @@ def relatively(graph: Graph, data: Data, made: Mapping[Reading, Moments | Produc
     with torch.no_grad(), undisturbed(graph.model), tapped(graph, taps):
         for batch in data.stream(graph, sums, "variances of outputs"):
             data.run(graph, batch)
-    result = dict(made)
+    result = {r: _shares(m) if isinstance(m, Products) else m for r, m in made.items()}
     for reading, end in ends.items():
         found, n = made[reading], sums[f"{end.index} count"]
         assert isinstance(found, Moments)
@@ -52,6 +53,11 @@ def relatively(graph: Graph, data: Data, made: Mapping[Reading, Moments | Produc
             weight = weight * channel_scale(graph, norm).double().reshape(len(weight), 1, -1)
         result[reading] = replace(found, weight=weight, biased=found.biased or norm is not None)
     return result
+
+
+def _shares(found: Products) -> Products:
+    total = found.inner.sum()
+    return replace(found, inner=found.inner / total) if total > 0 else found
 
 
 def _end(flow: Flow, op: OpRecord) -> OpRecord:

@@ -29,6 +29,8 @@ from bough.importance.readings import Reading, readings, seen
 from bough.importance.score import UnitScores
 from bough.importance.sensitivity import sensitively
 
+_LOST = 0.99
+
 
 @dataclass(frozen=True, slots=True)
 class ThiNet:
@@ -42,6 +44,7 @@ class ThiNet:
     probes: int = 0
     needs_data: ClassVar[bool] = True
     gives_errors: ClassVar[bool] = True
+    share: ClassVar[float] = 1.0  # the cost of losing all of an output, if `relative`
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -62,8 +65,10 @@ class OBS:
     costs are ThiNet's. Time grows with units times the square of a consumer's input width; `step` units may leave between two
     looks at what each would cost, which is faster and less exact.
 
-    `relative`: outputs count as the batch norm after them scales them, and errors as a share of the variance of what comes
-    of them (the residual stream, where they are added to it): scores of different groups can then be set side by side.
+    `relative`: outputs count as the batch norm after them scales them, and errors as a share e of the variance of what comes
+    of them (the residual stream, where they are added to it; a product of activations, such as queries by keys, itself); the
+    score is the sum of -log(1 - e) over the n consumers, divided by the square root of n (see `lost_signal`). Scores of
+    different groups can then be compared.
 
     `probes`: if not 0, outputs of a linear layer or convolution count by how much what the model returns depends on them (the
     diagonal of Gauss-Newton): outputs that the next nonlinearity keeps at zero, or that nothing goes on to read, are then free
@@ -78,6 +83,7 @@ class OBS:
     probes: int = 0
     needs_data: ClassVar[bool] = True
     gives_errors: ClassVar[bool] = True
+    share: ClassVar[float] = 0.5
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -183,22 +189,39 @@ class Repaired:
         self._left = self._left[:, keep]
 
 
-def greedy(problems: Sequence[Problem], size: int, step: int = 1) -> NDArray[np.float64]:
-    """[units]: the sum of costs when each leaves, the cheapest first, `step` at a time.
+Combine = Callable[[NDArray[np.float64]], float]
+"""From the costs so far of each consumer to the score of the unit that leaves."""
+
+
+def greedy(problems: Sequence[Problem], size: int, step: int = 1, combine: Combine = np.sum) -> NDArray[np.float64]:
+    """Return a score [units] for each unit: the combined costs once it leaves, the cheapest first, `step` at a time.
 
     Losing more may undo an error: scores do not fall, so that they give the order of removal.
     """
     scores = np.zeros(size)
-    left, total, highest = list(range(size)), 0.0, 0.0
+    left, total, highest = list(range(size)), np.zeros(len(problems)), 0.0
     while left:
         costs = np.sum([p.costs(left).cpu().numpy() for p in problems], axis=0)
         units = [left[i] for i in np.argsort(costs, kind="stable")[:step]]
-        added = sum(p.remove(units) for p in problems)
-        for k, unit in enumerate(units, 1):  # together they cost what is told; each takes its part
-            highest = scores[unit] = max(highest, total + added * k / len(units))
+        added = np.array([p.remove(units) for p in problems])
+        for k, unit in enumerate(units, 1):  # the units that leave together share their cost
+            highest = scores[unit] = max(highest, float(combine(total + added * k / len(units))))
         total += added
         left = [u for u in left if u not in units]
     return scores
+
+
+def lost_signal(errors: NDArray[np.float64]) -> float:
+    """Return what consumers [n] lose, of their errors as shares: the sum of -log(1 - e), divided by the root of n.
+
+    The share 1 - e that is left multiplies from layer to layer, so its logarithm adds up over groups. The consumers of one
+    group, as of a residual stream, lose the same units: their losses are neither one loss (a mean) nor independent (a sum),
+    and the geometric mean of the two is what measures best (docs/decisions/0013). Beyond 99 % the logarithm goes on as a
+    straight line; errors above 1, which only what is not repaired has, count as they are.
+    """
+    share = np.minimum(errors, _LOST)
+    straight = (np.clip(errors, _LOST, 1.0) - _LOST) / (1 - _LOST) + np.maximum(errors - 1.0, 0.0)
+    return float((straight - np.log1p(-share)).sum() / np.sqrt(len(errors)))
 
 
 def _removed(
@@ -210,10 +233,11 @@ def _removed(
         made = relatively(graph, data, made)
     if of.probes:
         made = sensitively(graph, data, made, of.probes, of.relative)
+    combine: Combine = (lambda costs: lost_signal(costs / of.share)) if of.relative else np.sum
     scores = {}
     for group in graph.groups:
         problems = [problem(made[r], group) for r in seen(group.name, found[group.name], made)]
-        scores[group.name] = greedy(problems, group.size, of.step)
+        scores[group.name] = greedy(problems, group.size, of.step, combine)
     return scores
 
 

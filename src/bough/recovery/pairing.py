@@ -57,7 +57,7 @@ def _units(space: Space, atom: Atom, index: Sequence[int]) -> Indices:
 
 def _each(space: Space, atom: Atom, over: Atom, index: Sequence[int]) -> Each:
     units, others = (coordinates(space, a)[0][list(index)] for a in (atom, over))
-    rows = [units[others == o] for o in range(over.size)]
+    rows = [np.unique(units[others == o]) for o in range(over.size)]  # a fused projection has each unit several times
     most = max(map(len, rows))
     return Each(over, np.stack([r if len(r) else np.arange(most) for r in rows]).astype(np.int64))
 
