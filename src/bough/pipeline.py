@@ -165,4 +165,6 @@ def _check_errors(criterion: Criterion | DataCriterion | None, allocation: str |
             "importance=OBS(relative=True) with data, or set gives_errors = True on a criterion of your own"
         )
     if data is None:
-        raise PlanError("allocation='error' takes scores that are errors, which need data: unlabelled batches, such as data=loader")
+        raise PlanError(
+            "allocation='error' takes scores that are errors, which need data: unlabelled batches, such as data=loader"
+        )

@@ -28,8 +28,8 @@ class Candidate:
 
 
 ERRORS = Candidate("obs(relative=True, probes=1, sites=64)", "error")
-WITH_DATA = (ERRORS, Candidate("group", "isomorphic"), Candidate("group", "uniform"))
-WITHOUT_DATA = Candidate("group", "greedy")
+WITH_DATA = (ERRORS, Candidate("group", "global"), Candidate("group", "uniform"))
+WITHOUT_DATA = Candidate("group", "global")
 
 
 def candidates(importance: Any, allocation: str | Allocator | None, gives_errors: bool, has_data: bool) -> list[Candidate]:

@@ -34,17 +34,16 @@ def discrepancy(expected: list[list[Tensor]], actual: list[list[Tensor]]) -> flo
     Of each tensor, the geometric mean of the squared error, as a share of the tensor's variance, and of the Kullback-Leibler
     divergence of softmaxes over the last dim (dim 1 of maps [N, C, ...] with four dims or more). What a tensor means is not
     known: the divergence ranks logits as accuracy and perplexity do, which squared errors do not; the squared error says
-    what a softmax does not see. The mean over tensors counts; infinity where an output is not finite.
+    what a softmax does not see. The mean over tensors counts, those excepted that have other shapes in the cut model, such as
+    caches; infinity where an output is not finite.
     """
-    distances = [list(map(_distance, *pair)) for pair in zip(expected, actual, strict=True)]
-    values = [float(d) for batch in distances for d in batch]
+    pairs = [(y, z) for batch in zip(expected, actual, strict=True) for y, z in zip(*batch, strict=False)]
+    values = [float(_distance(y, z)) for y, z in pairs if y.shape == z.shape and y.numel()]
     total = sum(values) / max(len(values), 1)
     return total if total == total else float("inf")
 
 
 def _distance(expected: Tensor, actual: Tensor) -> Tensor:
-    if expected.shape != actual.shape or not expected.numel():
-        return torch.zeros(())
     y, z = expected.double(), actual.double()
     error = (y - z).square().sum() / _variation(y)
     dim = 1 if y.dim() > 3 else -1
