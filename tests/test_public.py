@@ -11,7 +11,8 @@ def test_public_names():
         "BoughError", "Budget", "Comparison", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer",
         "Member", "Plan", "Result", "Training", "Verification", "allocation", "compare", "correct_table", "cut", "cut_",
         "distill", "errors", "finetune", "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild",
-        "recalibrate", "recovery", "refit", "save", "score", "sensitivity", "trace", "transfer_optimizer", "verify",
+        "recalibrate", "recovery", "refit", "save", "score", "sensitivity", "synthesize", "trace", "transfer_optimizer",
+        "verify",
     ]  # fmt: skip
     assert all(hasattr(bough, name) for name in bough.__all__)
 

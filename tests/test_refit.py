@@ -216,3 +216,25 @@ def test_data_that_can_not_be_gone_through_again_is_refused_at_once():
     for data in ([], (b for b in x.split(16))):
         with pytest.raises(PlanError, match="the data"):
             bough.prune(model, x[:1], bough.Budget(params="60%"), data=data, refit=True)
+
+
+def test_a_fused_projection_is_refitted_after_a_ragged_cut():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.proj, self.head = nn.Linear(12, 48), nn.Linear(16, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            b, n, _ = x.shape
+            q, k, v = self.qkv(x).reshape(b, n, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = ((q @ k.mT * 0.3).softmax(-1) @ v).transpose(1, 2).flatten(2)
+            return self.head(x + self.proj(mixed))
+
+    torch.manual_seed(0)
+    model, x = Fused().eval(), torch.randn(64, 5, 12)
+    graph = bough.trace(model, x[:2])
+    plan = bough.plan(graph, bough.score(graph, "group"), keep={"qkv/head_dim": 5}, ragged=True)
+    assert plan.ragged == {"qkv/head_dim": "qkv/head"}
+    refitted = bough.refit(model, bough.cut(model, plan), plan, x.split(16))
+    assert all(layer.after <= layer.before for layer in refitted.layers)
+    assert "proj.weight" in {layer.name for layer in refitted.layers}

@@ -4,6 +4,7 @@ trace -> score -> plan -> cut -> verify -> recover -> save
 """
 
 from bough import allocation, errors, importance, recovery
+from bough.calibration import synthesize
 from bough.comparing import Comparison, compare
 from bough.correcting import correct_table
 from bough.cost import Cost, EnergyModel, LatencyTable
@@ -23,6 +24,6 @@ __all__ = [
     "BoughError", "Budget", "Comparison", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer",
     "Member", "Plan", "Result", "Training", "Verification", "allocation", "compare", "correct_table", "cut", "cut_",
     "distill", "errors", "finetune", "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild",
-    "recalibrate", "recovery", "refit", "save", "score", "sensitivity", "trace", "transfer_optimizer", "verify",
+    "recalibrate", "recovery", "refit", "save", "score", "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

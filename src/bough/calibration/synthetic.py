@@ -18,7 +18,7 @@ from bough.tracing.inputs import with_tensors
 from bough.tracing.taps import Tap, tapped, undisturbed
 from bough.tracing.tree import tensors_within
 
-_RATE = 0.1  # Adam's learning rate, in standard deviations of the input; it falls to 0 along a cosine
+_RATE = 0.1  # Adam's learning rate, in standard deviations of the example inputs; it falls to 0 along a cosine
 _SPREAD = 0.25  # weight of the squared log ratio of variances, which is 4 times a squared relative error of deviations
 
 
@@ -105,7 +105,8 @@ def _optimized(graph: Graph, norms: Sequence[OpRecord], batch_size: int, steps: 
 
 def _match(graph: Graph, norms: Sequence[OpRecord], batch: Any, trained: list[Tensor], steps: int) -> None:
     """Optimize the tensors in `trained`, which `batch` holds, in place."""
-    optimizer = torch.optim.Adam(trained, lr=_RATE)
+    groups = [{"params": [x], "lr": _RATE * float(x.detach().std(correction=0))} for x in trained]
+    optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     distances: list[Tensor] = []
     data = Data([batch])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -133,5 +134,6 @@ def _outputs(graph: Graph, plan: Plan, sample: Sample, refit: bool) -> list[list
     """Return what the model that `plan` cuts gives on `sample.judge`, once it is refitted on `sample.fit`."""
     small = cut(graph.model, plan)
     if refit:
-        refit_(graph.model, small, plan, sample.fit, sites=_SITES, example_inputs=graph.kwargs or graph.args)
+        with suppress(PlanError):  # nothing can be refitted: `prune` says so of the candidate that wins
+            refit_(graph.model, small, plan, sample.fit, sites=_SITES, example_inputs=graph.kwargs or graph.args)
     return outputs_on(graph, small, sample.judge)

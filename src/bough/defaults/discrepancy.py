@@ -12,6 +12,8 @@ from bough.importance.data import as_traced
 from bough.tracing.taps import undisturbed
 from bough.tracing.tree import tensors_within
 
+_UNSEEN = 1e-3  # of the squared error is added to the divergence, which saturates where outputs are large
+
 
 def outputs_on(graph: Graph, model: nn.Module, data: Data) -> list[list[Tensor]]:
     """Return the floating-point outputs of a model in eval mode for each batch."""
@@ -22,6 +24,8 @@ def outputs_on(graph: Graph, model: nn.Module, data: Data) -> list[list[Tensor]]
 
 
 def _run(graph: Graph, model: nn.Module, data: Data, batch: object) -> object:
+    if model is graph.model:
+        return data.run(graph, batch)
     if data.forward is not None:
         return data.forward(model, batch)
     args, kwargs = as_traced(graph, batch)
@@ -52,7 +56,7 @@ def _distance(expected: Tensor, actual: Tensor) -> Tensor:
     p, q = F.log_softmax(y, dim), F.log_softmax(z, dim)
     terms = torch.where(p == -torch.inf, 0.0, p.exp() * (p - q))  # classes that are masked count nothing
     divergence = terms.sum(dim).mean().clamp_min(0)
-    return (error * divergence).sqrt()
+    return (error * (divergence + _UNSEEN * error)).sqrt()
 
 
 def _variation(y: Tensor) -> Tensor:
