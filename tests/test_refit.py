@@ -222,12 +222,13 @@ def test_a_fused_projection_is_refitted_after_a_ragged_cut():
     class Fused(nn.Module):
         def __init__(self):
             super().__init__()
+            self.heads, self.size = 2, 8
             self.qkv, self.proj, self.head = nn.Linear(12, 48), nn.Linear(16, 12), nn.Linear(12, 3)
 
         def forward(self, x):
             b, n, _ = x.shape
-            q, k, v = self.qkv(x).reshape(b, n, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
-            mixed = ((q @ k.mT * 0.3).softmax(-1) @ v).transpose(1, 2).flatten(2)
+            q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.size).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = ((q @ k.mT * 0.3).softmax(-1) @ v).transpose(1, 2).reshape(b, n, self.heads * self.size)
             return self.head(x + self.proj(mixed))
 
     torch.manual_seed(0)

@@ -7,12 +7,11 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
-from bough.importance.data import Data
+from bough.importance.data import Data, with_progress
 from bough.tracing.flow import statistics
 from bough.tracing.inputs import with_tensors
 from bough.tracing.taps import Tap, tapped, undisturbed
@@ -67,7 +66,7 @@ def synthesize(
         )
     generator = torch.Generator().manual_seed(seed)
     batches = range(-(-samples // batch_size))
-    shown = track(batches, "synthesize inputs") if progress else batches
+    shown = with_progress(batches, "synthesize inputs", len(batches)) if progress else batches
     with undisturbed(graph.model):
         for p in graph.model.parameters():
             p.requires_grad_(False)

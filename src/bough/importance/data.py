@@ -87,7 +87,7 @@ class Data:
 
     def __iter__(self) -> Iterator[Any]:
         """The batches, under a bar where `progress` is set: what a criterion of your own goes through."""
-        return iter(_shown(self.batches, "data", _left(self.batches, 0)) if self.progress else self.batches)
+        return iter(with_progress(self.batches, "data", _left(self.batches, 0)) if self.progress else self.batches)
 
     @property
     def once(self) -> bool:
@@ -124,7 +124,7 @@ class Data:
         done = _load(file, sums, graph.model) if file else 0
         batches = itertools.islice(iter(self.batches), done, None)
         at = done
-        for batch in _shown(batches, title, _left(self.batches, done)) if self.progress else batches:
+        for batch in with_progress(batches, title, _left(self.batches, done)) if self.progress else batches:
             yield batch
             at += 1
             sums.plus(SAMPLES, float(batch_size(batch)))
@@ -223,7 +223,7 @@ def moved(value: Any, home: torch.device) -> Any:
     return {k: moved(v, home) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
-def _shown(batches: Iterable[Any], title: str, total: int | None) -> Iterable[Any]:
+def with_progress(batches: Iterable[Any], title: str, total: int | None) -> Iterable[Any]:
     """Return the same batches, under a progress bar."""
     from rich.progress import track  # a third of the time that importing bough would take
 
