@@ -243,7 +243,8 @@ ORACLES = {
     "norm_scale": lambda m, d: np.abs(made(m)).sum(1),  # no norm: the criterion for such groups
     "fpgm": lambda m, d: np.array([sum(np.linalg.norm(a - b) for b in made(m)) for a in made(m)]),
     "cosine": cosines,
-    "taylor": lambda m, d: taylor(m, d, lambda x: np.abs(x.sum(0))),
+    "taylor": lambda m, d: taylor(m, d, lambda x: np.abs(x).sum(0)),
+    "taylor_group": lambda m, d: taylor(m, d, lambda x: np.abs(x.sum(0))),
     "taylor_element": lambda m, d: taylor(m, d, lambda x: np.abs(x).sum(0)),
     "taylor_square": lambda m, d: taylor(m, d, lambda x: (x**2).sum(0)),
     "gate_taylor": lambda m, d: np.abs(gates(m, d)).mean(0),

@@ -32,8 +32,10 @@ class Taylor:
     """First-order Taylor expansion of the loss, from g = dL/dw over all data; sums run over all members of a unit.
 
     form:
-        "group": I_u = sum over members of |sum of w g| (abs after the sum; Torch-Pruning, LLM-Pruner's vector form).
-        "element": I_u = sum of |w g|.
+        "element": I_u = sum of |w g| (Torch-Pruning's GroupTaylorImportance as it is by default). The best of the three
+            where it was measured (`benchmarks/defaults.py`).
+        "group": I_u = sum over members of |sum of w g|, the magnitude after the sum (LLM-Pruner's vector form): products of
+            unlike signs cancel.
         "square": I_u = sum of (w g)^2 (Molchanov et al., 2019; NNI's TaylorFOWeight).
 
     Example:
@@ -45,7 +47,7 @@ class Taylor:
     """
 
     loss: Loss
-    form: Literal["group", "element", "square"] = "group"
+    form: Literal["element", "group", "square"] = "element"
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

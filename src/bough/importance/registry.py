@@ -44,6 +44,7 @@ CRITERIA: dict[str, Entry] = {
     "random": Entry(Random, "weights"),
     "taylor": Entry(Taylor, "loss"),
     "taylor_element": Entry(partial(Taylor, form="element"), "loss"),
+    "taylor_group": Entry(partial(Taylor, form="group"), "loss"),
     "taylor_square": Entry(partial(Taylor, form="square"), "loss"),
     "gate_taylor": Entry(GateTaylor, "loss"),
     "gate_taylor_signed": Entry(partial(GateTaylor, signed=True), "loss"),
