@@ -1,6 +1,6 @@
 """The ways of choosing units that win somewhere: pairs of a criterion and an allocation.
 
-`benchmarks/defaults.py` measures them on all tasks; docs/decisions/0013 says why there is more than one.
+`benchmarks/defaults.py` measures them on all tasks; docs/decisions/0014 says why there is more than one.
 """
 
 from __future__ import annotations

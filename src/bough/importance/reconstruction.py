@@ -216,7 +216,7 @@ def lost_signal(errors: NDArray[np.float64]) -> float:
 
     The share 1 - e that is left multiplies from layer to layer, so its logarithm adds up over groups. The consumers of one
     group, as of a residual stream, lose the same units: their losses are neither one loss (a mean) nor independent (a sum),
-    and the geometric mean of the two is what measures best (docs/decisions/0013). Beyond 99 % the logarithm goes on as a
+    and the geometric mean of the two is what measures best (docs/decisions/0014). Beyond 99 % the logarithm goes on as a
     straight line; errors above 1, which only what is not repaired has, count as they are.
     """
     share = np.minimum(errors, _LOST)
