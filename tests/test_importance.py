@@ -28,7 +28,8 @@ GROWTH = {
     "activation_variance": 2, "sensitivity": -1,
     **dict.fromkeys(
         ("lamp", "cosine", "random", "taylor", "taylor_element", "taylor_group", "taylor_square", "gate_taylor",
-         "gate_taylor_signed", "fisher", "obd", "masked_loss", "shapley", "apoz", "hrank", "wanda", "flap", "thinet", "obs"), 0),
+         "gate_taylor_signed", "fisher", "obd", "masked_loss", "shapley", "apoz", "hrank", "wanda", "flap", "thinet",
+         "obs"), 0),
 }  # fmt: skip
 
 
