@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import bough
 from bough.errors import PlanError
 from bough.importance import CRITERIA, Combined, criterion
+from bough.importance.reconstruction import lost_signal
 from tests import pages
 from tests.zoo import randomize
 from tests.zoo.small import ZOO
@@ -511,4 +512,37 @@ def test_relative_errors_are_shares_of_the_variance_of_outputs():
     graph = bough.trace(net, data[0])
     plain, relative = (bough.score(graph, bough.importance.OBS(relative=r), data)["0"] for r in (False, True))
     variance = float(net[:3](torch.cat(data)).detach().var(0, unbiased=False).sum())
-    np.testing.assert_allclose(relative, plain / variance, rtol=1e-9)
+    shares = 2 * plain / variance  # a score of OBS is half of the squared error
+    below = shares < 0.99
+    assert below.sum() >= 4
+    np.testing.assert_allclose(relative[below], -np.log1p(-shares[below]), rtol=1e-9)
+    np.testing.assert_array_equal(np.argsort(relative), np.argsort(shares))
+
+
+def test_consumers_of_one_group_lose_less_than_their_sum_and_more_than_their_mean():
+    errors = np.array([0.1, 0.2, 0.3, 0.4])
+    alone = [lost_signal(errors[i : i + 1]) for i in range(4)]
+    assert np.mean(alone) < lost_signal(errors) < np.sum(alone)
+    assert lost_signal(errors) == pytest.approx(np.sqrt(np.mean(alone) * np.sum(alone)))
+    rising = [lost_signal(np.array([e])) for e in (0.0, 0.5, 0.98, 0.99, 0.995, 1.0, 2.0)]
+    assert rising == sorted(rising)
+    assert rising[0] == 0
+
+
+def test_products_of_activations_count_as_shares_whatever_their_scale():
+    class Scores(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (torch.nn.Linear(4, 6) for _ in range(3))
+
+        def forward(self, x):
+            return (self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x)
+
+    torch.manual_seed(0)
+    net, data = Scores().double().eval(), torch.randn(8, 5, 4).double()
+    scores = bough.score(bough.trace(net, data), bough.importance.OBS(relative=True), [data])["q"]
+    with torch.no_grad():
+        for part in (net.q.weight, net.q.bias, net.k.weight, net.k.bias):
+            part.mul_(7.0)
+    larger = bough.score(bough.trace(net, data), bough.importance.OBS(relative=True), [data])["q"]
+    np.testing.assert_allclose(larger, scores, rtol=1e-9)
