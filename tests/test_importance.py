@@ -540,9 +540,9 @@ def test_products_of_activations_count_as_shares_whatever_their_scale():
 
     torch.manual_seed(0)
     net, data = Scores().double().eval(), torch.randn(8, 5, 4).double()
-    scores = bough.score(bough.trace(net, data), bough.importance.OBS(relative=True), [data])["q"]
+    (scores,) = bough.score(bough.trace(net, data), bough.importance.OBS(relative=True), [data]).values()
     with torch.no_grad():
         for part in (net.q.weight, net.q.bias, net.k.weight, net.k.bias):
             part.mul_(7.0)
-    larger = bough.score(bough.trace(net, data), bough.importance.OBS(relative=True), [data])["q"]
+    (larger,) = bough.score(bough.trace(net, data), bough.importance.OBS(relative=True), [data]).values()
     np.testing.assert_allclose(larger, scores, rtol=1e-9)
