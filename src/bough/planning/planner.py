@@ -25,6 +25,7 @@ from bough.planning.options import Options
 from bough.planning.plan import Plan
 from bough.planning.ragged import Differing, differing
 from bough.planning.uniform import Uniform
+from bough.tracing.trace import uncollected
 
 
 def plan(
@@ -94,6 +95,7 @@ def plan(
     return planned(graph, scores, goal, how)
 
 
+@uncollected()
 def planned(graph: Graph, scores: Mapping[str, NDArray[np.float64]], goal: Goal, how: Options) -> Plan:
     """`plan`, of a goal and options that are one value each."""
     fewest = least(graph.groups, how.minimum)
