@@ -151,7 +151,8 @@ def main() -> None:
         if key in read(given.out):
             continue
         training = recovery.Training(
-            epochs=given.epochs, lr=given.lr, optimizer="sgd", weight_decay=given.weight_decay, precision="bf16", seed=seed,
+            epochs=given.epochs, lr=given.lr, optimizer="sgd", weight_decay=given.weight_decay, precision="bf16", clip=None,
+            seed=seed,
             folder=given.runs / key.replace(" ", "-"), save_every=200, log_every=50,
         )  # fmt: skip
         made = row(load, given.depth, start, recipe, times, training)

@@ -56,7 +56,7 @@ def digits(given: argparse.Namespace) -> Task:
         layers = [m for i, o in pairwise(widths) for m in (nn.Conv2d(i, o, 3, padding=1), nn.ReLU())]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 10))
 
-    training = recovery.Training(epochs=given.epochs or 10, lr=0.02, optimizer="sgd", weight_decay=1e-4)
+    training = recovery.Training(epochs=given.epochs or 10, lr=0.02, optimizer="sgd", weight_decay=1e-4, clip=None)
     data = DataLoader(TensorDataset(x[:1200], y[:1200]), 32, shuffle=True)
     return Task(model, data, (x[1200:], y[1200:]), 1, training, 0.05, 4)
 
@@ -64,7 +64,7 @@ def digits(given: argparse.Namespace) -> Task:
 def resnet20(given: argparse.Namespace) -> Task:
     load = load_module(given.data)
     training = recovery.Training(
-        epochs=given.epochs or 6, lr=0.1, optimizer="sgd", weight_decay=5e-4, precision="bf16"
+        epochs=given.epochs or 6, lr=0.1, optimizer="sgd", weight_decay=5e-4, precision="bf16", clip=None
     )  # fmt: skip
     make = lambda: load.CifarResNet(20).to(memory_format=torch.channels_last)  # noqa: E731
     return Task(make, batches(Augmented(load)), test_images(load, 2000), 1, training, 0.1, 2)
@@ -77,7 +77,9 @@ def run(task: Task, seed: int) -> dict[str, Any]:
     """{share kept: {"ticket" and "random": [accuracy after each epoch]}}, the whole net under 100 %."""
     torch.manual_seed(seed)
     model, (x, y) = task.model(), task.test
-    before = recovery.Training(epochs=task.early, lr=task.training.lr, optimizer="sgd", schedule="constant", seed=seed)
+    before = recovery.Training(
+        epochs=task.early, lr=task.training.lr, optimizer="sgd", schedule="constant", clip=None, seed=seed
+    )
     recovery.finetune(model, task.data, before)
 
     def train(model: nn.Module, sparse: recovery.Sparse) -> list[float]:

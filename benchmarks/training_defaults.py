@@ -4,8 +4,8 @@
 
 Each task's dense model is cut once (OBS, allocation by error, refit) and then trained by each recipe, for as many epochs and
 on the same samples in the same order. A recipe is named by the options in which it differs from BASE, the defaults of bough
-0.1.0; "finetune" learns from labels alone. Recipes are chosen by half of the test samples (on speech: by validation clips)
-and told on the other half. Rows in the JSON are not run again.
+0.1.0; "finetune" learns from labels alone. Recipes are chosen by half of the test images (on speech and stories: by validation
+data) and told on the other half. Rows in the JSON are not run again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,13 +23,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import bough
 from benchmarks.cifar import Augmented, batches, load_module, test_images
 from benchmarks.criteria import write
 from benchmarks.harness import about
 from benchmarks.tasks import TASKS
+from benchmarks.tasks.pretrained import token_rows
 from benchmarks.tasks.task import accuracy
 from bough import recovery
 
@@ -38,7 +40,11 @@ BASE: dict[str, Any] = {
     "batch_size": 64, "clip": None, "temperature": 2.0, "logits": 0.5,
 }  # fmt: skip
 DISTILLATION = ("temperature", "logits")
-RECIPES = ("", "finetune")
+RECIPES = (
+    "", "finetune", "temperature=4", "clip=1 temperature=4", "batch_size=32 clip=1 temperature=4",
+    "clip=1 lr=0.002 temperature=4", "clip=1 lr=0.0005 temperature=4", "clip=1 logits=0.9 temperature=4",
+    "clip=1 lr=0.01 optimizer=sgd temperature=4",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,37 +60,50 @@ SETTINGS = {
     "resnet20": Setting(2, 20_000, "bf16"),
     "vit": Setting(2, 20_000, "bf16"),
     "speech_gru": Setting(6, None, "no"),
+    "stories260k": Setting(3, None, "no"),
 }
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task's dense model and its cut one, its training data, and the metric on two sets that are not trained on."""
+    """A task's dense model and its cut one, its training data, and the metric on two sets that are not trained on.
+
+    `forward`: as `bough.distill` takes it; None for its default.
+    """
 
     model: nn.Module
     small: nn.Module
     data: Callable[[int], DataLoader[Any]]
     choose: Callable[[nn.Module], float]
     test: Callable[[nn.Module], float]
+    forward: Callable[[nn.Module, Any], Any] | None = None
 
 
 def prepared(load: ModuleType, name: str, samples: int | None) -> Prepared:
-    task = TASKS[name](load, 10_000)
+    task = TASKS[name](load, 100 if name == "stories260k" else 10_000)
     task.model.to(memory_format=torch.channels_last if name == "resnet20" else torch.contiguous_format)
-    inputs = [batch[0] for batch in task.calibration]
+    inputs = [batch if isinstance(batch, torch.Tensor) else batch[0] for batch in task.calibration]
     graph = bough.trace(task.model, inputs[0][:2])
     scores = bough.score(graph, bough.importance.OBS(sites=64, relative=True), inputs[: len(inputs) // 2])
-    plan = bough.plan(graph, scores, bough.Budget(macs="50%"), allocation="error", ignore=task.ignore)
+    plan = bough.plan(graph, scores, bough.Budget(**{task.field: "50%"}), allocation="error", ignore=task.ignore)
     small = recovery.refit(task.model, bough.cut(task.model, plan), plan, inputs).model.eval()
+    metric = lambda model: task.measure(model)[task.metric]  # noqa: E731
+    if name == "stories260k":
+        rows = token_rows(load, load.Tok512(), 1000)
+        text = TensorDataset(torch.cat([rows[:256], rows[288:]]))  # those between are the task's validation
+        return Prepared(
+            task.model, small, lambda size: DataLoader(text, size, shuffle=True), task.choose, metric,
+            lambda model, batch: model(input_ids=batch[0], labels=batch[0]),
+        )  # fmt: skip
     assert task.train_set is not None
     if name == "speech_gru":
-        dataset, choose, test = task.train_set(), task.choose, lambda model: task.measure(model)["accuracy"]
-    else:
-        x, y = test_images(load, 10_000)
-        dataset = Augmented(load, samples)
-        choose = lambda model: accuracy(model, x[:5000], y[:5000])  # noqa: E731
-        test = lambda model: accuracy(model, x[5000:], y[5000:])  # noqa: E731
-    return Prepared(task.model, small, lambda size: batches(dataset, size), choose, test)
+        learned = task.train_set()
+        return Prepared(task.model, small, lambda size: batches(learned, size), task.choose, metric)
+    x, y = test_images(load, 10_000)
+    return Prepared(
+        task.model, small, lambda size: batches(Augmented(load, samples), size),
+        lambda model: accuracy(model, x[:5000], y[:5000]), lambda model: accuracy(model, x[5000:], y[5000:]),
+    )  # fmt: skip
 
 
 def options_of(recipe: str) -> dict[str, Any]:
@@ -100,11 +119,36 @@ def row(task: Prepared, recipe: str, setting: Setting, seed: int) -> dict[str, A
     training = recovery.Training(epochs=setting.epochs, precision=setting.precision, seed=seed, **options)
     small, begin = copy.deepcopy(task.small), time.process_time()
     if recipe.startswith("finetune"):
-        done = recovery.finetune(small, data, training)
+        done = recovery.finetune(small, data, training, forward=task.forward)
     else:
-        done = recovery.distill(small, task.model, data, training, distillation=distillation)
+        done = recovery.distill(small, task.model, data, training, distillation=distillation, forward=task.forward)
     seconds = time.process_time() - begin
     return {"choose": task.choose(small), "test": task.test(small), "loss": done.epochs[-1]["loss"], "cpu_s": round(seconds, 1)}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the test metrics in Markdown, a line per recipe.
+
+    Recipes that all tasks were trained by come first, by their mean rank among each other by `choose`.
+    """
+    tasks = [s["task"] for s in results["starts"]]
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for r in results["rows"]:
+        rows.setdefault(r["recipe"], {})[r["task"]] = r
+    whole = {recipe: found for recipe, found in rows.items() if len(found) == len(tasks)}
+    ranks = {recipe: 0.0 if recipe in whole else math.inf for recipe in rows}
+    for name in tasks:
+        sign = -1 if name == "stories260k" else 1
+        for rank, recipe in enumerate(sorted(whole, key=lambda r: -sign * whole[r][name]["choose"]), 1):
+            ranks[recipe] += rank / len(tasks)
+    lines = [f"| | {' | '.join(tasks)} | mean rank |", "|---" * (len(tasks) + 2) + "|"]
+    for title in ("dense", "cut"):
+        lines.append(f"| {title} | {' | '.join(f'{s[title]:.2f}' for s in results['starts'])} | |")
+    for recipe in sorted(rows, key=ranks.__getitem__):
+        told = " | ".join(f"{rows[recipe][name]['test']:.2f}" if name in rows[recipe] else "" for name in tasks)
+        rank = f"{ranks[recipe]:.1f}" if recipe in whole else ""
+        lines.append(f"| {recipe or 'as it was'} | {told} | {rank} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -126,7 +170,7 @@ def main() -> None:
         own = SETTINGS[name]
         setting = Setting(given.epochs or own.epochs, given.samples or own.samples, own.precision)
         task: Prepared | None = None
-        for seed, recipe in ((s, r) for s in given.seeds for r in given.recipes):
+        for seed, recipe in ((s, " ".join(sorted(r.split()))) for s in given.seeds for r in given.recipes):
             kind = {"task": name, "recipe": recipe, "epochs": setting.epochs, "samples": setting.samples, "seed": seed}
             if any(kind.items() <= r.items() for r in read(given.out)["rows"]):
                 continue
@@ -143,6 +187,7 @@ def main() -> None:
             starts = results["starts"] + ([] if any(s["task"] == name for s in results["starts"]) else [start])
             write({"starts": starts, "rows": [*results["rows"], kind | made], "about": about()}, given.out)
             print(name, repr(recipe), made, flush=True)
+    print(table(read(given.out)))
 
 
 def read(path: Path) -> dict[str, Any]:

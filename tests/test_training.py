@@ -35,7 +35,7 @@ def test_the_loop_is_plain_training():
     data = TensorDataset(torch.randn(12, 4, dtype=torch.float64), torch.randint(0, 3, (12,)))
     a, b = (nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double() for _ in range(2))
     b.load_state_dict(a.state_dict())
-    done = finetune(a, DataLoader(data, 4), Training(epochs=3, lr=0.1, optimizer="sgd", weight_decay=0.0, warmup=0))
+    done = finetune(a, DataLoader(data, 4), Training(epochs=3, lr=0.1, optimizer="sgd", weight_decay=0.0, warmup=0, clip=None))
     sgd = torch.optim.SGD(b.parameters(), 0.1, momentum=0.9, nesterov=True)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 9)
     for _ in range(3):
@@ -66,11 +66,16 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(tmp_path):
             seen.append(weights(model))
             return next(metrics)
 
-        done = finetune(model, Noisy(), Training(epochs=5, patience=2, folder=folder), evaluate=evaluate)
+        done = finetune(model, Noisy(), Training(epochs=5, batch_size=64, patience=2, folder=folder), evaluate=evaluate)
         assert (done.best, done.best_epoch, done.stopped_early, len(done.epochs)) == (0.8, 1, True, 4)
         assert same(weights(model), seen[1])
     again = net()
-    read = finetune(again, Noisy(), Training(epochs=5, patience=2, folder=tmp_path), evaluate=lambda m: pytest.fail("trained"))
+    read = finetune(
+        again,
+        Noisy(),
+        Training(epochs=5, batch_size=64, patience=2, folder=tmp_path),
+        evaluate=lambda m: pytest.fail("trained"),
+    )
     assert same(weights(again), seen[1])
     assert read.to_dict() == {**done.to_dict(), "resumed": 4}
 

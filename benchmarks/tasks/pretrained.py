@@ -61,7 +61,7 @@ def stories(load: ModuleType, test: int) -> Task:
 
     def train(small: nn.Module, model: nn.Module) -> Any:
         text = TensorDataset(torch.cat([rows[:256], rows[288:]]))
-        training = recovery.Training(epochs=30, lr=2e-3, batch_size=16, weight_decay=0.01)
+        training = recovery.Training(epochs=30, lr=2e-3, batch_size=16, weight_decay=0.01, clip=None)
         return recovery.distill(
             small, model, text, training, distillation=recovery.Distillation(temperature=1, logits=0.9),
             forward=lambda net, batch: net(input_ids=batch[0], labels=batch[0]),

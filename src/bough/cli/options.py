@@ -41,7 +41,7 @@ def training_options(
     warmup: Annotated[float | None, typer.Option(help="the share of all steps in which the learning rate rises")] = None,
     batch_size: Annotated[int | None, typer.Option(help="samples per batch, where the task gives a dataset")] = None,
     accumulate: Annotated[int | None, typer.Option(help="batches per step")] = None,
-    clip: Annotated[float | None, typer.Option(help="largest norm of the gradient")] = None,
+    clip: Annotated[float | None, typer.Option(help="largest norm of the gradient; inf for any")] = None,
     precision: Annotated[str | None, typer.Option(help="no or bf16")] = None,
     better: Annotated[str | None, typer.Option(help="whether a larger (max) or a smaller (min) metric is better")] = None,
     patience: Annotated[int | None, typer.Option(help="epochs without a better metric before training stops")] = None,

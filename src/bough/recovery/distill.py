@@ -27,13 +27,13 @@ from bough.recovery.modes import modes_kept
 from bough.recovery.training import Trained, Training
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 2.0, dim: int = -1) -> Tensor:
+def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, dim: int = -1) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), a mean over all dims but that of classes (Hinton et al., 2015).
 
     Args:
         student, teacher: logits of one shape.
         dim: where classes (or words) are.
-        temperature: T; 1 for language models, 2 to 4 for classifiers of images.
+        temperature: T; networks that are sure of their training data teach more at a high one.
 
     Example:
         >>> import torch
@@ -63,7 +63,7 @@ class Distillation:
     `features`: the weight of `match`'s distance. `match`: a `Features`.
     """
 
-    temperature: float = 2.0
+    temperature: float = 4.0
     logits: float = 0.5
     features: float = 1.0
     match: Features | None = None
@@ -105,7 +105,7 @@ def distill(
         >>> x = torch.randn(96, 4)
         >>> done = distill(small, net, TensorDataset(x), Training(epochs=2), distillation=Distillation(logits=1.0))
         >>> done.steps
-        4
+        6
     """
     check_arguments(distill, locals())
     how, run = distillation or Distillation(), forward or forward_of(train)
