@@ -149,3 +149,45 @@ def test_layers_that_reduce_and_mix(keep):
     small = bough.cut(net, plan)
     assert bough.verify(net, small, plan, x).equal
     assert torch.equal(copy.deepcopy(small)(x), small(x))
+
+
+class Odd(nn.Module):
+    """What copies of modules have to get right: an own state, shared containers, cycles, hooks that are methods."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        self.out = nn.Linear(8, 2)
+        self.shared, self.again, self.nothing = shared, {"shared": shared}, {}
+        self.inner[0].register_forward_hook(self.note)
+        self.inner[1].__dict__["owner"] = self
+        self.lost = "taken out of the state"
+
+    def note(self, module, args, result):
+        self.shared.append(type(module).__name__)
+
+    def __getstate__(self):
+        return {k: v for k, v in super().__getstate__().items() if k != "lost"}
+
+    def __setstate__(self, state):
+        super().__setstate__({**state, "restored": True})
+
+    def forward(self, x):
+        return self.out(self.inner(x))
+
+
+def test_a_copy_has_the_state_ties_and_cycles_that_deepcopy_gives():
+    model = Odd([])
+    x = torch.randn(1, 4)
+    graph = bough.trace(model, x)
+    small = bough.cut(model, bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep=0.5))
+    assert small.restored
+    assert not hasattr(small, "lost")
+    assert small.inner[1].owner is small
+    assert small.again["shared"] is small.shared
+    assert small.shared is not model.shared
+    small(x)
+    assert (small.shared, model.shared) == (["Linear"], [])
+    assert small.nothing == {}
+    assert small.nothing is not model.nothing
+    assert small.__dict__.keys() == copy.deepcopy(model).__dict__.keys()

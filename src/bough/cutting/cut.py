@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bough.arguments import check_arguments
 from bough.cutting.check import check
+from bough.cutting.copying import copy_modules
 from bough.cutting.metadata import flatten, refresh
 from bough.cutting.passages import note
 from bough.cutting.slicing import Slicer, formatted, like, plain, plainly
@@ -160,7 +161,8 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
         copies = {id(t): like(t, values[id(t)]) for _, t, _ in held}
     try:
         with uncollected():
-            memo: dict[int, Any] = {**_empty(model), **_computed(model), **copies}
+            memo: dict[int, Any] = {**_computed(model), **copies}
+            copy_modules(model, memo)
             new = copy.deepcopy(model, memo)
         for _, old, _ in held:
             _carry_attributes(old, copies[id(old)], memo)
@@ -175,12 +177,6 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
             "take out what can not be copied"
         ) from error
     return new, copies
-
-
-def _empty(model: nn.Module) -> dict[int, Any]:
-    """Return new empty containers by the ids of the empty ones of modules, a dozen each: `copy.deepcopy` is slow on them."""
-    held = (v for m in model.modules() for v in m.__dict__.values())
-    return {id(v): type(v)() for v in held if type(v) in (dict, OrderedDict, set) and not v}
 
 
 def _computed(model: nn.Module) -> dict[int, Tensor]:
