@@ -66,12 +66,13 @@ def call(function, **arguments):
 WRONG = {"None": None, "string": "text", "number": 3, "object": Wrong(), "class": Wrong, "list": [], "nan": math.nan}
 
 CALLS = dict([
-    call(bough.trace, model=new, example_inputs=lambda: X, ignore=(), real=False),
+    call(bough.trace, model=new, example_inputs=lambda: X, ignore=(), only=None, real=False),
     call(bough.score, graph=GRAPH, criterion="wanda", data=BATCHES),
     call(bough.plan, graph=GRAPH, scores=SCORES, budget=BUDGET, keep=None, allocation="greedy", round_to=1, minimum=1,
-         drop=(), ignore=(), exact_only=False, uniform=False, ragged=False, on_conflict="freeze", table=None, energy=None),
+         drop=(), ignore=(), only=None, exact_only=False, uniform=False, ragged=False, on_conflict="freeze", table=None,
+         energy=None),
     call(bough.prune, model=new, example_inputs=lambda: X, budget=BUDGET, importance="l2", data=None, refit=False, ignore=(),
-         allocation="greedy", round_to=1, minimum=1, drop=(), exact_only=False, uniform=False, ragged=False,
+         only=None, allocation="greedy", round_to=1, minimum=1, drop=(), exact_only=False, uniform=False, ragged=False,
          on_conflict="freeze", table=None, energy=None,
          on_mismatch="raise"),
     call(bough.cut, model=MODEL, plan=PLAN),
@@ -81,7 +82,7 @@ CALLS = dict([
     call(bough.verify, model=MODEL, small=SMALL, plan=PLAN, example_inputs=lambda: X, dtype=torch.float64),
     call(bough.transfer_optimizer, optimizer=lambda: torch.optim.SGD(MODEL.parameters(), 0.1), plan=PLAN),
     call(bough.compare, model=MODEL, example_inputs=lambda: X, criteria=["l2"], budgets=[BUDGET], evaluate=error,
-         allocations=["global"], seeds=[0], data=None, loss=None, refit=False, ignore=(), folder=None, about=None,
+         allocations=["global"], seeds=[0], data=None, loss=None, refit=False, ignore=(), only=None, folder=None, about=None,
          lower_is_better=False, progress=False),
     call(bough.sensitivity, graph=GRAPH, scores=SCORES, evaluate=error, widths=[0.5]),
     call(bough.correct_table, graph=GRAPH, table=TABLE, measure=lambda model: 1.0, plans=1, seed=0),
@@ -96,7 +97,7 @@ CALLS = dict([
     call(bough.distill, small=small, model=MODEL, train=DATA, training=None, distillation=None, loss=None, forward=None,
          evaluate=None, optimizer=None, regularizers=(), callback=None, accelerator=None),
     call(bough.iterate, model=MODEL, example_inputs=lambda: X, budget=BUDGET, recover=lambda model, step: None, steps=1,
-         schedule=recovery.geometric, importance="l2", data=None, planning=bough.plan, ignore=(), optimizer=None,
+         schedule=recovery.geometric, importance="l2", data=None, planning=bough.plan, ignore=(), only=None, optimizer=None,
          on_mismatch="raise"),
     call(recovery.distillation_loss, student=X, teacher=X, temperature=1.0, dim=-1),
     call(recovery.merge, graph=GRAPH, plan=PLAN),
@@ -187,7 +188,7 @@ def outcome(function, name, value):
 
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator callback checkpoint clip data device dim distillation dtype energy evaluate "
-    "example_inputs folder forward graph groups importance latency loss macs match names onto optimizer "
+    "example_inputs folder forward graph groups importance latency loss macs match names only onto optimizer "
     "otherwise params path patience peak_memory precision rewind_to ridge save_every student table training "
     "within",
     "string": "backend checkpoint device folder importance path source start",

@@ -23,6 +23,7 @@ from bough.recovery import Refit, refit_
 from bough.recovery.inputs import refuse_once
 from bough.targeting import of_this_machine, targeted
 from bough.tracing import trace
+from bough.tracing.selection import Selection
 
 _MORE = (
     "unlabelled inputs would let bough choose the units by what their removal does to the outputs, and refit the layers that "
@@ -63,7 +64,8 @@ def prune(
     importance: str | Criterion | DataCriterion | None = None,
     data: Data | Iterable[Any] | None = None,
     refit: bool | None = None,
-    ignore: Iterable[str] = (),
+    ignore: Selection = (),
+    only: Selection | None = None,
     allocation: str | Allocator | None = None,
     round_to: int | str = 1,
     minimum: float | Mapping[str, float] = 1,
@@ -85,7 +87,7 @@ def prune(
     longer than about half a minute; other models are cut by their weights alone, and not refitted.
 
     Args:
-        model, example_inputs, ignore: as for `trace`.
+        model, example_inputs, ignore, only: as for `trace`.
         budget: upper bounds on what remains.
         importance: the criterion that scores units, as for `score`; with it, all of `data` is used.
         data: batches, unlabelled unless the criterion needs a loss, as for `score`.
@@ -122,7 +124,7 @@ def prune(
     )  # fmt: skip
     criterion = None if importance is None else called(importance)
     _check_errors(criterion, allocation, data)
-    graph = trace(model, example_inputs, ignore=ignore)
+    graph = trace(model, example_inputs, ignore=ignore, only=only)
     sample = None
     if data is not None or (importance is None and refit is not False):
         sample = sample_of(graph, data, everything=importance is not None or refit is True)

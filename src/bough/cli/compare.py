@@ -16,7 +16,7 @@ from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
 from bough.cli.flags import in_flags
 from bough.cli.models import resolve
-from bough.cli.options import Json, Model, Shape, WeightsOf, chosen, given_by
+from bough.cli.options import Ignore, Json, Model, Only, Shape, WeightsOf, chosen, given_by
 from bough.cli.outputs import writable
 from bough.cli.planning import ALLOCATION, allocation_of, planning_options
 from bough.cli.references import find, is_reference, positional, user_code
@@ -42,7 +42,8 @@ def compare(
     refit: Annotated[bool | None, typer.Option(help="solve the cut models' weights anew before evaluating")] = None,
     input_shape: Shape = None,
     weights: WeightsOf = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="a module, parameter or group to leave; may be repeated")] = None,
+    ignore: Ignore = None,
+    only: Only = None,
     about: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE that sets this run apart from others in --out; may be repeated")
     ] = None,
@@ -58,7 +59,7 @@ def compare(
     net = resolve(model, input_shape, weights, quiet=as_json)
     options = chosen(
         allocations={a: allocation_of(a) for a in allocations} if allocations else None, seeds=seeds or None, data=given.data,
-        refit=refit, ignore=ignore or None, lower_is_better=lower_is_better,
+        refit=refit, ignore=ignore or None, only=only or None, lower_is_better=lower_is_better,
     )  # fmt: skip
     entrants = {name: given.criterion(name) if is_reference(name) else name for name in names}
     found = compare_criteria(

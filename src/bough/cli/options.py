@@ -25,6 +25,14 @@ WeightsOf = Annotated[
         "where timm: and torchvision: have them and they can be fetched)",
     ),
 ]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(help="a module, parameter or group to leave alone, or a pattern such as 'layer1.*'; may be repeated"),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="cut only units that these modules compute, named as for --ignore; may be repeated"),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the checkpoint that is in --out")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 

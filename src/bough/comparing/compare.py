@@ -16,7 +16,7 @@ from bough.comparing.folder import Folder, identity_of
 from bough.comparing.naming import Many, budget_name, by_name, named
 from bough.comparing.rows import DENSE, Row
 from bough.comparing.run import Evaluate, Run, Scored
-from bough.errors import ComparisonError, names_in
+from bough.errors import ComparisonError
 from bough.importance import Criterion, Data, DataCriterion, Loss
 from bough.importance.data import of
 from bough.planning import Allocator, Budget, plan
@@ -24,9 +24,10 @@ from bough.planning.allocation import allocator
 from bough.planning.budget import priced
 from bough.storage import exclusive
 from bough.tracing import trace
+from bough.tracing.selection import Selection, as_names, selectors
 from bough.tracing.tree import tensors_within
 
-_OWN = ("graph", "scores", "budget", "keep", "allocation", "ignore")  # options of `plan` that `compare` gives or has no use for
+_OWN = ("graph", "scores", "budget", "keep", "allocation", "ignore", "only")  # arguments of `plan` that are not for `planning`
 
 
 def compare(
@@ -41,7 +42,8 @@ def compare(
     data: Data | Iterable[Any] | None = None,
     loss: Loss | None = None,
     refit: bool = False,
-    ignore: Iterable[str] = (),
+    ignore: Selection = (),
+    only: Selection | None = None,
     folder: str | Path | None = None,
     about: Mapping[str, str] | None = None,
     lower_is_better: bool = False,
@@ -55,7 +57,7 @@ def compare(
     planning or evaluating, is kept with its error and does not stop the others; the dense model must not fail.
 
     Args:
-        model, example_inputs, ignore: as for `trace`.
+        model, example_inputs, ignore, only: as for `trace`.
         criteria: names (see `bough.importance.CRITERIA`) or criteria, one or several; {name: criterion} gives them names of
             their own in the table.
         budgets: what may remain; likewise one, several, or {name: budget}.
@@ -94,9 +96,11 @@ def compare(
     ways = {name: allocator(way) for name, way in by_name("allocations", allocations).items()}
     bounds = by_name("budgets", budgets, budget_name)
     _check(planning, refit, bounds.values())
-    left = names_in(ignore, "ignore")
-    graph = trace(model, example_inputs, ignore=left)
-    options = {"refit": refit, "ignore": sorted(left), **planning}
+    left, selected = selectors(ignore, "ignore"), None if only is None else selectors(only, "only")
+    graph = trace(model, example_inputs, ignore=left, only=selected)
+    options = {"refit": refit, "ignore": sorted(as_names(graph.model, left, "ignore")), **planning}
+    if selected is not None:
+        options["only"] = sorted(as_names(graph.model, selected, "only"))
     told = {"evaluate": _place(evaluate), "loss": _place(loss), **{k: named(v) for k, v in options.items()}, **(about or {})}
     run = Run(graph, example_inputs, evaluate, batches, refit, planning, ways, bounds)
     cases = [(c, Row(c.name, way, budget, c.seed)) for c in entrants for way in ways for budget in bounds]

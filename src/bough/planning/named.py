@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 from math import ceil
 from numbers import Integral, Real
 
 from bough.errors import PlanError, instead
 from bough.graph import Graph, Group
 from bough.planning.budget import Keep
+from bough.tracing.selection import groups_named
 
 
-def held(graph: Graph, ignore: Iterable[str], exact_only: bool) -> dict[str, str]:
-    """The names of the groups that are to stay -> why.
+def held(graph: Graph, left: Mapping[str, str], exact_only: bool) -> dict[str, str]:
+    """Return {group that is to stay: reason}; `left` are those that `ignore` and `only` leave alone.
 
     Raises:
-        PlanError: a name that means nothing, or no group that can be cut.
+        PlanError: no group can be cut.
     """
     if not graph.groups and not graph.left_out:
         reasons = "; ".join(dict.fromkeys(f"{f.name}: {f.reason}" for f in graph.frozen[:5]))
         raise PlanError(f"no group of {type(graph.model).__name__} can be cut. {reasons or 'It has no parameters.'}")
-    found: dict[str, str] = {}
-    for name in ignore:
-        hit = [g.name for g in graph.groups if g.name == name or any(_within(m.name, name) for m in g.members)]
-        if not hit and not any(_within(s, name) for s in graph.states):
-            there = (*(g.name for g in graph.groups), *dict(graph.model.named_modules()), *graph.states)
-            raise PlanError(f"ignore={name!r} names no group, module or parameter; {instead(name, dict.fromkeys(there))}")
-        found.update(dict.fromkeys(hit, "ignored on request"))
+    found = {g.name: left[g.name] for g in graph.groups if g.name in left}
     if exact_only:
         found.update({g.name: "a statistic runs over it, and exact_only is set" for g in graph.groups if not g.exact})
         if len(found) == len(graph.groups):
             raise PlanError("no exact group can be cut; without exact_only there are renormalizing ones")
     return found
-
-
-def _within(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}.")
 
 
 def least(groups: Sequence[Group], minimum: float | Mapping[str, float]) -> dict[str, int]:
@@ -50,7 +40,7 @@ def least(groups: Sequence[Group], minimum: float | Mapping[str, float]) -> dict
     for name, n in given.items():
         if not (isinstance(n, Real) and n > 0):
             raise PlanError(f"minimum={minimum!r}: {n!r} must be positive: a number of units, or a share below 1")
-        fit = _fitting(groups, name)
+        fit = groups_named(groups, name)
         if not fit and isinstance(minimum, Mapping):
             raise PlanError(f"minimum names {name!r}, which is no group; {instead(name, (g.name for g in groups))}")
         kept.update({g.name: ceil(n if n >= 1 else n * g.size) for g in fit})
@@ -70,7 +60,7 @@ def shares_kept(groups: Sequence[Group], keep: Keep) -> dict[str, float]:
         return {g.name: float(keep) for g in groups}
     shares: dict[str, float] = {}
     for name, n in keep.items():
-        fit = _fitting(groups, name)
+        fit = groups_named(groups, name)
         if not fit:
             raise PlanError(f"keep names {name!r}, which is no group; {instead(name, (g.name for g in groups))}")
         for g in fit:
@@ -81,8 +71,3 @@ def shares_kept(groups: Sequence[Group], keep: Keep) -> dict[str, float]:
                 )
             shares[g.name] = n / g.size if whole else float(n)
     return shares
-
-
-def _fitting(groups: Sequence[Group], name: str) -> list[Group]:
-    """The group called `name`, or those that it fits as a pattern."""
-    return [g for g in groups if g.name == name] or [g for g in groups if fnmatchcase(g.name, name)]

@@ -9,6 +9,7 @@ from bough.cost import EnergyModel, LatencyTable
 from bough.errors import PlanError, names_in
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allocator, allocator
+from bough.tracing.selection import Selection, selectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,8 @@ class Options:
     round_to: int | str = 1
     minimum: float | Mapping[str, float] = 1
     drop: Iterable[str] = ()
-    ignore: Iterable[str] = ()
+    ignore: Selection = ()
+    only: Selection | None = None
     exact_only: bool = False
     uniform: bool = False
     ragged: bool = False
@@ -32,9 +34,9 @@ class Options:
     energy: EnergyModel | None = None
 
     def __post_init__(self) -> None:
-        for field in ("drop", "ignore"):  # planning may go through them more than once
-            names = getattr(self, field)
-            object.__setattr__(self, field, names_in(names, field))
+        object.__setattr__(self, "drop", names_in(self.drop, "drop"))  # planning may go through these more than once
+        object.__setattr__(self, "ignore", selectors(self.ignore, "ignore"))
+        object.__setattr__(self, "only", None if self.only is None else selectors(self.only, "only"))
         allocator(self.allocation)
         if aligned(self.round_to) < 1:
             raise PlanError(f"round_to={self.round_to} must be positive")

@@ -29,6 +29,7 @@ class Plan:
 
     Attributes:
         kept: {parameter or buffer: {dim: indices kept, ascending}}, for each that is cut.
+        removed: the opposite of `kept`: {parameter or buffer: {dim: indices that leave}}.
         groups: {group: (units kept, units before)}.
         attributes: {"module:attribute:key...": the number it becomes}.
         scales: factors folded into weights.
@@ -65,6 +66,26 @@ class Plan:
     notes: tuple[str, ...] = ()
     inputs: int | tuple[str, ...] | None = None
     weights: str | None = None
+
+    @property
+    def removed(self) -> dict[str, dict[int, list[int]]]:
+        """{parameter or buffer: {dim: indices that leave, ascending}}, the complement of `kept`.
+
+        Tensors that keep all their indices are not listed, nor are those of layers left out as a whole (see `left_out`).
+
+        Example:
+            >>> import torch, bough
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+            >>> plan = bough.plan(bough.trace(net, torch.randn(1, 4)), {"0": [3.0, 1.0, 2.0]}, keep={"0": 2})
+            >>> plan.kept, plan.removed
+            ({'0.weight': {0: [0, 2]}, '2.weight': {1: [0, 2]}}, {'0.weight': {0: [1]}, '2.weight': {1: [1]}})
+        """
+        found: dict[str, dict[int, list[int]]] = {}
+        for name, dims in self.kept.items():
+            for dim, kept in dims.items():
+                stay = set(kept)
+                found.setdefault(name, {})[dim] = [i for i in range(self.original_shapes[name][dim]) if i not in stay]
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -132,6 +153,11 @@ class Plan:
         lines = [f"{'group':48} {'kept':>12}"]
         lines += [f"{n:48} {f'{k} of {t}':>12}" for n, (k, t) in self.groups.items() if k < t]
         lines += [f"left out: {name}" for name in self.left_out]
+        if self.kept:
+            dims = sum(map(len, self.kept.values()))
+            lines.append(
+                f"indices leave {dims} dims of {len(self.kept)} tensors: plan.removed lists them, plan.kept those that stay"
+            )
         for key, after in self.cost.to_dict().items():
             before = self.original.to_dict()[key]
             change = f"{shown(key, before):>16} -> {shown(key, after):>16}  ({after / before:.1%} kept)" if before else "0"

@@ -25,6 +25,7 @@ from bough.planning.options import Options
 from bough.planning.plan import Plan
 from bough.planning.ragged import Differing, differing
 from bough.planning.uniform import Uniform
+from bough.tracing.selection import Selection, left_alone
 from bough.tracing.trace import uncollected
 
 
@@ -38,7 +39,8 @@ def plan(
     round_to: int | str = 1,
     minimum: float | Mapping[str, float] = 1,
     drop: Iterable[str] = (),
-    ignore: Iterable[str] = (),
+    ignore: Selection = (),
+    only: Selection | None = None,
     exact_only: bool = False,
     uniform: bool = False,
     ragged: bool = False,
@@ -64,7 +66,8 @@ def plan(
         minimum: least units kept per group: a number of units, or a share below 1; for all groups, or {group or pattern such
             as "layer1.*": number}, of which the last that fits a group counts.
         drop: names of layers to leave out (see `graph.layers`); what remains of the budget is met by widths.
-        ignore: names of groups, modules or parameters to leave.
+        ignore, only: what to leave alone, and what alone to cut: names, glob patterns, modules and types of modules, as for
+            `trace`.
         exact_only: leave groups over which a statistic runs (LayerNorm, mean, softmax).
         uniform: groups in the same place of repeated layers keep as many units (each its own), and where the model is
             made from a config, only widths that the config can tell are cut: stock classes load what is saved.
@@ -80,8 +83,8 @@ def plan(
 
     Raises:
         BudgetError: the budget can not be reached; the message names what is frozen and the best reachable.
-        PlanError: no group can be cut, `keep` gives tied groups different shares, or a name in `ignore`, `keep`, `minimum` or
-            `drop` names nothing.
+        PlanError: no group can be cut, `keep` gives tied groups different shares, or a name in `ignore`, `only`, `keep`,
+            `minimum` or `drop` names nothing.
         ConflictError: the model's Python contradicts the plan, and `on_conflict="raise"`.
     """
     check_arguments(plan, locals())
@@ -89,8 +92,8 @@ def plan(
     if goal is None or (budget is not None and keep is not None):
         raise PlanError("plan needs either a budget or keep, and not both")
     how = Options(
-        allocation=allocation, round_to=round_to, minimum=minimum, drop=drop, ignore=ignore, exact_only=exact_only,
-        uniform=uniform, ragged=ragged, on_conflict=on_conflict, table=table, energy=energy,
+        allocation=allocation, round_to=round_to, minimum=minimum, drop=drop, ignore=ignore, only=only,
+        exact_only=exact_only, uniform=uniform, ragged=ragged, on_conflict=on_conflict, table=table, energy=energy,
     )  # fmt: skip
     return planned(graph, scores, goal, how)
 
@@ -102,7 +105,7 @@ def planned(graph: Graph, scores: Mapping[str, NDArray[np.float64]], goal: Goal,
     rest = left_out(graph, chosen(graph, how.drop, goal, scores))
     even = Uniform(graph) if how.uniform else None
     rest = even.relayered(rest) if even else rest
-    stay = held(rest, how.ignore, how.exact_only)
+    stay = held(rest, left_alone(graph, how.ignore, how.only), how.exact_only)
     free = differing(rest, scores, how.ragged)
     prices = priced(goal, how.table, how.energy)
     counting = Counting(

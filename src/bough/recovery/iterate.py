@@ -20,6 +20,7 @@ from bough.planning.compose import compose
 from bough.recovery.attach import check_holds
 from bough.recovery.schedule import Schedule, budgets, geometric
 from bough.tracing import trace
+from bough.tracing.selection import Selection, as_names, selectors
 
 Planner = Callable[[Graph, Any, Budget], Plan]
 
@@ -67,14 +68,15 @@ def iterate(
     importance: str | Criterion | DataCriterion | None = None,
     data: Data | Iterable[Any] | None = None,
     planning: Planner = plan,
-    ignore: Iterable[str] = (),
+    ignore: Selection = (),
+    only: Selection | None = None,
     optimizer: Optimizer | None = None,
     on_mismatch: str = "raise",
 ) -> Iterated:
     """Cuts to `budget` in several steps, each of them scored and planned anew, with recovery after each; `model` stays.
 
     Args:
-        model, example_inputs, ignore: as for `trace`.
+        model, example_inputs, ignore, only: as for `trace`.
         budget: for the last step; its percentages are of the original model, in every step.
         recover: called with the cut model and the step's number after each cut; trains the model in place.
         steps: number of cuts.
@@ -101,7 +103,9 @@ def iterate(
     if optimizer is not None:
         check_holds(optimizer, model.parameters(), "model")
     criterion = importance or Magnitude(p=2)
-    graph = trace(model, example_inputs, ignore=ignore)
+    ignored, selected = selectors(ignore, "ignore"), None if only is None else selectors(only, "only")
+    graph = trace(model, example_inputs, ignore=ignored, only=selected)
+    names = as_names(graph.model, ignored, "ignore"), None if selected is None else as_names(graph.model, selected, "only")
     end = planning(graph, score(graph, criterion, data), budget)  # can it be reached? better told now than after training
     if end.left_out and steps > 1:
         raise PlanError(
@@ -111,7 +115,7 @@ def iterate(
     bounds = budgets(budget, end.original, steps, schedule)
     small, whole, done = model, None, []
     for number, bound in enumerate(bounds):
-        graph = graph if number == 0 else trace(small, example_inputs, ignore=ignore)
+        graph = graph if number == 0 else trace(small, example_inputs, ignore=names[0], only=names[1])
         decided = planning(graph, score(graph, criterion, data), bound)
         whole = decided if whole is None else compose(whole, decided)
         before, small = small, cut(small, decided)

@@ -168,3 +168,30 @@ def _holding(graph: Graph, name: str, contraction: Contraction) -> list[int]:
     axes = graph.states[name].axes
     dims = [d for d, axis in enumerate(axes) if contraction.atoms.intersection(normal(axis).atoms)]
     return dims[-1:]
+
+
+def elementwise_parameters(graph: Graph) -> frozenset[tuple[str, Atom]]:
+    """Return (parameter, atom) where every op with both meets the atom in an activation too and passes it on.
+
+    Such a parameter scales, shifts, normalizes or filters units that something else computes: norms, masks, scales of
+    layers, biases added by hand, depthwise convolutions.
+    """
+    origin = weights_of(graph)
+    contracted: dict[int, set[Atom]] = {}
+    for contraction in _all_contractions(graph.ops):
+        contracted.setdefault(contraction.op.index, set()).update(contraction.atoms)
+    passed: set[tuple[str, Atom]] = set()
+    computed: set[tuple[str, Atom]] = set()
+    for op in graph.ops:
+        origins = [origin(op, i) for i in range(len(op.arguments))]
+        if all(o is not None for o in origins):
+            continue  # it makes a weight of weights
+        active = {a for axes, o in zip(op.arguments, origins, strict=True) if o is None for x in axes for a in normal(x).atoms}
+        whole = active.intersection(a for axes in op.results for x in axes for a in normal(x).atoms)
+        whole -= contracted.get(op.index, set()) if op.name not in _WITHIN else whole
+        for axes, names in zip(op.arguments, origins, strict=True):
+            atoms = {a for x in axes for a in normal(x).atoms}
+            for name in names or ():
+                passed.update((name, a) for a in atoms & whole)
+                computed.update((name, a) for a in atoms - whole)
+    return frozenset(passed - computed)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from math import lcm
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bough.arguments import check_arguments
-from bough.errors import PlanError, TraceError, instead, names_in
+from bough.errors import TraceError
 from bough.graph import Frozen, Graph, Group, Member, OpRecord, State, Storage
 from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, innermost, normal
@@ -28,6 +29,7 @@ from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, Traced
 from bough.tracing.ragged import ragged
 from bough.tracing.randomness import HIGH, LOW, fixed_rng, unchanged_rng
 from bough.tracing.recorder import LEAVING, Recorder
+from bough.tracing.selection import Selection, left_alone, selectors
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.tree import Returned, forward_parameters, tensors_within
 from bough.tracing.wrapped import eagerly, traceable
@@ -35,21 +37,27 @@ from bough.tracing.wrapped import eagerly, traceable
 UNUSED = "never summed over: nothing tells what removing its units would mean"
 
 
-def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), real: bool = False) -> Graph:
+def trace(
+    model: nn.Module, example_inputs: Any, *, ignore: Selection = (), only: Selection | None = None, real: bool = False
+) -> Graph:  # fmt: skip
     """Runs `model` once, in the mode it is in, and gives its typed graph; the model stays exactly as it was.
 
     Args:
         model: any module. Weights may be on any device, the meta device included.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; shapes matter,
             values only where the model's control flow reads them.
-        ignore: names of modules or parameters that are not to be cut.
+        ignore: what to leave alone, one entry or several: names or glob patterns of modules, parameters and groups, modules
+            of `model`, or types of modules, such as `["head", "layer1.*", model.stem, nn.Embedding]`. Every dim of the tensors
+            named stays, so a group that has any of these dims is frozen ("ignored: head").
+        only: the opposite, entries of the same kinds: a group is cut only if nothing but what is named computes its units.
+            What reads, scales, shifts or normalizes these units follows without being named. `ignore` goes before `only`.
         real: run on real values from the start (otherwise only where shapes do not carry the run).
 
     Raises:
         TraceError: the model can not be run on these inputs, or holds what can not be traced (sharded, quantized or
             scripted parts), or returns no tensor, or an object in which tensors cannot be found (see `output_tensors`).
             Wrappers around it (`torch.compile`, `DistributedDataParallel`, ...) are looked through.
-        PlanError: an entry of `ignore` names nothing.
+        PlanError: an entry of `ignore` or `only` names nothing, or `only` leaves nothing to cut.
 
     Example:
         >>> import torch, bough
@@ -58,7 +66,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         [('0', 'neuron', 8)]
     """
     check_arguments(trace, locals())
-    ignored = names_in(ignore, "ignore")
+    ignored, selected = selectors(ignore, "ignore"), None if only is None else selectors(only, "only")
     model = traceable(model)
     args, kwargs = split_inputs(example_inputs)
     _check_inputs(args, kwargs)
@@ -90,7 +98,6 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
             f"{type(model).__name__} returns no tensor: its output is of type {result.kind}; return tensors, or "
             "dicts, tuples, dataclasses or plain objects that hold them"
         )
-    _ignore(recorder, model, ignored)
     notes = ["traced with real values: the model's control flow depends on data"] if real else []
     numbers = {recorder.value(recorder.owned(t)).number for t in outputs}
     ops, storages = tuple(recorder.ops), _storages(recorder, outputs)
@@ -103,8 +110,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         ragged=ragged(groups, recorder.states, recorder.ops), second=tuple(recorder.ops[len(ops) :]),
         modes={n: m.training for n, m in model.named_modules()}, draw=draw,
     )  # fmt: skip
-    _check_names(ignored, graph)
-    return graph
+    return _frozen(graph, left_alone(graph, ignored, selected))
 
 
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -242,21 +248,18 @@ def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             )
 
 
-def _ignore(recorder: Recorder, model: nn.Module, names: tuple[str, ...]) -> None:
-    """Freezes what a name covers: the dim-0 (or only) axis of a parameter, of each parameter of a module."""
-    for name in names:
-        for state in recorder.states.values():
-            if state.name == name or state.name.startswith(f"{name}."):
-                for axis in state.axes[:1]:
-                    freeze(axis, "ignored on request")
-
-
-def _check_names(names: tuple[str, ...], graph: Graph) -> None:
-    there = [n for n in (*dict(graph.model.named_modules()), *graph.states) if n] if names else []
-    for name in names:
-        if name not in there:
-            kind = type(graph.model).__name__
-            raise PlanError(f"ignore={name!r} names no module or parameter of {kind}; {instead(name, there)}")
+def _frozen(graph: Graph, reasons: Mapping[str, str]) -> Graph:
+    """Return the graph with the groups in `reasons` frozen."""
+    if not reasons:
+        return graph
+    for g in graph.groups:
+        if g.name in reasons:
+            freeze(g.atom, reasons[g.name])
+    groups = tuple(g for g in graph.groups if g.name not in reasons)
+    frozen = (Frozen(g.name, g.size, reasons[g.name], g.members, g.atom) for g in graph.groups if g.name in reasons)
+    return replace(
+        graph, groups=groups, frozen=(*graph.frozen, *frozen), ragged=ragged(groups, graph.states, (*graph.ops, *graph.second))
+    )  # fmt: skip
 
 
 def _storages(recorder: Recorder, outputs: list[Tensor]) -> tuple[Storage, ...]:
