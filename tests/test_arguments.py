@@ -68,6 +68,7 @@ WRONG = {"None": None, "string": "text", "number": 3, "object": Wrong(), "class"
 CALLS = dict([
     call(bough.trace, model=new, example_inputs=lambda: X, ignore=(), only=None, real=False),
     call(bough.score, graph=GRAPH, criterion="wanda", data=BATCHES),
+    call(bough.synthesize, graph=GRAPH, samples=2, batch_size=2, steps=1, seed=0, progress=False),
     call(bough.plan, graph=GRAPH, scores=SCORES, budget=BUDGET, keep=None, allocation="greedy", round_to=1, minimum=1,
          drop=(), ignore=(), only=None, exact_only=False, uniform=False, ragged=False, on_conflict="freeze", table=None,
          energy=None),
@@ -187,15 +188,15 @@ def outcome(function, name, value):
 
 
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
-    "None": "about accelerator callback checkpoint clip data device dim distillation dtype energy evaluate "
+    "None": "about accelerator allocation callback checkpoint clip data device dim distillation dtype energy evaluate "
     "example_inputs folder forward graph groups importance latency loss macs match names only onto optimizer "
-    "otherwise params path patience peak_memory precision rewind_to ridge save_every student table training "
+    "otherwise params path patience peak_memory precision refit rewind_to ridge save_every student table training "
     "within",
     "string": "backend checkpoint device folder importance path source start",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip dim energy epochs "
     "every features growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory periods "
-    "permutations plans probes quantum repeats ridge round_to rounds save_every scale seconds seed sites size step steps "
-    "strength temperature warmup weight_byte weight_bytes weight_decay widths",
+    "permutations plans probes quantum repeats ridge round_to rounds samples save_every scale seconds seed sites size step "
+    "steps strength temperature warmup weight_byte weight_bytes weight_decay widths",
     "list": "batches data drop ignore regularizers what",
 }
 

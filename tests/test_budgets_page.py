@@ -20,6 +20,9 @@ def test_the_examples(monkeypatch):
     names = pages.run("budgets.md")
     assert names["plan"].cost.macs <= 0.5 * names["plan"].original.macs
     assert names["plan"].cost.peak_memory <= 100 * 1024
+    assert names["whole"].frozen == {"0": "ignored: BatchNorm2d"}
+    assert {d for dims in names["first"].removed.values() for d in dims} == {0, 1}
+    assert "3.bias" not in names["first"].removed
     assert names["result"].latency <= 0.7 * made_up(names["model"]).median
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
 from bough.importance.data import Data, with_progress
@@ -46,7 +46,8 @@ def synthesize(
         `batch_size` samples. Integer and boolean inputs are repeated from the example inputs.
 
     Raises:
-        PlanError: no batch norm of the traced run has running statistics, or the inputs are no floats.
+        ArgumentError: an argument of another type.
+        PlanError: a number below 1, no batch norm of the traced run has running statistics, or the inputs are no floats.
 
     Example:
         >>> import torch, bough
@@ -55,8 +56,9 @@ def synthesize(
         >>> [tuple(batch.shape) for batch in batches]
         [(8, 3, 8, 8), (8, 3, 8, 8)]
     """
+    check_arguments(synthesize, locals())
     for name, value in (("samples", samples), ("batch_size", batch_size), ("steps", steps)):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        if value < 1:
             raise PlanError(f"synthesize({name}={value!r}): {name} must be a whole number, at least 1")
     norms = running_norms(graph)
     if not norms:

@@ -173,7 +173,7 @@ def _only(graph: Graph, entries: Sequence[Selector]) -> frozenset[str]:
 
 def _shown(model: nn.Module, entries: Sequence[Selector]) -> str:
     """Return `only` as it was given, for messages."""
-    return f"only=[{', '.join(repr(_label(model, e)) if isinstance(e, str) else _label(model, e) for e in entries)}]"
+    return f"only=[{', '.join(_label(model, e) if isinstance(e, type) else repr(_label(model, e)) for e in entries)}]"
 
 
 def _makers(graph: Graph) -> dict[str, frozenset[str]]:
