@@ -237,11 +237,13 @@ def test_names_combine_with_data():
     assert np.array_equal(both["0"], bough.score(graph, again, [x])["0"])
 
 
-@pytest.mark.parametrize("name", ["l2", "lamp", "fpgm", "cosine"])
-def test_weights_that_are_not_finite_are_told(name):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("parameter", ["0.weight", "0.bias", "2.weight"])
+@pytest.mark.parametrize("name", ["l1", "l2", "group", "lamp", "fpgm", "cosine"])
+def test_weights_that_are_not_finite_are_told(name, parameter, value):
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
-    model[0].weight.data[3, 2] = float("nan")
-    with pytest.raises(PlanError, match=r"0\.weight is not finite"):
+    model.get_parameter(parameter).data.flatten()[3] = value
+    with pytest.raises(PlanError, match=f"{parameter} is not finite".replace(".", r"\.")):
         bough.score(bough.trace(model, torch.randn(2, 6)), name)
 
 

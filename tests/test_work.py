@@ -5,6 +5,7 @@ import sys
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bough
 
@@ -77,3 +78,23 @@ def test_planning_starts_no_collection_of_garbage():
         gc.set_threshold(*thresholds)
     assert len(during) < 10
     assert gc.isenabled()
+
+
+class Summed(TorchDispatchMode):
+    """Counts the elements that reductions go through."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket._qualified_op_name in ("aten::sum", "aten::linalg_vector_norm", "aten::isfinite"):
+            self.elements += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+def test_norms_go_through_each_weight_once():
+    """NaN shows in the norms: looking for it before would read all weights twice."""
+    model = Chain(4)
+    graph = bough.trace(model, torch.randn(1, 8))
+    with Summed() as summed:
+        bough.score(graph, bough.importance.Magnitude())
+    assert summed.elements <= sum(p.numel() for p in model.parameters())

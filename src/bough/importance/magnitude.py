@@ -13,7 +13,7 @@ from torch import Tensor
 from bough.arguments import check_fields
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.importance.reduce import Reduce, elementwise, per_unit
+from bough.importance.reduce import Reduce, elementwise, members, per_unit
 from bough.importance.score import Criterion, UnitScores
 
 
@@ -80,6 +80,10 @@ class Magnitude:
         sums = per_unit(graph, _powers(self.p), inputs=False)
         return {name: values ** (1 / self.p) for name, values in sums.items()}
 
+    def parameters_summed(self, graph: Graph) -> frozenset[str]:
+        """Return the names of the parameters all of whose elements are summed, so that NaN shows."""
+        return frozenset(name for name, _ in members(graph, inputs=False))
+
 
 @dataclass(frozen=True, slots=True)
 class GroupNorm:
@@ -96,6 +100,10 @@ class GroupNorm:
     def __call__(self, graph: Graph) -> UnitScores:
         sums = per_unit(graph, _powers(self.p), inputs=True)
         return {name: values ** (1 / self.p) for name, values in sums.items()}
+
+    def parameters_summed(self, graph: Graph) -> frozenset[str]:
+        """Return the names of the parameters all of whose elements are summed, so that NaN shows."""
+        return frozenset(name for name, _ in members(graph, inputs=True))
 
 
 @dataclass(frozen=True, slots=True)

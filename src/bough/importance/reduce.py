@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bough.graph import Graph
+from bough.importance.finite import check_finite
 from bough.spaces import Atom, Space, coordinates, normal
 from bough.tracing.contractions import consumed
 
@@ -66,6 +67,9 @@ def per_unit(
         outputs: whether members that make the units count.
         tensors: what to reduce in place of the parameters, by their names; those without an entry do not count.
         each: applied to each member's sums per unit before they are added.
+
+    Raises:
+        PlanError: a sum is not finite because a parameter holds NaN or infinity.
     """
     totals = {g.atom: np.zeros(g.size) for g in graph.groups}
     others = _Each(graph)
@@ -74,6 +78,8 @@ def per_unit(
         if tensor is None:
             continue
         values = reduce(tensor, dim).double().cpu().numpy()
+        if tensors is None and not np.isfinite(values).all():
+            check_finite(name, tensor)
         space = normal(graph.states[name].axes[dim])
         for atom in space.atoms:
             if atom in totals:

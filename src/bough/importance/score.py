@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bough.arguments import check_arguments
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.check import checked_scores
 from bough.importance.data import Data, of
+from bough.importance.finite import check_weights
 
 UnitScores = dict[str, NDArray[np.float64]]
 
@@ -66,26 +66,13 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
     """
     check_arguments(score, locals())
     criterion = called(criterion)
-    _check_weights(graph)
+    sums = getattr(criterion, "parameters_summed", None)  # of NaN, `per_unit` tells where it meets it
+    check_weights(graph, frozenset() if sums is None else sums(graph))
     if not getattr(criterion, "needs_data", False):
         return checked_scores(graph, criterion(graph), criterion)  # type: ignore[call-arg]
     if data is None:
         raise PlanError(f"{type(criterion).__name__} needs data: bough.score(graph, {type(criterion).__name__}(...), batches)")
     return checked_scores(graph, criterion(graph, of(data)), criterion)  # type: ignore[call-arg]
-
-
-def _check_weights(graph: Graph) -> None:
-    for name in dict.fromkeys(m.name for g in graph.groups for m in g.members if graph.states[m.name].parameter):
-        tensor = graph.tensor(name)
-        if tensor.is_meta:
-            raise PlanError(f"{name} has a shape and no values (device meta), and there is nothing to score: load the weights")
-        if not _is_finite(tensor.detach()):
-            raise PlanError(f"{name} is not finite: it holds NaN or infinity, and scores would mean nothing")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Tell whether no value is NaN or infinite, at the price of a sum, which NaN and infinities make non-finite."""
-    return bool(tensor.sum().isfinite() or tensor.isfinite().all())  # a sum of finite values may overflow
 
 
 def called(criterion: str | Criterion | DataCriterion) -> Criterion | DataCriterion:

@@ -1,0 +1,28 @@
+"""Check that weights have values, and finite ones."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bough.errors import PlanError
+from bough.graph import Graph
+
+
+def check_weights(graph: Graph, checked_later: frozenset[str]) -> None:
+    """Check the parameters of all groups; those in `checked_later` only for whether they have values.
+
+    Raises:
+        PlanError: a parameter is on the meta device, or holds NaN or infinity.
+    """
+    for name in dict.fromkeys(m.name for g in graph.groups for m in g.members if graph.states[m.name].parameter):
+        tensor = graph.tensor(name)
+        if tensor.is_meta:
+            raise PlanError(f"{name} has a shape and no values (device meta), and there is nothing to score: load the weights")
+        if name not in checked_later:
+            check_finite(name, tensor.detach())
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise PlanError if the parameter `name` holds NaN or infinity, at the price of a sum, which those make non-finite."""
+    if not (tensor.sum().isfinite() or tensor.isfinite().all()):  # a sum of finite values may overflow
+        raise PlanError(f"{name} is not finite: it holds NaN or infinity, and scores would mean nothing")
