@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bough.errors import ConflictError, PlanError, instead
 from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, Storage
-from bough.planning.budget import Goal
+from bough.planning.budget import Goal, LeastOfTied
 from bough.tracing.contractions import read_by
 from bough.tracing.held import held_values
 from bough.tracing.provenance import attributes_in, key_of
@@ -54,7 +54,8 @@ def widths(graph: Graph, goal: Goal) -> Goal:
     if not isinstance(goal, Mapping):
         return goal
     lists = containers(graph).keys() - {g.name for g in graph.groups}
-    return {n: k for n, k in goal.items() if n not in lists}
+    kept = {n: k for n, k in goal.items() if n not in lists}
+    return LeastOfTied({n: int(k) for n, k in kept.items()}) if isinstance(goal, LeastOfTied) else kept
 
 
 def containers(graph: Graph) -> dict[str, list[Layer]]:
