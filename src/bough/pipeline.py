@@ -126,7 +126,7 @@ def prune(
     _check_errors(criterion, allocation, data)
     graph = trace(model, example_inputs, ignore=ignore, only=only)
     sample = None
-    if data is not None or (importance is None and refit is not False):
+    if data is not None or (importance is None and refit is not False and on_conflict != "rebuild"):
         sample = sample_of(graph, data, everything=importance is not None or refit is True)
     if refit and sample is None:
         raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")

@@ -92,7 +92,8 @@ def choose(
     """Return the candidate of `found` whose cut model's outputs differ the least from the dense model's.
 
     Each candidate is scored and planned, and its cut model is refitted on `sample.fit` (if `refit`) and compared with the
-    dense model on `sample.judge`. A single candidate is not tried.
+    dense model on `sample.judge`. A single candidate is not tried, and neither are plans that `rebuild` carries out, since
+    an exported program takes inputs of the example's shapes only: of these the first candidate is taken.
 
     Raises:
         BudgetError: the budget cannot be reached.
@@ -102,7 +103,7 @@ def choose(
     best: tuple[float, Chosen] | None = None
     errors: list[PlanError | TraceError] = []
     scored: dict[str | int, Scores] = {}
-    judged = sample is not None and len(found) > 1
+    judged = sample is not None and len(found) > 1 and options.on_conflict != "rebuild"
     expected = outputs_on(graph, graph.model, sample.judge) if sample is not None and judged else []
     for candidate in found:
         how = replace(options, allocation=candidate.allocation)
