@@ -42,6 +42,7 @@ BASE: dict[str, Any] = {
 DISTILLATION = ("temperature", "logits")
 RECIPES = (
     "", "finetune", "temperature=4", "clip=1 temperature=4", "batch_size=32 clip=1 temperature=4",
+    "batch_size=32 clip=1 lr=0.0005 temperature=4",
     "clip=1 lr=0.002 temperature=4", "clip=1 lr=0.0005 temperature=4", "clip=1 logits=0.9 temperature=4",
     "clip=1 lr=0.01 optimizer=sgd temperature=4",
 )  # fmt: skip

@@ -218,7 +218,7 @@ def test_a_run_inside_a_run_needs_its_own_folder(tmp_path):
             recovery.finetune(net(), Noisy(), Training(folder=tmp_path))
         inner.append(line["step"])
 
-    recovery.finetune(net(), Noisy(), Training(folder=tmp_path, batch_size=25), callback=callback)
+    recovery.finetune(net(), Noisy(), Training(epochs=1, folder=tmp_path, batch_size=25), callback=callback)
     assert inner == [1, 2]
 
 

@@ -31,7 +31,7 @@ class Training:
 
     Attributes:
         epochs: passes over the data.
-        lr: highest learning rate; the default is for "adamw", "sgd" needs about ten times as much.
+        lr: highest learning rate; the default is for "adamw"; "sgd" needs more, such as 0.01.
         optimizer: "adamw" or "sgd" (with Nesterov momentum).
         weight_decay: of weights with two dims or more; biases and norms do not decay.
         momentum: of SGD.
@@ -55,7 +55,7 @@ class Training:
     """
 
     epochs: int = 10
-    lr: float = 1e-3
+    lr: float = 5e-4
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     momentum: float = 0.9
