@@ -7,7 +7,7 @@ attribute, it does; what remains binds groups' counts together: they are cut in 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -144,7 +144,11 @@ class _Tying:
             if len(later) == len(waiting):
                 break
             waiting = later
-        return [s for s in sides if s[0] != s[1]]
+        different: dict[Hashable, tuple[Monomials, Monomials, str]] = {}  # repeated layers repeat them
+        for left, right, where in sides:
+            if left != right:
+                different.setdefault((frozenset(left.items()), frozenset(right.items())), (left, right, where))
+        return [*different.values()]
 
     def _learn(self, e: Equation, path: Path, meaning: dict[Path, Monomials]) -> bool:
         """Takes c * attribute = space as the meaning of an attribute that is never used bare."""
