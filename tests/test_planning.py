@@ -164,6 +164,26 @@ def test_inputs_that_do_not_fit():
         bough.trace(nn.Sequential(nn.Linear(3, 4)), torch.randn(1, 7))
 
 
+class TakesOneDict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, batch, scale=1.0):
+        return self.b(self.a(batch["x"]).relu()) * scale
+
+
+def test_a_forward_that_takes_one_dict_is_told_how_to_give_it():
+    model, inputs = TakesOneDict(), {"x": torch.randn(1, 3)}
+    with pytest.raises(TraceError, match=r"give a tuple with it: example_inputs=\(inputs,\)$"):
+        bough.trace(model, inputs)
+    assert [g.size for g in bough.trace(model, (inputs,)).groups] == [8]
+    assert bough.prune(model, (inputs,), bough.Budget(params="60%")).report.equal
+    for other in ({"batch": {"y": torch.randn(1, 3)}}, {"batch": inputs, "scale": "wide"}):  # forward does take these keywords
+        with pytest.raises(TraceError, match=r"Check that model\(\*\*example_inputs\) works\.$"):
+            bough.trace(model, other)
+
+
 def test_a_plan_for_another_model(graph, scores):
     plan = bough.plan(graph, scores, keep=0.5)
     other = nn.Sequential(nn.Linear(3, 4))

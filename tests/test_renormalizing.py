@@ -186,3 +186,42 @@ def test_reference_and_cut_model_are_what_the_formula_gives(name, half, batch, p
     (reference,) = expected_outputs(model, plan, x).values()
     np.testing.assert_allclose(reference.numpy(), wanted, rtol=1e-9, atol=1e-9 * np.abs(wanted).max())
     assert bough.verify(model, small, plan, x).equal
+
+
+class Centered(nn.Module):
+    """Units divided by a deviation, or a variance, of all of them."""
+
+    def __init__(self, scale: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.scale = nn.Linear(4, 8), nn.Linear(8, 3), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b((y - y.mean(-1, keepdim=True)) / (self.scale(y) + EPS))
+
+
+@pytest.mark.parametrize(
+    ("scale", "least"),
+    [
+        (lambda y: y.std(-1, keepdim=True), 2),
+        (lambda y: y.std(-1, True, True), 2),
+        (lambda y: y.var(dim=-1, keepdim=True).sqrt(), 2),
+        (lambda y: torch.std_mean(y, -1, keepdim=True)[0], 2),
+        (lambda y: torch.var_mean(y, dim=-1, correction=2, keepdim=True)[0].sqrt(), 3),
+        (lambda y: y.var(-1, unbiased=False, keepdim=True).sqrt(), 1),
+        (lambda y: y.std(-1, False, True), 1),
+        (lambda y: y.std(-1, correction=0, keepdim=True), 1),
+        (lambda y: y.reshape(len(y), 1, -1).std((1, 2))[:, None], 2),
+        (lambda y: y.std(), 1),  # over the batch, too
+    ],
+)
+def test_a_variance_keeps_more_units_than_its_correction(scale, least):
+    model, x = Centered(scale), torch.randn(2, 4)
+    graph = bough.trace(model, x)
+    (group,) = graph.groups
+    assert group.least == least
+    plan = bough.plan(graph, bough.score(graph, "l2"), keep=1e-9)
+    assert plan.groups[group.name] == (least, 8)
+    small = bough.cut(model, plan)
+    assert small(x).isfinite().all()
+    assert bough.verify(model, small, plan, x).equal

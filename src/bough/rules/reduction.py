@@ -52,8 +52,22 @@ def _norm(c: Context, call: Any, result: Any) -> Any:
 def _statistic(c: Context, call: Any, result: Any) -> Any:
     n = len(c.of(call.args[0]).axes)
     dim = argument(call, 1, "dim")
-    typed = _typed(c, call, result, _dims(None if isinstance(dim, bool) else dim, n), False)
+    dims = _dims(None if isinstance(dim, bool) else dim, n)
+    if call.name.startswith(("var", "std")):
+        _keep_defined(c, call, dims)
+    typed = _typed(c, call, result, dims, False)
     return Typing(typed.axes, (False,) * len(typed.axes)) if call.name == "logsumexp" else typed
+
+
+def _keep_defined(c: Context, call: Any, dims: set[int]) -> None:
+    """Keep more units than the correction of a variance, which divides by (units - correction), where one axis is reduced."""
+    unbiased = argument(call, 1, "unbiased", True)
+    unbiased = unbiased if isinstance(unbiased, bool) else argument(call, 2, "unbiased", True)
+    correction = call.kwargs.get("correction")
+    lost = int(unbiased) if correction is None else int(correction)
+    wide = [axis for d, axis in enumerate(c.of(call.args[0]).axes) if d in dims and axis.size > 1]
+    if len(wide) == 1 and lost > 0:
+        c.at_least(wide[0], lost + 1)
 
 
 @rule("max", "min", "prod", "median", "nanmedian", "mode")

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from inspect import Signature, signature
 from math import lcm
 from typing import Any
 
@@ -86,7 +87,7 @@ def trace(
             raise TraceError(
                 f"{type(model).__name__} can not be run on the example inputs ({shapes}): "
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
-                "Check that model(*example_inputs) works."
+                f"{_how_to_give(model, kwargs)}"
             ) from error
     if recorder.execution.drew and _unread(recorder):  # perhaps of layers that are run where the draw is low
         other = _recorded(model, args, kwargs, real, LOW)
@@ -233,6 +234,24 @@ def switch(model: nn.Module) -> None:
     other = not model.training
     for module in model.modules():
         module.__dict__["training"] = other
+
+
+def _how_to_give(model: nn.Module, kwargs: Mapping[str, Any]) -> str:
+    """Return what to do about inputs that do not run: a dict is taken as keyword arguments, and forward may want the dict."""
+    parameters = signature(model.forward)
+    if kwargs and not _binds(parameters, **kwargs) and _binds(parameters, kwargs):
+        return (
+            "A dict gives keyword arguments; if forward takes the dict itself, give a tuple with it: example_inputs=(inputs,)"
+        )
+    return f"Check that model({'**' if kwargs else '*'}example_inputs) works."
+
+
+def _binds(parameters: Signature, *args: Any, **kwargs: Any) -> bool:
+    try:
+        parameters.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _describe(value: Any) -> str:
