@@ -232,7 +232,7 @@ def _places(op: OpRecord, i: int) -> list[NDArray[np.int64]]:
 def _through(op: OpRecord, output: int, factors: Wish, side: int) -> list[tuple[int, Wish]]:
     """The wishes on an op's arguments that grant a wish on its result."""
     name = op.name.rstrip("_") if not op.name.startswith("_") else op.name
-    if name == "matmul":
+    if name == "matmul" or (name == "einsum" and len(op.arguments) == 2):
         known = factors[~np.isnan(factors)]
         if not np.allclose(known, known.flat[0], rtol=1e-9, atol=0):
             raise _Unfoldable(f"it meets {op.name} in {op.module} with several factors")
