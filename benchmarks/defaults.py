@@ -16,6 +16,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,12 +85,9 @@ def rows(task: Task, percent: int) -> Iterator[tuple[str, Callable[[], Row]]]:
     for criterion in (*WEIGHTS, *ON_DATA, ERRORS):
         for allocation in (*ALLOCATIONS, *(["error"] if criterion == ERRORS else [])):
             yield f"{criterion}, {allocation}", lambda c=criterion, a=allocation: by_hand(c, a)
-    for criterion in PEERS:
-        for uniform in (False, True):
-            yield (
-                f"torch-pruning {criterion}, {'uniform' if uniform else 'global'}",
-                lambda c=criterion, u=uniform: peer(task, x, c, u, percent),
-            )
+    for criterion, uniform, whole in product(PEERS, (False, True), (False, True)):
+        kind = ("uniform" if uniform else "global") + (", streams too" if whole else "")
+        yield f"torch-pruning {criterion}, {kind}", partial(peer, task, x, criterion, percent, uniform, whole)
 
 
 def measured(task: Task, model: nn.Module) -> Row:
@@ -96,10 +95,12 @@ def measured(task: Task, model: nn.Module) -> Row:
     return {task.metric: round(task.measure(model)[task.metric], 3)}
 
 
-def peer(task: Task, x: torch.Tensor, criterion: str, uniform: bool, percent: int) -> Row:
-    """Return Torch-Pruning's row: in one cut, as it is and with batch norms recalibrated."""
+def peer(task: Task, x: torch.Tensor, criterion: str, percent: int, uniform: bool, whole: bool) -> Row:
+    """Return Torch-Pruning's row: in one cut, as it is and with batch norms recalibrated; `whole` cuts residual streams too."""
     labelled = task.calibration[:4] if criterion == "taylor" else ()
-    small, kept = next(torch_pruning_at_once(task.model, x, criterion, [percent / 100], uniform=uniform, labelled=labelled))
+    small, kept = next(
+        torch_pruning_at_once(task.model, x, criterion, [percent / 100], uniform=uniform, labelled=labelled, with_streams=whole)
+    )
     row = {"kept": round(kept, 4), "cut": measured(task, small)[task.metric]}
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in small.modules()):
         recalibrate(small, task.calibration)

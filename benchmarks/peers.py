@@ -46,16 +46,20 @@ def torch_pruning(
 
 def torch_pruning_at_once(
     model: nn.Module, x: Tensor, criterion: str, shares: Sequence[float], *, uniform: bool = False,
-    labelled: Sequence[Any] = (), tries: int = 8,
+    labelled: Sequence[Any] = (), tries: int = 8, with_streams: bool = False,
 ) -> Iterator[tuple[nn.Module, float]]:  # fmt: skip
-    """The same in one step, scored once on all of `labelled`: its ratio of channels is bisected until the MACs are those."""
+    """The same in one step, scored once on all of `labelled`: its ratio of channels is bisected until the MACs are those.
+
+    `with_streams`: residual streams are cut too, and only the model's outputs are left alone.
+    """
     graph, found = bough.trace(model, x[:2]), {}
     batch = tuple(torch.cat(parts) for parts in zip(*labelled, strict=True)) if labelled else None
 
     def at(ratio: float) -> tuple[nn.Module, float]:
         small = copy.deepcopy(model).eval()
+        ignored = streams(graph, outputs_only=with_streams)
         _stepper(
-            small, x, criterion, streams(graph), iterative_steps=1, pruning_ratio=ratio, global_pruning=not uniform,
+            small, x, criterion, ignored, iterative_steps=1, pruning_ratio=ratio, global_pruning=not uniform
         )(batch)  # fmt: skip
         return small.eval(), bough.trace(small, x[:2]).cost().macs / graph.cost().macs
 
@@ -78,13 +82,16 @@ def _stepper(
     pruner = tp.pruner.GroupNormPruner if criterion == "group" else tp.pruner.BasePruner
     made = pruner(
         small, x[:1], importance=importance, max_pruning_ratio=0.95,
-        ignored_layers=[small.get_submodule(n) for n in ignored], **options,
+        ignored_layers=[small.get_submodule(n) for n in ignored], num_heads=_heads(small), **options,
     )  # fmt: skip
 
     def step(batch: Any) -> None:
         if criterion in ("taylor", "obd"):
             _gradients(small, made, importance, batch)
         made.step()
+        for m in _attentions(small):  # its users write these numbers by hand, as its examples do
+            m.heads = made.num_heads.get(m.qkv, m.heads)
+            m.head_dim = m.qkv.out_features // (3 * m.heads)
         if criterion == "obd":
             importance._rm_hooks(small)
             importance._clear_buffer()
@@ -107,13 +114,22 @@ def _gradients(small: nn.Module, pruner: Any, importance: Any, batch: Any) -> No
         importance.step()
 
 
-def streams(graph: bough.Graph) -> list[str]:
+def _attentions(model: nn.Module) -> list[Any]:
+    """Attentions with one projection for queries, keys and values, of which Torch-Pruning has to be told the heads."""
+    return [m for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "heads")]
+
+
+def _heads(model: nn.Module) -> dict[nn.Module, int]:
+    return {m.qkv: m.heads for m in _attentions(model)}
+
+
+def streams(graph: bough.Graph, outputs_only: bool = False) -> list[str]:
     """Layers whose outputs share their channels with another's (depthwise ones only pass them on), or are the model's."""
-    found = []
+    found: list[str] = []
     for group in (*graph.groups, *graph.frozen):
         outputs = [m.name.rpartition(".")[0] for m in group.members if m.dim == 0 and m.name.endswith("weight")]
         layers = [n for n in dict.fromkeys(outputs) if _mixes(graph.model.get_submodule(n))]
-        if len(layers) > 1 or group in graph.frozen:
+        if (len(layers) > 1 and not outputs_only) or group in graph.frozen:
             found += layers
     return list(dict.fromkeys(found))
 
