@@ -48,22 +48,6 @@ def fresh_caches(model: nn.Module, hooks: bool = True) -> Iterator[None]:
     """While inside, memoized functions of the model's code have empty caches; afterwards, caches of all kinds are as before.
 
     `hooks`: so is what hooks wrote; not where the model runs on real data, of which a hook may take notes.
-
-    Example:
-        >>> import functools, torch
-        >>> class Net(torch.nn.Module):
-        ...     @staticmethod
-        ...     @functools.cache
-        ...     def table(n):
-        ...         return torch.arange(n)
-        ...     def forward(self, x):
-        ...         return x + self.table(x.shape[-1])
-        >>> before = Net.table(3)
-        >>> with fresh_caches(Net()):
-        ...     Net.table(3) is before
-        False
-        >>> Net.table(3) is before
-        True
     """
     reached = _Reached(model, () if hooks else _HOOKS)
     try:
