@@ -13,7 +13,7 @@ from bough.cost import EnergyModel, LatencyTable
 from bough.cutting import Verification, cut, rebuild, verify
 from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.defaults import Choice, Chosen, Sample, candidates, choose, sample_of
-from bough.errors import PlanError
+from bough.errors import PlanError, TraceError
 from bough.importance import Criterion, Data, DataCriterion
 from bough.importance.data import of
 from bough.importance.score import called
@@ -141,20 +141,20 @@ def prune(
         small = rebuild(model, plan, example_inputs) if plan.rebuild else cut(model, plan)
     report = verify(model, small, plan, example_inputs)
     require_equal(report, Result(small, plan, report, seconds), on_mismatch)
-    refitted, notes = None, [] if data is not None else [_MORE]
+    refitted, notes = None, () if data is not None else (_MORE,)
     if refits and sample is not None:
         try:
             refitted = refit_(model, small, plan, sample.data, example_inputs=example_inputs)
-        except PlanError as error:
+        except (PlanError, TraceError) as error:
             if refit:
                 raise
-            notes.insert(0, f"not refitted: {error}")
-    return Result(small, plan, report, seconds, refitted, _told(chosen, sample, refitted, notes))
+            notes = (f"not refitted: {error}", *notes)
+    return Result(small, plan, report, seconds, refitted, _choice(chosen, sample, refitted, notes))
 
 
-def _told(chosen: Chosen, sample: Sample | None, refitted: Refit | None, notes: list[str]) -> Choice:
+def _choice(chosen: Chosen, sample: Sample | None, refitted: Refit | None, notes: tuple[str, ...]) -> Choice:
     importance, allocation = chosen.candidate.names
-    return Choice(importance, allocation, sample.origin if sample else "", refitted is not None, chosen.trials, tuple(notes))
+    return Choice(importance, allocation, sample.origin if sample else "", refitted is not None, chosen.trials, notes)
 
 
 def _check_errors(criterion: Criterion | DataCriterion | None, allocation: str | Allocator | None, data: object) -> None:
