@@ -1,6 +1,7 @@
 """What `prune` does where the criterion, the allocation and the refit are left open."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bough
+from benchmarks.defaults import RESULTS, table
 from bough.defaults import WITH_DATA, WITHOUT_DATA, candidates
 from bough.defaults.discrepancy import discrepancy
 from bough.errors import PlanError
@@ -149,3 +151,8 @@ def test_the_choice_is_part_of_the_result():
     assert told["importance"] == result.choice.importance
     assert len(told["trials"]) == len(WITH_DATA)
     assert result.choice.importance in str(result)
+
+
+def test_the_table_of_the_readme_is_of_the_results():
+    results = json.loads(RESULTS.read_text())
+    assert table(results, 50) in (Path(__file__).parent.parent / "README.md").read_text()
