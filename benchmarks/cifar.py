@@ -51,7 +51,18 @@ def test_images(load: ModuleType, count: int) -> tuple[Tensor, Tensor]:
     return images(found[some], load), torch.from_numpy(labels[some])
 
 
-class Augmented(Dataset[tuple[Tensor, Tensor]]):
+class Drawn(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs (input, label) that are drawn a batch at a time, by `__getitems__`."""
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = self.__getitems__([index])
+        return x[0], y[0]
+
+
+class Augmented(Drawn):
     """Training images, each cropped at random from itself with 4 pixels around it, and mirrored half of the time.
 
     `pasted`: the share of the batches where each image has a square of another image in it (CutMix, Yun et al., 2019);
@@ -65,10 +76,6 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x, y = self.__getitems__([index])
-        return x[0], y[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         at = torch.as_tensor(indices)

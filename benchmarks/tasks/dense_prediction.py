@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from benchmarks.cifar import batches
+from benchmarks.cifar import Drawn, batches
 from benchmarks.tasks.task import Task, label_loss, pairs
 from benchmarks.tasks.trained import recipe, settings_of, trained
 from bough import recovery
@@ -72,7 +71,7 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-class SmallPatches(Dataset[tuple[Tensor, Tensor]]):
+class SmallPatches(Drawn):
     """Random patches of grey images [N, H, W] in bytes: (scaled down, as they are), in 0..1."""
 
     def __init__(self, grey: Tensor, copies: int = 4) -> None:
@@ -81,16 +80,12 @@ class SmallPatches(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.copies * len(self.grey)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x, y = self.__getitems__([index])
-        return x[0], y[0]
-
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         large = random_crops(self.grey[torch.as_tensor(indices) % len(self.grey)].unsqueeze(1), PATCH) / 255
         return scaled_down(large), large
 
 
-class PastedDigits(Dataset[tuple[Tensor, Tensor]]):
+class PastedDigits(Drawn):
     """Crops of images [N, 3, H, W] in bytes with two digits of other images' texture in them; labels: 1 in digits, or 0.
 
     Args:
@@ -102,10 +97,6 @@ class PastedDigits(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return self.copies * len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x, y = self.__getitems__([index])
-        return x[0], y[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         count = len(indices)
@@ -137,7 +128,7 @@ def scaled_down(large: Tensor) -> Tensor:
     return F.interpolate(large, scale_factor=1 / SCALE, mode="bicubic", antialias=True)
 
 
-def drawn(data: Dataset[Any], count: int, seed: int) -> tuple[Tensor, Tensor]:
+def drawn(data: Drawn, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """The first `count` samples as `seed` draws them; the global generator stays as it was."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)

@@ -12,9 +12,8 @@ from types import ModuleType
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from benchmarks.cifar import batches
+from benchmarks.cifar import Drawn, batches
 from benchmarks.tasks.task import Task, accuracy, cross_entropy, label_loss, pairs
 from benchmarks.tasks.trained import recipe, settings_of, trained
 from bough import recovery
@@ -66,7 +65,7 @@ class DSCNN(nn.Module):
         return self.head(self.blocks(self.stem(x.unsqueeze(1))).mean((2, 3)))
 
 
-class NoisyDigits(Dataset[tuple[Tensor, Tensor]]):
+class NoisyDigits(Drawn):
     """Clips at random places in LENGTH samples of white noise of a random level, as features."""
 
     def __init__(self, clips: Sequence[np.ndarray], labels: Tensor) -> None:
@@ -74,10 +73,6 @@ class NoisyDigits(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x, y = self.__getitems__([index])
-        return x[0], y[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         waves = torch.zeros(len(indices), LENGTH)

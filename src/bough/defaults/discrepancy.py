@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from bough.graph import Graph
 from bough.importance import Data
-from bough.importance.data import as_traced
 from bough.tracing.taps import undisturbed
 from bough.tracing.tree import tensors_within
 
@@ -18,18 +17,7 @@ _UNSEEN = 1e-3  # of the squared error is added to the divergence, which saturat
 def outputs_on(graph: Graph, model: nn.Module, data: Data) -> list[list[Tensor]]:
     """Return the floating-point outputs of a model in eval mode for each batch."""
     with torch.no_grad(), undisturbed(model):
-        return [
-            [t.detach() for t in tensors_within(_run(graph, model, data, b)) if t.is_floating_point()] for b in data.batches
-        ]
-
-
-def _run(graph: Graph, model: nn.Module, data: Data, batch: object) -> object:
-    if model is graph.model:
-        return data.run(graph, batch)
-    if data.forward is not None:
-        return data.forward(model, batch)
-    args, kwargs = as_traced(graph, batch)
-    return model(*args, **kwargs)
+        return [[t.detach() for t in tensors_within(data.run(graph, b, model)) if t.is_floating_point()] for b in data.batches]
 
 
 def discrepancy(expected: list[list[Tensor]], actual: list[list[Tensor]]) -> float:

@@ -98,21 +98,22 @@ class Data:
         """Return a user's loss as a function of (model, batch)."""
         return called_with_model(loss, lambda model, batch: self.run(graph, batch))
 
-    def run(self, graph: Graph, batch: Any) -> Any:
-        """What the model returns for a batch.
+    def run(self, graph: Graph, batch: Any, model: nn.Module | None = None) -> Any:
+        """What the model returns for a batch: the graph's, or one that was cut from it.
 
         Raises:
             PlanError: the model can not run on it.
         """
+        run = graph.model if model is None else model
         if self.forward is not None:
-            return self.forward(graph.model, batch)
+            return self.forward(run, batch)
         try:
             args, kwargs = as_traced(graph, batch)
-            return graph.model(*args, **kwargs)
+            return run(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError) as error:
             what = f"{type(batch).__name__} {list(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise PlanError(f"{type(graph.model).__name__} can not run on a batch of the data ({what}): {reason[0]}") from error
+            raise PlanError(f"{type(run).__name__} can not run on a batch of the data ({what}): {reason[0]}") from error
 
     def stream(self, graph: Graph, sums: Sums, title: str) -> Iterator[Any]:
         """The batches that `sums` have not seen, which counts their samples; the caller adds to `sums` meanwhile.
