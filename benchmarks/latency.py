@@ -41,11 +41,11 @@ KEEPING = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "40
 def side_by_side(models: dict[str, Any], inputs: Any, backend: str, clock: str, repeats: int) -> dict[str, float]:
     """Median seconds of each model, all timed turn by turn."""
     from bough.measuring import runner
-    from bough.measuring.backends import evaluating
+    from bough.measuring.runners import eval_mode
 
     now = CLOCKS[clock]
     times: dict[str, list[float]] = {n: [] for n in models}
-    with evaluating(*models.values()):
+    with eval_mode(*models.values()):
         runs = {n: runner(m, inputs, backend) for n, m in models.items()}
         for turn in range(repeats + 3):
             for name, run in runs.items():
@@ -61,9 +61,9 @@ def make(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import bough
-    from bough.correcting import correct_table
-    from bough.cost import LatencyTable
+    from bough.latency import LatencyTable
     from bough.targeting import meet_latency
+    from bough.targeting.correction import correct_table
 
     model, inputs = build(args.model)
     graph = bough.trace(model, inputs)

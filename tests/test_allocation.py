@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bough
+from bough.analysis import sensitivity
 from bough.cli.demo import digits_net
 from bough.cost import closed_form
-from bough.curves import sensitivity
 from bough.errors import BudgetError, PlanError
 from bough.planning.allocation import (
     ALLOCATORS,

@@ -11,8 +11,8 @@ from torch.utils.data import TensorDataset
 
 import bough
 from bough import allocation, importance, recovery
-from bough.cost.latency_table import wanted
-from bough.measuring import latency, measure_table
+from bough.latency import required_points
+from bough.measuring import latency
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
@@ -24,7 +24,9 @@ SCORES = bough.score(GRAPH, importance.Magnitude())
 BUDGET = bough.Budget(params="60%")
 PLAN = bough.plan(GRAPH, SCORES, BUDGET)
 SMALL = bough.cut(MODEL, PLAN)
-POINTS = {key: {widths: 1e-6 * sum(widths) for k, widths in wanted(GRAPH) if k == key} for key, _ in wanted(GRAPH)}
+POINTS = {
+    key: {widths: 1e-6 * sum(widths) for k, widths in required_points(GRAPH) if k == key} for key, _ in required_points(GRAPH)
+}
 TABLE = bough.LatencyTable("a chip", "eager", 8, 0.0, 0.0, POINTS)
 MASKS = {"0.weight": torch.ones(8, 4, dtype=torch.bool)}
 OUTCOME = bough.prune(MODEL, X, BUDGET)
@@ -138,7 +140,7 @@ CALLS = dict([
     call(bough.LatencyTable.from_json, text=TABLE.to_json()),
     call(bough.LatencyTable.load, path="nowhere"),
     call(bough.Plan.from_json, text=PLAN.to_json()),
-    call(measure_table, what=GRAPH, backend="eager", device=None, quantum=8, seconds=1e-3, onto=None, path=None,
+    call(bough.LatencyTable.measure, source=GRAPH, backend="eager", device=None, quantum=8, seconds=1e-3, onto=None, path=None,
          progress=False),
     call(latency, model=MODEL, example_inputs=lambda: X, repeats=1, warmup=0, backend="eager"),
     call(importance.criterion, name="taylor", loss=loss),
@@ -197,7 +199,7 @@ ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "every features growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory periods "
     "permutations plans probes quantum repeats ridge round_to rounds samples save_every scale seconds seed sites size step "
     "steps strength temperature warmup weight_byte weight_bytes weight_decay widths",
-    "list": "batches data drop ignore regularizers what",
+    "list": "batches data drop ignore regularizers source",
 }
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import bough
 from bough.cost import EnergyModel, Prices, closed_form, shown
-from bough.cost.latency_table import wanted
 from bough.errors import BudgetError
+from bough.latency import required_points
 from tests.zoo.small import ZOO
 
 GRAPH = bough.trace(*ZOO["residual"]())
@@ -91,7 +91,7 @@ def test_latency_needs_a_table():
 def timed(graph, seconds):
     """A table in which an op takes `seconds` of its widths, and any other op a microsecond."""
     points = {}
-    for key, widths in wanted(graph):
+    for key, widths in required_points(graph):
         points.setdefault(key, {})[widths] = seconds(widths)
     return bough.LatencyTable("a chip", "eager", 8, 1e-6, 0.0, points)
 

@@ -16,7 +16,7 @@ def test_the_examples(monkeypatch):
     def made_up(model, *_, **__):
         return Latency(1e-9 * sum(p.numel() for p in model.parameters()), 0.0, 1)
 
-    monkeypatch.setattr("bough.targeting.meet.latency", made_up)
+    monkeypatch.setattr("bough.targeting.latency_target.latency", made_up)
     names = pages.run("budgets.md")
     assert names["plan"].cost.macs <= 0.5 * names["plan"].original.macs
     assert names["plan"].cost.peak_memory <= 100 * 1024

@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 import bough
 from bough.cli import demo, main
 from bough.cli.commands import app
-from bough.cost import LatencyTable
-from bough.cost.latency_table import wanted
 from bough.errors import BudgetError, CheckpointError, PlanError
+from bough.latency import LatencyTable, required_points
 from tests.test_layers import Stack
 from tests.test_rebuild import LiteralView
 from tests.zoo.small import mlp
@@ -46,7 +45,7 @@ def test_prune_then_measure(tmp_path):
 def test_prune_to_a_latency_and_a_size_at_a_precision(tmp_path):
     graph = bough.trace(*mlp())
     points = {}
-    for key, widths in wanted(graph):
+    for key, widths in required_points(graph):
         points.setdefault(key, {})[widths] = 1e-6 * sum(widths)
     LatencyTable("a chip", "its compiler", 8, 0.0, 0.0, points).save(tmp_path / "table.json")
     words = ["--budget", "latency=80%", "--budget", "size=80%", "--budget", "precision=int8", "--allocation", "greedy"]
@@ -60,7 +59,7 @@ def test_prune_to_a_latency_and_a_size_at_a_precision(tmp_path):
 def test_a_table_measured_here_then_a_plan_by_it(tmp_path):
     path = str(tmp_path / "table.json")
     data = json.loads(run("table", MODEL, "--out", path, "--seconds", "0", "--correct", "2", "--json"))
-    assert data["points"] == len(list(wanted(bough.trace(*mlp()))))
+    assert data["points"] == len(list(required_points(bough.trace(*mlp()))))
     assert LatencyTable.load(path).seconds(bough.trace(*mlp()))[0] == pytest.approx(data["model_seconds"])
     assert "saved in" in run("table", MODEL, "--out", path, "--seconds", "0")
 

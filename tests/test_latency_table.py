@@ -14,17 +14,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bough
-from bough.correcting import correct_table, fitted
-from bough.cost import LatencyTable
-from bough.cost.latency_table import to_csv, wanted
-from bough.cost.op_shapes import is_timed, op_shapes, sized
-from bough.cost.staircase import Grid, Staircases
 from bough.errors import BudgetError, PlanError, TraceError
-from bough.measuring.backends import evaluating, runner
-from bough.measuring.table import _Alone, _Where, measure_table
+from bough.latency import LatencyTable, required_points, to_csv
+from bough.latency.grids import Grid, GridLookup
+from bough.latency.op_shapes import is_timed, op_shapes, sized
+from bough.latency.op_timing import Place, SingleOp
+from bough.measuring.runners import eval_mode, runner
 from bough.planning.allocation import ALLOCATORS, Milp
 from bough.spaces import count
 from bough.targeting import meet_latency, of_this_machine
+from bough.targeting.correction import correct_table, fitted
 from tests.zoo.small import ZOO
 
 OP, BYTE = 2e-6, 1e-9
@@ -38,7 +37,7 @@ def cubed(key, widths):
 
 def table_of(graph, time=cubed, quantum=2, **options):
     points = {}
-    for key, widths in wanted(graph, quantum):
+    for key, widths in required_points(graph, quantum):
         points.setdefault(key, {})[widths] = time(key, widths)
     return LatencyTable("a chip", "its compiler", quantum, OP, BYTE, points, **options)
 
@@ -90,7 +89,7 @@ def test_stairs_are_monotone_meet_monotone_points_and_look_up_several_grids(data
     for letters in data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=3)):
         axes = [sorted(data.draw(st.sets(st.integers(1, 20), min_size=1, max_size=4))) for _ in range(letters)]
         grids.append(Grid({w: data.draw(st.floats(0, 10)) for w in product(*axes)}, "an op"))
-    stairs = Staircases(grids, data.draw(st.sampled_from([1, 4])))
+    stairs = GridLookup(grids, data.draw(st.sampled_from([1, 4])))
     most = max((len(g.axes) for g in grids), default=0)
     low = np.array([[data.draw(st.integers(1, 25)) for _ in range(most)] for _ in grids]).reshape(len(grids), most, 1)
     high = low + np.array([[data.draw(st.integers(0, 5)) for _ in range(most)] for _ in grids]).reshape(len(grids), most, 1)
@@ -111,14 +110,14 @@ def test_monotone_times_stay_as_they_are(data):
 
 def test_the_ops_of_a_table_run_alone_and_give_the_shapes_they_gave(graph):
     """Each form at the widths of the model: the op by itself, on random tensors, as `measure` times it."""
-    where = _Where(torch.device("cpu"), torch.float32, "eager")
+    where = Place(torch.device("cpu"), torch.float32, "eager")
     expected = [tuple(a.size for a in op.results[0]) for op in graph.ops if is_timed(op)]
     for shape, result in zip(op_shapes(graph), expected, strict=True):
-        op = _Alone(sized(shape.key, [s.size for s in shape.letters]), where)
-        assert tuple(op(*op.given).shape) == result
-    for key, widths in wanted(graph, 2):
-        op = _Alone(sized(key, widths), where)
-        assert op(*op.given).isfinite().all()
+        op = SingleOp(sized(shape.key, [s.size for s in shape.letters]), where)
+        assert tuple(op(*op.inputs).shape) == result
+    for key, widths in required_points(graph, 2):
+        op = SingleOp(sized(key, widths), where)
+        assert op(*op.inputs).isfinite().all()
 
 
 def test_json_and_csv_round_trip(graph, tmp_path):
@@ -127,7 +126,7 @@ def test_json_and_csv_round_trip(graph, tmp_path):
     assert LatencyTable.load(tmp_path / "table.json") == table
     empty = LatencyTable("a chip", "its compiler", 2, OP, BYTE, {}, 1.25, {"linear": 1.5})
     assert empty.with_csv(table.to_csv()) == table
-    asked = to_csv([(key, w, None) for key, w in wanted(graph, 2)])
+    asked = to_csv([(key, w, None) for key, w in required_points(graph, 2)])
     with pytest.raises(PlanError, match=r"line 2 of the CSV can not be read"):
         empty.with_csv(asked)  # not filled in
     assert asked.splitlines()[0] == "key,widths,seconds"
@@ -310,24 +309,24 @@ def test_a_table_measured_here_is_complete_saved_and_of_this_machine_only(tmp_pa
     graph = bough.trace(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(3, 4))
     path = tmp_path / "table.json"
     table = LatencyTable.measure(graph, seconds=0.0, path=path, progress=False)
-    assert {(k, w) for k, times in table.points.items() for w in times} == set(wanted(graph))
+    assert {(k, w) for k, times in table.points.items() for w in times} == set(required_points(graph))
     assert LatencyTable.load(path) == table
     assert table.seconds(graph)[0] > 0
     first = json.loads(path.read_text())
     key = next(iter(first["points"]))
     removed = first["points"][key].pop()
     path.write_text(json.dumps(first))
-    again = measure_table(graph, seconds=0.0, path=path, progress=False)  # what is missing only
+    again = LatencyTable.measure(graph, seconds=0.0, path=path, progress=False)  # what is missing only
     assert tuple(removed[0]) in again.points[key]
     assert {k: t for k, t in again.points.items() if k != key} == {k: t for k, t in table.points.items() if k != key}
-    elsewhere = measure_table(list(wanted(graph)), seconds=0.0, progress=False)  # where there is no model
+    elsewhere = LatencyTable.measure(list(required_points(graph)), seconds=0.0, progress=False)  # where there is no model
     assert elsewhere.points.keys() == table.points.keys()
     assert of_this_machine(elsewhere, graph)
     assert not of_this_machine(table_of(graph), graph)
     with pytest.raises(TraceError, match=r"the table is of .*: here it is"):
-        measure_table(graph, seconds=0.0, onto=LatencyTable("a phone", "eager", 8, 0.0, 0.0), progress=False)
+        LatencyTable.measure(graph, seconds=0.0, onto=LatencyTable("a phone", "eager", 8, 0.0, 0.0), progress=False)
     with pytest.raises(TraceError, match="backend='tpu' is unknown"):
-        measure_table(graph, "tpu", seconds=0.0, progress=False)
+        LatencyTable.measure(graph, "tpu", seconds=0.0, progress=False)
 
 
 def test_prune_takes_the_word_of_a_table_of_another_machine_and_says_so():
@@ -350,7 +349,7 @@ def test_every_model_of_many_is_compiled_and_for_its_own_shapes(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     widths = range(2, 14)
     for n in widths:
-        with evaluating(net := nn.Linear(n, 3)):
+        with eval_mode(net := nn.Linear(n, 3)):
             run = runner(net, torch.randn(2, n), "compile")
             assert torch.equal(run(), run())
     assert [(2, n) in shapes for n, shapes in zip(widths, graphs, strict=True)] == [True] * len(widths)
@@ -365,7 +364,7 @@ def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch):
 def test_runners_give_what_the_model_gives_and_leave_its_mode():
     net = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
     x = torch.randn(4, 2)
-    with evaluating(net):
+    with eval_mode(net):
         assert torch.equal(runner(net, {"input": x})(), net(x))
     assert all(m.training for m in net.modules())
 
@@ -384,7 +383,7 @@ def test_factors_are_by_name_and_add_up():
     model, inputs = ZOO["residual"]()
     graph = bough.trace(model.eval(), inputs)
     plain, counts = table_of(graph), np.array([[float(g.size) for g in graph.groups]])
-    parts = plain.part(graph).by_name(counts)
+    parts = plain.part(graph).seconds_by_op(counts)
     assert sum(parts.values())[0] == pytest.approx(plain.seconds(graph)[0])
     factors = {name: 1.0 + i for i, name in enumerate(parts)}
     expected = sum(factors[name] * seconds[0] for name, seconds in parts.items())
@@ -437,22 +436,22 @@ def test_recurrent_layers_run_alone(kind, options):
     model(x)
     graph = bough.trace(model, x)
     for shape in op_shapes(graph):
-        alone = _Alone(sized(shape.key, [4] * len(shape.letters)), _Where(torch.device("cpu"), torch.float32, "eager"))
-        with evaluating(alone):
-            runner(alone, tuple(alone.given))()
+        single = SingleOp(sized(shape.key, [4] * len(shape.letters)), Place(torch.device("cpu"), torch.float32, "eager"))
+        with eval_mode(single):
+            runner(single, tuple(single.inputs))()
 
 
 @pytest.mark.parametrize("seconds", ["nan", "-1e-3", "inf"])
 def test_times_that_are_none_are_refused(seconds):
     graph = bough.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
-    text = to_csv((key, widths, float(seconds)) for key, widths in wanted(graph))
+    text = to_csv((key, widths, float(seconds)) for key, widths in required_points(graph))
     with pytest.raises(PlanError, match="seconds"):
         LatencyTable("a", "b", 8, 0.0, 0.0).with_csv(text)
 
 
 def test_a_csv_may_begin_with_a_byte_order_mark():
     graph = bough.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
-    text = to_csv((key, widths, 1e-3) for key, widths in wanted(graph))
+    text = to_csv((key, widths, 1e-3) for key, widths in required_points(graph))
     empty = LatencyTable("a", "b", 8, 0.0, 0.0)
     assert empty.with_csv("\ufeff" + text).points == empty.with_csv(text).points
     with pytest.raises(PlanError, match="can not be read"):
@@ -464,7 +463,7 @@ def test_another_bound_may_decide():
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     graph = bough.trace(model, torch.randn(1, 16))
     points = {}
-    for key, widths in wanted(graph):
+    for key, widths in required_points(graph):
         points.setdefault(key, {})[widths] = 1e-6 * max(sum(widths), 1)
     table = LatencyTable("a", "b", 8, 0.0, 0.0, points)
     asked = []

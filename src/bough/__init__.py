@@ -4,20 +4,20 @@ trace -> score -> plan -> cut -> verify -> recover -> save
 """
 
 from bough import allocation, errors, importance, recovery
+from bough.analysis import sensitivity
 from bough.calibration import synthesize
 from bough.comparing import Comparison, compare
-from bough.correcting import correct_table
-from bough.cost import Cost, EnergyModel, LatencyTable
-from bough.curves import sensitivity
+from bough.cost import Cost, EnergyModel
 from bough.cutting import Verification, cut, cut_, mask, rebuild, transfer_optimizer, verify
 from bough.errors import BoughError
 from bough.exporting import load, save
 from bough.graph import Frozen, Graph, Group, Layer, Member
 from bough.importance import score
+from bough.latency import LatencyTable
 from bough.pipeline import Result, prune
 from bough.planning import Budget, Plan, plan
 from bough.recovery import Training, distill, finetune, iterate, recalibrate, refit
-from bough.targeting import meet_latency
+from bough.targeting import correct_table, meet_latency
 from bough.tracing import trace
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bough.arguments import check_arguments
-from bough.cost import EnergyModel, LatencyTable
+from bough.cost import EnergyModel
 from bough.cutting import Verification, cut, rebuild, verify
 from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.defaults import Choice, Chosen, Sample, candidates, choose, sample_of
@@ -17,6 +17,7 @@ from bough.errors import PlanError, TraceError
 from bough.importance import Criterion, Data, DataCriterion
 from bough.importance.data import of
 from bough.importance.score import called
+from bough.latency import LatencyTable
 from bough.planning import Allocator, Budget, Options, Plan
 from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_

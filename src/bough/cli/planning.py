@@ -10,8 +10,9 @@ import typer
 
 from bough.cli.options import chosen
 from bough.cli.references import call, is_reference, with_options
-from bough.cost import EnergyModel, LatencyTable
+from bough.cost import EnergyModel
 from bough.errors import ModelReferenceError, PlanError
+from bough.latency import LatencyTable
 from bough.planning import Allocator
 from bough.planning.alignment import ALIGNMENTS
 from bough.planning.allocation import ALLOCATORS

@@ -12,10 +12,9 @@ import bough
 from bough.cli.models import resolve
 from bough.cli.options import Json, Model, Shape, WeightsOf
 from bough.cli.outputs import writable
-from bough.cost import LatencyTable
-from bough.cost.latency_table import to_csv, wanted
 from bough.errors import PlanError
-from bough.measuring import latency, measure_table
+from bough.latency import LatencyTable, required_points, to_csv
+from bough.measuring import latency
 from bough.storage import write_text
 
 
@@ -45,7 +44,7 @@ def table(
     given = resolve(model, input_shape, weights, values=False, quiet=as_json)
     graph = bough.trace(given.model, given.inputs)
     if ask is not None:
-        points = list(wanted(graph, quantum))
+        points = list(required_points(graph, quantum))
         write_text(ask, to_csv((key, widths, None) for key, widths in points))
         typer.echo(json.dumps({"asked": len(points), "csv": str(ask)}) if as_json else f"asked in {ask}")
         return
@@ -53,7 +52,7 @@ def table(
     if filled is not None:
         made = LatencyTable(device, backend, quantum, 0.0, 0.0).with_csv(filled)
     else:
-        made = measure_table(graph, backend, quantum=quantum, seconds=seconds, path=out, progress=not as_json)
+        made = LatencyTable.measure(graph, backend, quantum=quantum, seconds=seconds, path=out, progress=not as_json)
         if correct:
             made = bough.correct_table(graph, made, lambda m: latency(m, given.inputs, backend=backend).median, plans=correct)
     predicted = float(made.seconds(graph)[0])  # complains of what is missing

@@ -3,10 +3,9 @@
 from bough.cost.closed_form import ClosedForm, closed_form, cost_of
 from bough.cost.cost import Cost, shown
 from bough.cost.energy import EnergyModel
-from bough.cost.latency_table import LatencyTable
 from bough.cost.precision import PRECISIONS
 from bough.cost.prices import Prices
 
 __all__ = [
-    "PRECISIONS", "ClosedForm", "Cost", "EnergyModel", "LatencyTable", "Prices", "closed_form", "cost_of", "shown",
+    "PRECISIONS", "ClosedForm", "Cost", "EnergyModel", "Prices", "closed_form", "cost_of", "shown",
 ]  # fmt: skip

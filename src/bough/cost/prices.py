@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from bough.cost.closed_form import ClosedForm, activation_parts, closed_form
 from bough.cost.energy import EnergyModel
-from bough.cost.latency_table import LatencyTable
 from bough.cost.polynomials import Part
 from bough.cost.precision import precision, stored
 from bough.graph import Graph
 
 
+class LatencyModel(Protocol):
+    """Predicts latency: a `bough.LatencyTable`."""
+
+    @property
+    def source(self) -> str: ...
+
+    def part(self, graph: Graph) -> Part:
+        """Return the latency as a function of the groups' counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What the costs are to tell besides parameters, MACs and bytes."""
+    """The costs that are computed besides parameters, MACs and bytes.
+
+    Attributes:
+        precision: see `PRECISIONS`; adds the bytes stored, and counts activations at that precision.
+        table: adds the latency.
+        energy: adds the energy.
+    """
 
     precision: str | None = None
-    table: LatencyTable | None = None
+    table: LatencyModel | None = None
     energy: EnergyModel | None = None
 
     def form(self, graph: Graph) -> ClosedForm:
-        """The closed form of a graph's costs, with these."""
+        """Return the closed form of a graph's costs, these costs included."""
         parts: dict[str, Part] = {}
         if self.precision is not None:
             parts["stored"] = stored(graph, self.precision)
@@ -33,7 +49,7 @@ class Prices:
         return closed_form(graph).extended(parts)
 
     def notes(self) -> tuple[str, ...]:
-        """What the numbers stand on."""
+        """Return a line per cost that says where its numbers come from."""
         found = []
         if self.precision is not None:
             found.append(f"stored, activation_bytes, peak_memory: bytes at {self.precision}")

@@ -1,8 +1,8 @@
-"""What is measured on the machine at hand."""
+"""Latency and energy of models, measured on the machine at hand."""
 
-from bough.measuring.backends import runner
+from bough.measuring.device import device_name
 from bough.measuring.energy import calibrate
 from bough.measuring.latency import Latency, latencies, latency
-from bough.measuring.table import device_name, measure_table
+from bough.measuring.runners import eval_mode, runner
 
-__all__ = ["Latency", "calibrate", "device_name", "latencies", "latency", "measure_table", "runner"]
+__all__ = ["Latency", "calibrate", "device_name", "eval_mode", "latencies", "latency", "runner"]

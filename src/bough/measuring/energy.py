@@ -12,7 +12,7 @@ from bough.arguments import check_arguments
 from bough.cost import EnergyModel, Prices
 from bough.errors import TraceError
 from bough.graph import Graph
-from bough.measuring.backends import evaluating, runner
+from bough.measuring.runners import eval_mode, runner
 
 POWERCAP = Path("/sys/class/powercap")
 
@@ -81,7 +81,7 @@ def calibrate(
     check_arguments(calibrate, locals())
     packages = counters(root)
     model = model or EnergyModel.of()
-    with evaluating(graph.model):
+    with eval_mode(graph.model):
         measured = joules(runner(graph.model, example_inputs, backend), seconds, packages)
     if measured <= 0:
         raise TraceError("the energy counters saw no more than at idle: give more seconds, on a machine that is idle otherwise")

@@ -12,7 +12,7 @@ from torch import nn
 
 from bough.arguments import check_arguments
 from bough.errors import TraceError
-from bough.measuring.backends import Run, evaluating, runner
+from bough.measuring.runners import Run, eval_mode, runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def latencies(
         TraceError: as `runner`.
     """
     times: dict[str, list[float]] = {n: [] for n in models}
-    with evaluating(*models.values()):
+    with eval_mode(*models.values()):
         runs = {n: runner(model, example_inputs, backend) for n, model in models.items()}
         _try(runs)
         for turn in range(warmup + repeats):

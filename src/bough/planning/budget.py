@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bough.arguments import check_fields
-from bough.cost import Cost, EnergyModel, LatencyTable, Prices
+from bough.cost import Cost, EnergyModel, Prices
 from bough.cost.precision import precision as precision_called
 from bough.errors import BudgetError
+from bough.latency import LatencyTable
 
 _SI = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _IEC = {"KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30}

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bough.cost import ClosedForm, Cost, shown
-from bough.cost.latency_table import LatencyForm
 from bough.errors import BudgetError, PlanError
 from bough.graph import Graph, Group
+from bough.latency import LatencyForm
 from bough.planning.allocation import Allocation, Allocator, Allowed, allocated, columns
 from bough.planning.budget import Budget, Goal, Keep, LeastOfTied
 from bough.planning.equations import Ties

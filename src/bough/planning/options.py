@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bough.cost import EnergyModel, LatencyTable
+from bough.cost import EnergyModel
 from bough.errors import PlanError, names_in
+from bough.latency import LatencyTable
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allocator, allocator
 from bough.tracing.selection import Selection, selectors

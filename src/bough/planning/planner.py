@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bough.arguments import check_arguments
-from bough.cost import EnergyModel, LatencyTable
+from bough.cost import EnergyModel
 from bough.errors import ConflictError, PlanError
 from bough.graph import Graph
+from bough.latency import LatencyTable
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allocator, Allowed, allocator
 from bough.planning.budget import Budget, Goal, priced

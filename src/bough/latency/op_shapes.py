@@ -1,12 +1,13 @@
-"""Ops by what their time depends on: the name, the options, the shapes, with the widths that a plan can change as letters.
+"""Op shapes: all that the time of an op depends on, with the widths that a plan can change as letters.
 
-Written as JSON, so that a table of times can be made from it on a machine that has no model: `OpShape.key` of a linear
+A shape is JSON text, so that a table of times can be measured on a machine without the model. `OpShape.key` of a linear
 layer with 197 tokens is
 
     {"op": "linear", "shapes": [[1, 197, "a"], ["b", "a"], ["b"]], "held": [false, true, true], "options": [null, null, null]}
 
-An axis that depends on widths in another way than being one is a sum of products, such as "8*a+4". The groups of a
-convolution are the ratio of two axes, {"ratio": ["a", 1]}, what a layer norm runs over is a list of axes, {"sizes": ["a"]}.
+An axis that is no single width is a sum of products, such as "8*a+4". The number of groups of a convolution is the ratio
+of two axes, {"ratio": ["a", 1]}; the normalized shape of a layer norm is a list of axes, {"sizes": ["a"]}. "held" says which
+tensors are parameters or buffers of the model.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from typing import Any
 from bough.graph import Graph, OpRecord
 from bough.spaces import Atom, Space, Sum, normal
 
-# Besides those that multiply and accumulate: ops whose other arguments are the same at every width.
+# Timed besides ops with MACs: ops whose other arguments are the same at every width.
 _TIMED = {
     "batch_norm", "layer_norm", "gelu", "silu", "relu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "softmax",
     "_softmax", "add", "mul",
 }  # fmt: skip
-_TRANSPOSED, _GROUPS = 6, 8  # places among the arguments of a convolution
+_TRANSPOSED, _GROUPS = 6, 8  # positions among the arguments of a convolution
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OpShape:
-    """The form of an op, its name, and the space that each letter stands for."""
+    """The shape of an op as JSON (`key`), its name, and the space that each letter stands for."""
 
     key: str
     name: str
@@ -38,7 +39,7 @@ class OpShape:
 
 
 def op_shapes(graph: Graph) -> Iterator[OpShape]:
-    """Of each op that is timed by itself, in order: those that multiply and accumulate, and common norms and activations."""
+    """Yield the shapes of all timed ops in order: ops with MACs, and common norms and activations."""
     free = {g.atom for g in graph.groups}
     for op in graph.ops:
         if is_timed(op):
@@ -46,23 +47,29 @@ def op_shapes(graph: Graph) -> Iterator[OpShape]:
 
 
 def is_timed(op: OpRecord) -> bool:
-    """Whether an op is timed by itself; the others by the bytes that they move."""
+    """Return whether an op is timed by itself; the latency of other ops comes from the bytes that they move."""
     return bool(op.macs) or op.name.rstrip("_") in _TIMED
 
 
 @dataclass(frozen=True, slots=True)
 class SizedOp:
-    """An op at some widths: its ATen name, the shapes of its tensors, which of them the model holds, and its other arguments
-    (None where a tensor stands)."""
+    """An op at given widths.
+
+    Attributes:
+        name: ATen name.
+        shapes: of its tensor arguments.
+        owned: for each tensor argument, whether it is a parameter or buffer of the model.
+        options: all arguments, with None in place of tensors.
+    """
 
     name: str
     shapes: list[list[int]]
-    held: list[bool]
+    owned: list[bool]
     options: list[Any]
 
 
 def sized(key: str, widths: Sequence[int]) -> SizedOp:
-    """The op of a key at the widths of its letters."""
+    """Return the op of a key at given widths of its letters."""
     data, known = json.loads(key), dict(zip(ascii_lowercase, widths, strict=False))
     shapes = [[_size(axis, known) for axis in axes] for axes in data["shapes"]]
     options = data["options"]
@@ -94,9 +101,9 @@ def _shape(op: OpRecord, free: set[Atom]) -> OpShape:
 
 
 def _independent(spaces: list[Space], free: set[Atom]) -> list[Space]:
-    """The fewest spaces by which all can be told: those that share no group with another one, else the groups.
+    """Return the fewest spaces from which all sizes follow: spaces that share no group with another space, else the groups.
 
-    A product with a number in it is told by its other factors, for not all of its sizes need be possible.
+    A product with a fixed factor is replaced by its other factors, since not all of its sizes need be possible.
     """
     distinct: list[Space] = []
     for s in spaces:
@@ -114,7 +121,7 @@ def _independent(spaces: list[Space], free: set[Atom]) -> list[Space]:
 
 
 def _expression(space: Space, letters: list[Space], free: set[Atom]) -> int | str:
-    """The size of a space: a number, a letter, or a sum of products of both."""
+    """Return the size of a space as a number, a letter, or a sum of products of both."""
     for letter, known in zip(ascii_lowercase, letters, strict=False):
         if space == known:
             return letter

@@ -1,4 +1,4 @@
-"""Latency targets that hold as measured: plan, cut, measure, correct the table, plan again."""
+"""Meets a latency as measured: plan, cut, measure, correct the table, plan again."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bough.arguments import check_arguments
-from bough.cost import LatencyTable, shown
+from bough.cost import shown
 from bough.cutting import cut
 from bough.errors import BudgetError
 from bough.graph import Graph
+from bough.latency import LatencyTable
 from bough.measuring import device_name, latency
 from bough.planning import Budget, Options, Plan, planned
 from bough.planning.budget import Goal
-from bough.targeting.search import Search
+from bough.targeting.latency_search import Search
 
 Measure = Callable[[nn.Module], float]
 
@@ -27,9 +28,13 @@ Measure = Callable[[nn.Module], float]
 class Timed:
     """A model cut to a latency.
 
-    `seconds`: measured. `target`: what was asked for, in seconds. `met`: whether `seconds` is not above it, and within the
-    tolerance, or below because of another bound of the budget. `rounds`: of each plan tried, the seconds predicted at the time
-    and the seconds measured. `table`: the table with its scale corrected.
+    Attributes:
+        plan, model: the plan that was chosen, and the model cut by it.
+        seconds: the measured latency.
+        target: the requested latency in seconds.
+        met: whether `seconds` is at most `target`, and within the tolerance of it or lower because of another limit.
+        rounds: (predicted seconds, measured seconds) of each plan that was tried.
+        table: the table with its scale corrected.
     """
 
     plan: Plan
@@ -45,20 +50,20 @@ def meet_latency(
     graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget, table: LatencyTable, *,
     measure: Measure | None = None, tolerance: float = 0.05, rounds: int = 20, **options: Any,
 ) -> Timed:  # fmt: skip
-    """Plans to `budget.latency` until the cut model, measured, is within `tolerance` of it and not above it.
+    """Plan, cut and measure until the latency of the cut model is at most `budget.latency` and within `tolerance` of it.
 
     Args:
         graph, scores: as for `plan`.
-        budget: with a latency; a percentage is of the original model as measured.
-        table: of the same device and backend as `measure` measures on.
-        measure: gives the seconds of a model; by default the median of 30 passes on the machine at hand, with the table's
-            backend and the graph's inputs. Measure elsewhere by a function of your own.
-        tolerance: how far below the target the latency may be, as a share of it.
-        rounds: most plans tried.
-        options: of `plan`.
+        budget: has a limit on latency; a percentage is of the measured latency of the original model.
+        table: of the device and backend that `measure` uses.
+        measure: returns the seconds of a model. By default the median of 30 passes on the machine at hand, with the
+            table's backend and the graph's inputs; pass a function of your own to measure on another device.
+        tolerance: how far below the target the latency may be, as a fraction of the target.
+        rounds: maximum number of plans that are tried.
+        options: as for `plan`.
 
     Raises:
-        BudgetError: the budget bounds no latency, no plan reaches it, or all that were tried were measured above it.
+        BudgetError: the budget has no latency, no plan reaches it, or all plans that were tried are slower than it.
     """
     check_arguments(meet_latency, locals())
     return targeted(graph, scores, budget, table, Options(**options), measure, tolerance, rounds)
@@ -68,7 +73,7 @@ def targeted(
     graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget, table: LatencyTable, how: Options,
     measure: Measure | None = None, tolerance: float = 0.05, rounds: int = 20,
 ) -> Timed:  # fmt: skip
-    """`meet_latency`, with the options of planning as one value."""
+    """Do the work of `meet_latency`, with the options of planning as one value."""
     if budget.latency is None:
         raise BudgetError("meet_latency needs a budget of latency, such as Budget(latency='3 ms')")
     if rounds < 1 or not 0 <= tolerance < 1:
@@ -100,7 +105,7 @@ def targeted(
             best = Timed(noted, small, seconds, target, met, (), search.table)
         if search.settles(seconds):
             break
-        if seconds <= target and _others_decide(decided, goal, tolerance):
+        if seconds <= target and _limited_by_others(decided, goal, tolerance):
             note = f"latency: measured {shown('latency', seconds)}, asked {shown('latency', target)}; another bound decides"
             best = Timed(replace(decided, notes=(*decided.notes, note)), small, seconds, target, True, (), search.table)
             break
@@ -113,8 +118,8 @@ def targeted(
     return replace(best, rounds=tuple(search.rounds), table=search.table)
 
 
-def _others_decide(decided: Plan, goal: Goal, tolerance: float) -> bool:
-    """Whether a plan is well below the latency it was made for, and near another of the budget's bounds."""
+def _limited_by_others(decided: Plan, goal: Goal, tolerance: float) -> bool:
+    """Return whether a plan is far below its latency limit because another limit of the budget is nearly reached."""
     if not isinstance(goal, Budget):
         return False
     costs, near = decided.cost.to_dict(), 1 - tolerance
@@ -123,7 +128,7 @@ def _others_decide(decided: Plan, goal: Goal, tolerance: float) -> bool:
 
 
 def of_this_machine(table: LatencyTable, graph: Graph) -> bool:
-    """Whether a table was measured on the machine at hand, for a model on the device and of the precision of the graph's."""
+    """Return whether a table was measured on this machine, with the device and precision of the graph's model."""
     tensor = next((graph.tensor(n) for n, s in graph.states.items() if s.parameter), None)
     return tensor is not None and table.device == device_name(tensor.device, tensor.dtype)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from bough.cost import LatencyTable
+from bough.latency import LatencyTable
 from bough.planning import Budget, Plan
 from bough.planning.budget import Goal, LeastOfTied
 

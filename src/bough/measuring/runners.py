@@ -1,4 +1,4 @@
-"""How a model is run when it is timed: eager, compiled by torch, or by onnxruntime."""
+"""Runs a model in the backend in which it is timed: eager, compiled by torch, or onnxruntime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKENDS = ("eager", "compile", "onnxruntime")
 
 
 def runner(model: nn.Module, example_inputs: Any, backend: str = "eager") -> Run:
-    """A function that runs `model` once on its inputs, and waits for it. The model must be in eval mode while it runs.
+    """Return a function that runs `model` once on its inputs and waits for the result. Call it in eval mode.
 
     Args:
         model, example_inputs: as for `bough.trace`.
@@ -48,8 +48,8 @@ def runner(model: nn.Module, example_inputs: Any, backend: str = "eager") -> Run
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Models in eval mode meanwhile, each module's own mode after."""
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Put models into eval mode within the context, and restore the mode of each module after it."""
     modes = [(m, m.training) for model in models for m in model.modules()]
     try:
         for model in models:
@@ -61,17 +61,17 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., object]:
-    """Compiled for these shapes, by a function of its own code.
+    """Compile the model for these shapes, through a function with a code object of its own.
 
-    Of what runs the same code torch keeps a few versions, makes the later ones for shapes of any size, and runs what comes
-    after the eighth uncompiled. Here it would take the models that are timed one after the other for such versions.
+    torch keeps a limited number of compiled versions per code object: later versions are compiled for dynamic shapes, and
+    beyond the eighth the code runs uncompiled. Models that are timed one after the other would count as such versions.
     """
 
     def call(*args: Any, **kwargs: Any) -> object:
         return model(*args, **kwargs)
 
-    own = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
-    compiled: Callable[..., object] = torch.compile(own, dynamic=False)
+    function = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
+    compiled: Callable[..., object] = torch.compile(function, dynamic=False)
     try:
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.inference_mode():
             compiled(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a model loses when one group is cut: the curves that allocation by `Sensitivity` takes."""
+"""Measures how the loss of a model grows as each group is cut alone: the input of the allocator `Sensitivity`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ def sensitivity(
     evaluate: Callable[[nn.Module], float],
     widths: Sequence[float] = (0.75, 0.5, 0.25),
 ) -> dict[str, list[tuple[int, float]]]:
-    """Cuts each group alone (and what the model's Python ties to it) to some widths, and evaluates the cut model.
+    """Cut each group alone (and the groups that the model's Python ties to it) to some widths, and evaluate the cut model.
 
-    Returns {group: [(units kept, loss), ...]}, plain data that JSON takes. A group that can not be cut has
-    the point at all units only.
+    Returns {group: [(units kept, loss), ...]}, plain data for JSON. A group that cannot be cut has one point, at all units.
 
     Args:
         graph, scores: as for `bough.plan`.
-        evaluate: gives the loss of a model; low is good. It is given models of its own.
-        widths: shares of the units kept, each above 0 and below 1.
+        evaluate: returns the loss of a model, lower is better. It gets a fresh copy each time.
+        widths: fractions of the units kept, each above 0 and below 1.
 
     Raises:
         PlanError: no widths, one that is not between 0 and 1, or a loss that is NaN.
@@ -62,9 +61,9 @@ def sensitivity(
     for g in graph.groups:
         points = {g.size: whole}
         for share in sorted(widths, reverse=True):
-            decided = plan(graph, scores, keep={g.name: max(1, round(share * g.size))})
-            kept = decided.groups[g.name][0]
+            cut_plan = plan(graph, scores, keep={g.name: max(1, round(share * g.size))})
+            kept = cut_plan.groups[g.name][0]
             if kept not in points:
-                points[kept] = loss(cut(graph.model, decided), f"{kept} units of {g.name}")
+                points[kept] = loss(cut(graph.model, cut_plan), f"{kept} units of {g.name}")
         curves[g.name] = sorted(points.items(), reverse=True)
     return curves

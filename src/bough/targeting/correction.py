@@ -1,7 +1,7 @@
-"""Corrects a table of op times by whole models: a factor per name of op.
+"""Corrects a latency table by measured times of whole models: a factor per name of op.
 
-Alone, an op finds its inputs in the cache and its memory at hand; within a model some ops find less of that than others.
-So the time of a model is taken as a weighted sum of what its ops take alone, and the weights are fitted:
+An op that is timed alone finds its inputs in the cache; within a model it often does not. So the latency of a model is
+modelled as a weighted sum of the times of its ops alone, and the weights are fitted:
 
     min_f  sum_i ((t_i - sum_k f_k x_ik) / (noise t_i))^2 + sum_k ((f_k / f_0 - 1) / spread)^2
 
@@ -18,31 +18,41 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bough.arguments import check_arguments
-from bough.cost import LatencyTable
 from bough.cutting import cut
 from bough.graph import Graph
 from bough.importance import Random, score
+from bough.latency import LatencyTable
 from bough.planning import plan
 from bough.planning.allocation import form_of
 from bough.planning.budget import LeastOfTied
 
-_NOISE = 0.05  # of a time, as a share: of measuring it, and of taking it for a sum
-_SPREAD = 1.0  # of the factors about the common one, as a share of it
-_RANGE = 10.0  # how far a factor may be from the common one
+_NOISE = 0.05  # relative error of a measured time and of the model as a sum
+_SPREAD = 1.0  # standard deviation of the factors, relative to the common factor
+_RANGE = 10.0  # largest ratio between a factor and the common one
 
 
 def correct_table(
     graph: Graph, table: LatencyTable, measure: Callable[[nn.Module], float], *, plans: int = 12, seed: int = 0
 ) -> LatencyTable:
-    """The table with a factor per name of op, fitted to measured times of the model and of random cuts of it.
+    """Return the table with a factor per name of op, fitted to measured times of the model and of random cuts of it.
 
     Args:
         graph: of the model.
         table: of the device and backend that `measure` measures on.
-        measure: gives the seconds of a model.
-        plans: random cuts: widths of groups of equal form are drawn together, so that the models differ in what they are
-            made of.
-        seed: of the cuts.
+        measure: returns the seconds of a model.
+        plans: number of random cuts; groups of equal shape get equal widths, so that the models differ in their mix of ops.
+        seed: seed of the random cuts.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> table = bough.LatencyTable.measure(graph, seconds=0.0, progress=False)
+        >>> def seconds(model):  # stands for a measurement: all ops take twice the time of the table
+        ...     return 2 * float(table.seconds(graph, {"0": model[0].out_features})[0])
+        >>> corrected = correct_table(graph, table, seconds, plans=3)
+        >>> abs(float(corrected.seconds(graph)[0]) / seconds(net) - 1) < 0.01
+        True
     """
     check_arguments(correct_table, locals())
     rng = np.random.default_rng(seed)
@@ -54,16 +64,16 @@ def correct_table(
         for g in graph.groups:
             shares.setdefault(form_of(g), float(rng.uniform(0.1, 1.0)))
         keep = LeastOfTied({g.name: max(1, round(shares[form_of(g)] * g.size)) for g in graph.groups})
-        decided = plan(graph, scores, keep=keep)
-        counts.append([float(decided.groups[g.name][0]) for g in graph.groups])
-        seconds.append(measure(cut(graph.model, decided)))
-    parts = plain.by_name(np.array(counts))
+        random_plan = plan(graph, scores, keep=keep)
+        counts.append([float(random_plan.groups[g.name][0]) for g in graph.groups])
+        seconds.append(measure(cut(graph.model, random_plan)))
+    parts = plain.seconds_by_op(np.array(counts))
     factors = fitted(np.stack(list(parts.values()), axis=1), np.array(seconds))
     return replace(table, factors=dict(zip(parts, factors.tolist(), strict=True)), scale=1.0)
 
 
 def fitted(parts: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The factors [names] of times [models, names] that sum to what is measured [models]; see above."""
+    """Return the factors [names] by which times [models, names] sum to the measured seconds [models]; formula above."""
     common = float(np.median(seconds / parts.sum(axis=1)))
     rows = common * parts / (_NOISE * seconds[:, None])
     names = parts.shape[1]
