@@ -1,12 +1,8 @@
 """The command line and the API: the same options, the same defaults, messages in the terms of each."""
 
-import doctest
-import importlib
 import inspect
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import pytest
 
@@ -191,18 +187,3 @@ def test_the_groups_that_were_cut_are_listed():
     cut = [f"cut: {name}: {kept} of {size}" for name, (kept, size) in found.items() if kept < size]
     assert cut
     assert [line for line in printed.splitlines() if line.startswith("cut: ")] == cut
-
-
-@pytest.mark.parametrize("name", ["budgets", "demo", "flags", "references"])
-def test_examples_in_docstrings(name):
-    assert doctest.testmod(importlib.import_module(f"bough.cli.{name}")).failed == 0
-
-
-def test_the_readme_names_what_there_is():
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [line.split() for line in text.splitlines() if line.startswith("    bough ")]
-    assert {words[1] for words in lines} == {c.__name__ for c in EXAMPLES} - {"demo"}
-    for words in lines:
-        assert {w for w in words if w.startswith("--")} <= {flag(name) for name in options_of(words[1:2])}
-    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert all(f"| `{name}` |" in text for name in extras)

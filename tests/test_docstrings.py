@@ -1,0 +1,25 @@
+"""The examples in docstrings run, of every module of the package."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import bough
+
+MODULES = [m.name for m in pkgutil.walk_packages(bough.__path__, "bough.") if not m.name.endswith("__main__")]
+
+
+def _examples(name: str) -> list[doctest.DocTest]:
+    return [t for t in doctest.DocTestFinder().find(importlib.import_module(name)) if t.examples]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if _examples(name)])
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+def test_examples(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_packages_have_a_docstring_that_says_what_they_hold():
+    assert [name for name in MODULES if not importlib.import_module(name).__doc__] == []
