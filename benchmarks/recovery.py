@@ -24,8 +24,8 @@ from benchmarks.cifar import load_module
 from benchmarks.harness import about
 from benchmarks.peers import torch_pruning_at_once
 from benchmarks.tasks import TASKS, Task
+from bough.calibration import batch_size
 from bough.graph import Graph
-from bough.importance.data import batch_size
 from bough.recovery import recalibrate, refit
 
 RESULTS = Path(__file__).parent / "results" / "recovery.json"

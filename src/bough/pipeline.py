@@ -9,19 +9,18 @@ from typing import Any
 from torch import nn
 
 from bough.arguments import check_arguments
+from bough.calibration import Data, as_data, require_reiterable
 from bough.cost import EnergyModel
 from bough.cutting import Verification, cut, rebuild, verify
 from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.defaults import Choice, Chosen, Sample, candidates, choose, sample_of
 from bough.errors import PlanError, TraceError
-from bough.importance import Criterion, Data, DataCriterion
-from bough.importance.data import of
+from bough.importance import Criterion, DataCriterion
 from bough.importance.score import called
 from bough.latency import LatencyTable
 from bough.planning import Allocator, Budget, Options, Plan
 from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
-from bough.recovery.inputs import refuse_once
 from bough.targeting import of_this_machine, targeted
 from bough.tracing import trace
 from bough.tracing.selection import Selection
@@ -116,7 +115,7 @@ def prune(
     check_arguments(prune, locals())
     check_on_mismatch(on_mismatch)
     if refit and data is not None:
-        refuse_once(of(data))
+        require_reiterable(as_data(data))
     if refit and on_conflict == "rebuild":
         raise PlanError("prune(refit=True) solves for weights of the model's own layers: use on_conflict='freeze' or 'raise'")
     options = Options(

@@ -1,5 +1,34 @@
-"""Calibration data where the user has none: inputs that a model's own batch norms describe."""
+"""Passes of data through a model: batches, taps, statistics and moments of activations, gradients, staged runs.
 
-from bough.calibration.synthetic import synthesize
+`synthesize` makes calibration inputs if there is no data.
+"""
 
-__all__ = ["synthesize"]
+from bough.calibration.activation_statistics import ActivationStatistics, activation_statistics
+from bough.calibration.batches import batch_size, copy_to_device, parameter_device, select_inputs, split_samples, traced_inputs
+from bough.calibration.consumer_inputs import InputAxis, consumer_inputs, observed_axes
+from bough.calibration.data import Data, Loss, as_data, show_progress
+from bough.calibration.gradients import loss_gradients, sample_gradients
+from bough.calibration.losses import as_model_loss, as_output_loss, calling_convention
+from bough.calibration.model_inputs import example_inputs_from, first_batches, forward_inputs, require_reiterable
+from bough.calibration.moments import TINY, InnerProducts, Moments, collect_moments, rounding_floor
+from bough.calibration.output_sensitivity import output_sensitivities, scale_by_output_sensitivity
+from bough.calibration.output_variance import scale_by_output_variance
+from bough.calibration.paired_runs import PairedRuns, StagedModel
+from bough.calibration.passes import tapped_pass
+from bough.calibration.staged_run import Observed, StagedRun, TapPoint
+from bough.calibration.sums import Sums
+from bough.calibration.synthetic import running_norms, synthesize
+from bough.calibration.taps import Reader, Tap, preserve_state, tapped
+from bough.calibration.thread_state import in_state_of_caller
+from bough.calibration.unfolding import Unfolded, unfold, unfold_output, unfold_pair, unit_columns
+
+__all__ = [
+    "TINY", "ActivationStatistics", "Data", "InnerProducts", "InputAxis", "Loss", "Moments", "Observed", "PairedRuns", "Reader",
+    "StagedModel", "StagedRun", "Sums", "Tap", "TapPoint", "Unfolded", "activation_statistics", "as_data", "as_model_loss",
+    "as_output_loss", "batch_size", "calling_convention", "collect_moments", "consumer_inputs", "copy_to_device",
+    "example_inputs_from", "first_batches", "forward_inputs", "in_state_of_caller", "loss_gradients", "observed_axes",
+    "output_sensitivities", "parameter_device", "preserve_state", "require_reiterable", "rounding_floor", "running_norms",
+    "sample_gradients", "scale_by_output_sensitivity", "scale_by_output_variance", "select_inputs", "show_progress",
+    "split_samples", "synthesize", "tapped", "tapped_pass", "traced_inputs", "unfold", "unfold_output", "unfold_pair",
+    "unit_columns",
+]  # fmt: skip

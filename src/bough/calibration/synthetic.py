@@ -1,4 +1,4 @@
-"""`synthesize`: calibration inputs made from the statistics that batch norms keep of their training data."""
+"""`synthesize`: calibration inputs made from the running statistics of batch norms."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from bough.arguments import check_arguments
+from bough.calibration.data import Data, show_progress
+from bough.calibration.taps import Tap, preserve_state, tapped
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
-from bough.importance.data import Data, with_progress
 from bough.tracing.flow import statistics
 from bough.tracing.inputs import with_tensors
-from bough.tracing.taps import Tap, tapped, undisturbed
 from bough.tracing.tree import tensors_within
 
 _RATE = 0.1  # Adam's learning rate, in standard deviations of the example inputs; it falls to 0 along a cosine
@@ -38,7 +38,7 @@ def synthesize(
         samples: how many inputs to make, a whole number of batches.
         batch_size: samples in each batch; statistics are matched over a batch.
         steps: optimizer steps for each batch, a forward and a backward pass each.
-        seed: of the noise; the global random state is not touched.
+        seed: of the noise; the global random state is not changed.
         progress: whether to show a progress bar.
 
     Returns:
@@ -68,11 +68,11 @@ def synthesize(
         )
     generator = torch.Generator().manual_seed(seed)
     batches = range(-(-samples // batch_size))
-    shown = with_progress(batches, "synthesize inputs", len(batches)) if progress else batches
-    with undisturbed(graph.model):
+    shown = show_progress(batches, "synthesize inputs", len(batches)) if progress else batches
+    with preserve_state(graph.model):
         for p in graph.model.parameters():
             p.requires_grad_(False)
-        return [_optimized(graph, norms, batch_size, steps, generator) for _ in shown]
+        return [_synthesize_batch(graph, norms, batch_size, steps, generator) for _ in shown]
 
 
 def running_norms(graph: Graph) -> list[OpRecord]:
@@ -80,11 +80,11 @@ def running_norms(graph: Graph) -> list[OpRecord]:
     return [op for op in graph.ops if op.name == "batch_norm" and len(statistics(graph, op)) == 2]
 
 
-def _optimized(graph: Graph, norms: Sequence[OpRecord], batch_size: int, steps: int, generator: torch.Generator) -> Any:
+def _synthesize_batch(graph: Graph, norms: Sequence[OpRecord], batch_size: int, steps: int, generator: torch.Generator) -> Any:
     """Return one batch whose statistics match those of the batch norms."""
-    given = graph.kwargs or (graph.args[0] if len(graph.args) == 1 else graph.args)
-    size = next((len(t) for t in tensors_within(given) if t.dim()), 0)
-    trained: list[Tensor] = []
+    example = graph.kwargs or (graph.args[0] if len(graph.args) == 1 else graph.args)
+    size = next((len(t) for t in tensors_within(example) if t.dim()), 0)
+    optimized: list[Tensor] = []
 
     def start(tensor: Tensor) -> Tensor:
         repeated = tensor.dim() > 0 and len(tensor) == size
@@ -93,20 +93,20 @@ def _optimized(graph: Graph, norms: Sequence[OpRecord], batch_size: int, steps: 
             return tensor.repeat(-(-batch_size // size), *(1,) * (tensor.dim() - 1))[:batch_size] if repeated else tensor
         mean, deviation = _scale(tensor)
         noise = torch.randn(shape, generator=generator).to(tensor)
-        trained.append((noise * deviation + mean).requires_grad_())
-        return trained[-1]
+        optimized.append((noise * deviation + mean).requires_grad_())
+        return optimized[-1]
 
     with torch.enable_grad():
-        batch = with_tensors(given, start)
-        if not trained:
+        batch = with_tensors(example, start)
+        if not optimized:
             raise PlanError("inputs cannot be synthesized: the example inputs hold no floating-point tensor; give real data")
-        _match(graph, norms, batch, trained, steps)
+        _match(graph, norms, batch, optimized, steps)
     return with_tensors(batch, lambda t: t.detach())
 
 
-def _match(graph: Graph, norms: Sequence[OpRecord], batch: Any, trained: list[Tensor], steps: int) -> None:
-    """Optimize the tensors in `trained`, which `batch` holds, in place."""
-    groups = [{"params": [x], "lr": _RATE * float(x.detach().std(correction=0))} for x in trained]
+def _match(graph: Graph, norms: Sequence[OpRecord], batch: Any, optimized: list[Tensor], steps: int) -> None:
+    """Optimize the tensors in `optimized`, which `batch` holds, in place."""
+    groups = [{"params": [x], "lr": _RATE * float(x.detach().std(correction=0))} for x in optimized]
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     distances: list[Tensor] = []

@@ -10,10 +10,10 @@ import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bough.calibration import Data, Loss, as_data, copy_to_device
 from bough.cli.references import call, find, is_reference, with_options
 from bough.errors import ModelReferenceError
-from bough.importance import CRITERIA, Data, Loss, criterion
-from bough.importance.data import moved, of
+from bough.importance import CRITERIA, criterion
 from bough.importance.registry import parsed
 from bough.recovery.finetune import logits_of
 
@@ -60,7 +60,7 @@ def calibration(data: str | None, loss: str | None, criteria: Iterable[str], *, 
 def batches(reference: str, *, progress: bool = False) -> Data:
     """What `module:callable` returns: batches that can be gone through more than once."""
     made = call(reference)
-    if not hasattr(of(made).batches, "__iter__"):
+    if not hasattr(as_data(made).batches, "__iter__"):
         raise ModelReferenceError(f"{reference} returned {type(made).__name__}: an iterable of batches is wanted")
     if isinstance(made, Data):
         return made
@@ -69,7 +69,7 @@ def batches(reference: str, *, progress: bool = False) -> Data:
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """The loss unless one is given: cross-entropy of the logits [N, classes, ...] of a pair (inputs, labels)."""
-    x, labels = moved(batch, next(model.parameters()).device)
+    x, labels = copy_to_device(batch, next(model.parameters()).device)
     return F.cross_entropy(logits_of(model(x)), labels)
 
 

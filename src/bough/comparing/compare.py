@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from bough.arguments import check_arguments
+from bough.calibration import Data, Loss, as_data
 from bough.comparing.comparison import Comparison
 from bough.comparing.contenders import Contender, contenders
 from bough.comparing.folder import Folder, identity_of
@@ -17,8 +18,7 @@ from bough.comparing.naming import Many, budget_name, by_name, named
 from bough.comparing.rows import DENSE, Row
 from bough.comparing.run import Evaluate, Run, Scored
 from bough.errors import ComparisonError
-from bough.importance import Criterion, Data, DataCriterion, Loss
-from bough.importance.data import of
+from bough.importance import Criterion, DataCriterion
 from bough.planning import Allocator, Budget, plan
 from bough.planning.allocation import allocator
 from bough.planning.budget import priced
@@ -128,11 +128,11 @@ def _fill(kept: Folder, run: Run, cases: Sequence[tuple[Contender, Row]], progre
 def _again(data: Data | Iterable[Any] | None) -> Data | None:
     if data is None:
         return None
-    if of(data).once:
+    if as_data(data).once:
         raise ComparisonError(
             "the data can be gone through once only, and each criterion reads it: give a list or a DataLoader"
         )
-    return of(data)
+    return as_data(data)
 
 
 def _place(function: Any) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from bough.calibration import Data, Loss
 from bough.comparing.naming import Many, by_name
 from bough.errors import ComparisonError
-from bough.importance import CRITERIA, BlockInfluence, Data, Loss, Random
+from bough.importance import CRITERIA, BlockInfluence, Random
 from bough.importance import criterion as made
 from bough.importance.registry import parsed
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import nn
 
+from bough.calibration import Data
 from bough.comparing.contenders import Contender
 from bough.comparing.rows import DENSE, Row
 from bough.cutting import cut, rebuild
 from bough.cutting.cut import copied
 from bough.errors import BoughError, ComparisonError
 from bough.graph import Graph
-from bough.importance import Data, score
+from bough.importance import score
 from bough.planning import Allocator, Budget, Plan, plan
 from bough.recovery import refit_
 

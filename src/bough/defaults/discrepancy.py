@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bough.calibration import Data, preserve_state
 from bough.graph import Graph
-from bough.importance import Data
-from bough.tracing.taps import undisturbed
 from bough.tracing.tree import tensors_within
 
 _UNSEEN = 1e-3  # of the squared error is added to the divergence, which saturates where outputs are large
@@ -16,7 +15,7 @@ _UNSEEN = 1e-3  # of the squared error is added to the divergence, which saturat
 
 def outputs_on(graph: Graph, model: nn.Module, data: Data) -> list[list[Tensor]]:
     """Return the floating-point outputs of a model in eval mode for each batch."""
-    with torch.no_grad(), undisturbed(model):
+    with torch.no_grad(), preserve_state(model):
         return [[t.detach() for t in tensors_within(data.run(graph, b, model)) if t.is_floating_point()] for b in data.batches]
 
 

@@ -6,11 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bough.calibration import synthesize
-from bough.calibration.synthetic import running_norms
+from bough.calibration import Data, as_data, batch_size, running_norms, synthesize
 from bough.graph import Graph
-from bough.importance import Data
-from bough.importance.data import batch_size, of
 from bough.tracing.tree import tensors_within
 
 _SAMPLES = 1024
@@ -44,7 +41,7 @@ def sample_of(graph: Graph, data: Data | Iterable[Any] | None, *, everything: bo
     """
     if data is None:
         return _synthetic(graph)
-    given = of(data)
+    given = as_data(data)
     if everything:
         batches, origin = list(given.batches) if given.once else given.batches, "the data"
     else:

@@ -1,9 +1,9 @@
 """Scores per unit: low ones go first."""
 
+from bough.calibration import Data, Loss, Sums
 from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank, Sensitivity
 from bough.importance.combine import Combined
 from bough.importance.consumer import FLAP, Wanda
-from bough.importance.data import Data, Loss, Sums
 from bough.importance.depth import BlockInfluence
 from bough.importance.gradient import OBD, Fisher, GateTaylor, Taylor
 from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Random

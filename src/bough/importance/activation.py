@@ -7,7 +7,7 @@ residual stream) take the mean over both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,78 +17,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bough.arguments import check_fields
+from bough.calibration import (
+    Data,
+    InputAxis,
+    Loss,
+    Sums,
+    Tap,
+    activation_statistics,
+    batch_size,
+    consumer_inputs,
+    loss_gradients,
+    observed_axes,
+    preserve_state,
+    tapped,
+)
 from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord
-from bough.importance.data import Data, Loss, Sums, batch_size
-from bough.importance.gradient import gradients
-from bough.importance.readings import Reading, readings, seen
-from bough.importance.reduce import positions, unit_means
 from bough.importance.score import UnitScores
-from bough.tracing.taps import Tap, tapped, undisturbed
+from bough.spaces import unit_means, unit_positions
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Of one axis that is read: for each index the mean, mean square, mean magnitude, and share above zero; and, where
-    it was asked for and there is one, a norm of the weights that read the index."""
-
-    mean: NDArray[np.float64]
-    square: NDArray[np.float64]
-    magnitude: NDArray[np.float64]
-    positive: NDArray[np.float64]
-    weight: NDArray[np.float64] | None = None
-
-    @property
-    def variance(self) -> NDArray[np.float64]:
-        return np.maximum(self.square - self.mean**2, 0.0)
-
-
-def statistics(
-    graph: Graph, data: Data, norm: Callable[[Tensor], Tensor] | None = None, title: str = "activations"
-) -> dict[Reading, Statistics]:
-    """The statistics of every reading of every group that occurs: one pass, a few numbers an index.
-
-    `norm` maps the weights that read an axis [size of the axis, all else] to a number for each index.
-    """
-    wanted = list(dict.fromkeys(r for rs in readings(graph).values() for r in rs))
-    sums = Sums()
-
-    def tap(reading: Reading) -> Tap:
-        def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-            _measure(sums, reading.key, reading.rows(tensors))
-            if norm is not None and reading.weight is not None and f"{reading.key} weight" not in sums:
-                sums.plus(f"{reading.key} weight", norm(reading.weight_rows(tensors)))
-
-        return Tap(reading.op, read)
-
-    with torch.no_grad(), undisturbed(graph.model), tapped(graph, [tap(r) for r in wanted]):
-        for batch in data.stream(graph, sums, title):
-            data.run(graph, batch)
-    return {r: _mean(sums, r.key) for r in wanted if f"{r.key} count" in sums}
-
-
-def _measure(sums: Sums, key: str, x: Tensor) -> None:
-    x = x.abs() if x.is_complex() else x if x.is_floating_point() else x.double()
-    sums.plus(f"{key} count", x.shape[1])
-    sums.plus(f"{key} mean", x.sum(1, dtype=torch.float64))
-    sums.plus(f"{key} square", torch.linalg.vector_norm(x, 2, 1, dtype=torch.float64).square())
-    sums.plus(f"{key} magnitude", torch.linalg.vector_norm(x, 1, 1, dtype=torch.float64))
-    sums.plus(f"{key} positive", (x > 0).sum(1))
-
-
-def _mean(sums: Sums, key: str) -> Statistics:
-    def mean(what: str) -> NDArray[np.float64]:
-        return (sums[f"{key} {what}"].cpu() / sums[f"{key} count"]).numpy()  # type: ignore[no-any-return]
-
-    weight = sums[f"{key} weight"].cpu().numpy() if f"{key} weight" in sums else None
-    return Statistics(mean("mean"), mean("square"), mean("magnitude"), mean("positive"), weight)
-
-
-def averaged(graph: Graph, values: Mapping[Reading, NDArray[np.float64]]) -> UnitScores:
+def averaged(graph: Graph, values: Mapping[InputAxis, NDArray[np.float64]]) -> UnitScores:
     """Per unit the mean over its positions and over the group's readings."""
     means = {}
-    for group, found in zip(graph.groups, readings(graph).values(), strict=True):
-        there = seen(group.name, found, values)
+    for group, found in zip(graph.groups, consumer_inputs(graph).values(), strict=True):
+        there = observed_axes(group.name, found, values)
         means[group.name] = np.mean([unit_means(r.space(graph), group.atom, values[r]) for r in there], axis=0)
     return means
 
@@ -100,7 +53,7 @@ class ActivationMean:
     needs_data: ClassVar[bool] = True
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return averaged(graph, {r: s.magnitude for r, s in statistics(graph, data).items()})
+        return averaged(graph, {r: s.magnitude for r, s in activation_statistics(graph, data).items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +64,7 @@ class APoZ:
     needs_data: ClassVar[bool] = True
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return averaged(graph, {r: s.positive for r, s in statistics(graph, data).items()})
+        return averaged(graph, {r: s.positive for r, s in activation_statistics(graph, data).items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +75,7 @@ class ActivationVariance:
     needs_data: ClassVar[bool] = True
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return averaged(graph, {r: s.variance for r, s in statistics(graph, data).items()})
+        return averaged(graph, {r: s.variance for r, s in activation_statistics(graph, data).items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +90,10 @@ class HRank:
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         sums = Sums()
-        found = readings(graph)
+        found = consumer_inputs(graph)
 
-        def tap(group: Group, reading: Reading) -> Tap:
-            index = positions(reading.space(graph), group.atom)
+        def tap(group: Group, reading: InputAxis) -> Tap:
+            index = unit_positions(reading.space(graph), group.atom)
 
             def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
                 sums.plus(f"{group.name} {reading.key}", _ranks(tensors[reading.argument].movedim(reading.dim, -1), index))
@@ -148,13 +101,13 @@ class HRank:
             return Tap(reading.op, read)
 
         taps = [tap(g, r) for g in graph.groups for r in found[g.name]]
-        with torch.no_grad(), undisturbed(graph.model), tapped(graph, taps):
+        with torch.no_grad(), preserve_state(graph.model), tapped(graph, taps):
             for batch in data.stream(graph, sums, "HRank"):
                 data.run(graph, batch)
         means = {}
         for name, rs in found.items():
             ranks = {r: sums[key] for r in rs if (key := f"{name} {r.key}") in sums}
-            means[name] = np.mean([ranks[r].cpu().numpy() for r in seen(name, rs, ranks)], axis=0) / sums.samples
+            means[name] = np.mean([ranks[r].cpu().numpy() for r in observed_axes(name, rs, ranks)], axis=0) / sums.samples
         return means
 
 
@@ -184,28 +137,28 @@ class Sensitivity:
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         loss = data.loss(graph, self.loss)
-        found = readings(graph)
+        found = consumer_inputs(graph)
         wanted = list(dict.fromkeys(r for rs in found.values() for r in rs))
         sums, size = Sums(), [0]
 
-        def hooked(reading: Reading) -> Tap:
+        def hooked(reading: InputAxis) -> Tap:
             def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
                 if tensors[reading.argument].requires_grad:
                     tensors[reading.argument].register_hook(lambda g: add(reading, g))
 
             return Tap(reading.op, read)
 
-        def add(reading: Reading, gradient: Tensor | None) -> None:
+        def add(reading: InputAxis, gradient: Tensor | None) -> None:
             if gradient is None:
                 return
             others = gradient.detach().abs().movedim(reading.dim, 0).flatten(1)
             sums.plus(reading.key, others.sum(1, dtype=torch.float64) * size[0])
 
         names = [n for n, s in graph.states.items() if s.parameter and graph.tensor(n).is_floating_point()]
-        with undisturbed(graph.model), tapped(graph, [hooked(r) for r in wanted]):
+        with preserve_state(graph.model), tapped(graph, [hooked(r) for r in wanted]):
             for batch in data.stream(graph, sums, "Sensitivity"):
                 size[0] = batch_size(batch)
-                gradients(graph, loss, batch, names)
+                loss_gradients(graph, loss, batch, names)
         zeros = {r: np.zeros(r.space(graph).size) for r in wanted}
         values = {r: sums[r.key].cpu().numpy() / sums.samples if r.key in sums else zeros[r] for r in wanted}
         return averaged(graph, values)

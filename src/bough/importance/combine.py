@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bough.arguments import check_fields
+from bough.calibration import Data
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.importance.data import Data
 from bough.importance.score import Criterion, DataCriterion, UnitScores, called, score
 
 NORMALIZERS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {

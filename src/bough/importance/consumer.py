@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bough.arguments import check_fields
+from bough.calibration import ActivationStatistics, Data, InputAxis, activation_statistics, consumer_inputs, observed_axes
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.importance.activation import Statistics, statistics
-from bough.importance.data import Data
-from bough.importance.readings import Reading, readings, seen
-from bough.importance.reduce import unit_sums
 from bough.importance.score import UnitScores
+from bough.spaces import unit_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Wanda:
             raise PlanError(f"Wanda(p={self.p}): p must be positive")
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        found = statistics(graph, data, _norm(self.p, average=True), f"Wanda {self.p}")
+        found = activation_statistics(graph, data, _norm(self.p, average=True), f"Wanda {self.p}")
         return added(graph, {r: w * np.sqrt(found[r].square) for r, w in _weights(found).items()})
 
 
@@ -64,31 +62,31 @@ class FLAP:
         check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        found = statistics(graph, data, _norm(2.0, average=False), "FLAP")
+        found = activation_statistics(graph, data, _norm(2.0, average=False), "FLAP")
         metrics = {r: w**2 * found[r].variance for r, w in _weights(found).items()}
         if self.standardize:
             metrics = {r: (m - m.mean()) / (m.std() or 1.0) for r, m in metrics.items()}
         return added(graph, metrics)
 
 
-def added(graph: Graph, values: Mapping[Reading, NDArray[np.float64]]) -> UnitScores:
+def added(graph: Graph, values: Mapping[InputAxis, NDArray[np.float64]]) -> UnitScores:
     """Per unit the sum over its positions and over the group's readings."""
     sums = {}
-    for group, found in zip(graph.groups, readings(graph).values(), strict=True):
-        there = seen(group.name, found, values)
+    for group, found in zip(graph.groups, consumer_inputs(graph).values(), strict=True):
+        there = observed_axes(group.name, found, values)
         sums[group.name] = np.sum([unit_sums(r.space(graph), group.atom, values[r]) for r in there], axis=0)
     return sums
 
 
-def _weights(found: Mapping[Reading, Statistics]) -> dict[Reading, NDArray[np.float64]]:
+def _weights(found: Mapping[InputAxis, ActivationStatistics]) -> dict[InputAxis, NDArray[np.float64]]:
     """The norm of what each index is multiplied by."""
     return {r: _partner(r, found) if s.weight is None else s.weight for r, s in found.items()}
 
 
-def _partner(reading: Reading, found: Mapping[Reading, Statistics]) -> NDArray[np.float64]:
+def _partner(reading: InputAxis, found: Mapping[InputAxis, ActivationStatistics]) -> NDArray[np.float64]:
     """The root mean square of the other factor, where it is an activation; ones where there is none."""
     places = reading.contraction.places if reading.contraction else ()
-    others = [Reading(reading.op, i, d) for i, d in places if i != reading.argument]
+    others = [InputAxis(reading.op, i, d) for i, d in places if i != reading.argument]
     there = [found[r].square for r in others if r in found]
     return np.sqrt(there[0]) if there else np.ones_like(found[reading].square)
 

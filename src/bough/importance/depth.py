@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bough.calibration import Data, Reader, Sums, Tap, preserve_state, tapped
 from bough.errors import PlanError
 from bough.graph import Graph, Layer, OpRecord
-from bough.importance.data import Data, Sums
 from bough.importance.score import UnitScores
 from bough.spaces import normal
-from bough.tracing.taps import Reader, Tap, tapped, undisturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class BlockInfluence:
             raise PlanError(f"{type(graph.model).__name__} has no layers that can be left out")
         sums = Sums()
         taps = [t for layer in graph.layers for t in _taps(graph, layer, sums)]
-        with torch.no_grad(), undisturbed(graph.model), tapped(graph, taps):
+        with torch.no_grad(), preserve_state(graph.model), tapped(graph, taps):
             for batch in data.stream(graph, sums, "BlockInfluence"):
                 data.run(graph, batch)
         found: dict[str, list[float]] = {x.container: [] for x in graph.layers if x.container is not None}

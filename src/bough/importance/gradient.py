@@ -7,7 +7,7 @@ of activations follows from the gradients of weights, for every architecture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bough.arguments import check_fields
+from bough.calibration import Data, Loss, Sums, batch_size, loss_gradients, preserve_state, sample_gradients
 from bough.errors import PlanError
 from bough.graph import Graph, Group
-from bough.importance.data import Data, Loss, Sums, batch_size, samples
-from bough.importance.reduce import Reduce, elementwise, members, per_unit, positions
+from bough.importance.reduce import Reduce, elementwise, members, per_unit
 from bough.importance.score import UnitScores
-from bough.tracing.taps import undisturbed
+from bough.spaces import unit_positions
 
 _SUM: Reduce = elementwise(lambda w: w)
 
@@ -58,9 +58,9 @@ class Taylor:
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         names, loss = _trained(graph), data.loss(graph, self.loss)
         sums = Sums()
-        with undisturbed(graph.model):
+        with preserve_state(graph.model):
             for batch in data.stream(graph, sums, "Taylor"):
-                for name, g in zip(names, gradients(graph, loss, batch, names), strict=True):
+                for name, g in zip(names, loss_gradients(graph, loss, batch, names), strict=True):
                     sums.plus(name, g * batch_size(batch), g.dtype)
         products = {n: graph.tensor(n).detach() * (sums[n] / sums.samples) for n in names}
         if self.form == "group":
@@ -85,9 +85,9 @@ class OBD:
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         names, loss = _trained(graph), data.loss(graph, self.loss)
         sums = Sums()
-        with undisturbed(graph.model):
+        with preserve_state(graph.model):
             for batch in data.stream(graph, sums, "OBD"):
-                for found in _each_sample(graph, loss, batch, names):
+                for found in sample_gradients(graph, loss, batch, names):
                     for name, g in zip(names, found, strict=True):
                         sums.plus(name, g.square(), g.dtype)
         damages = {n: graph.tensor(n).detach().square() * (sums[n] / sums.samples) for n in names}
@@ -130,45 +130,6 @@ class GateTaylor:
         return _gates(graph, self.loss, data, f"GateTaylor {self.signed}", np.negative if self.signed else np.abs)
 
 
-def gradients(graph: Graph, loss: Loss, batch: object, names: Sequence[str]) -> list[Tensor]:
-    """The gradients of the loss on a batch for some parameters, float32 at least, zero where it does not depend on one.
-
-    Raises:
-        PlanError: the loss is no tensor of one element, or does not depend on the model.
-    """
-    parameters = [graph.tensor(n) for n in names]
-    if not parameters:
-        return []
-    with torch.enable_grad():
-        for p in parameters:
-            p.requires_grad_(True)
-        value = loss(graph.model, batch)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            what = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise PlanError(f"loss(model, batch) must return a tensor of one element, and returned {what}")
-        if not value.requires_grad:
-            raise PlanError("loss(model, batch) does not depend on the model's parameters: does it run under no_grad?")
-        found = torch.autograd.grad(value.reshape(()), parameters, allow_unused=True)
-    made = (torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, found, strict=True))
-    return [g.to(torch.promote_types(g.dtype, torch.float32)) for g in made]
-
-
-def _each_sample(graph: Graph, loss: Loss, batch: object, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """The gradients of each sample alone."""
-    alone = batch_size(batch) == 1
-    for sample in [batch] if alone else samples(batch):
-        try:
-            found = gradients(graph, loss, sample, names)
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            if alone or isinstance(error, PlanError):
-                raise
-            raise PlanError(
-                f"the loss can not be taken of one sample of a batch ({type(error).__name__}: {error}): what a batch holds "
-                "besides tensors and containers of them, with samples first, can not be split; give batches of one sample"
-            ) from error
-        yield found
-
-
 def _trained(graph: Graph) -> list[str]:
     """The parameters of floats in which groups occur."""
     names = dict.fromkeys(name for name, _ in members(graph, inputs=True))
@@ -180,9 +141,9 @@ def _gates(graph: Graph, loss: Loss, data: Data, title: str, change: np.ufunc) -
     sums, loss = Sums(), data.loss(graph, loss)
     gates = [_Gate(graph, g) for g in graph.groups]
     names = [n for n in _trained(graph) if any(n == name for gate in gates for name, _, _ in gate.places)]
-    with undisturbed(graph.model):
+    with preserve_state(graph.model):
         for batch in data.stream(graph, sums, title):
-            for found in _each_sample(graph, loss, batch, names):
+            for found in sample_gradients(graph, loss, batch, names):
                 products = {n: graph.tensor(n).detach() * g for n, g in zip(names, found, strict=True)}
                 for gate in gates:
                     sums.plus(gate.group.name, torch.from_numpy(change(gate.derivative(products))))
@@ -197,7 +158,7 @@ class _Gate:
         own = {(m.name, m.dim) for m in group.members}
         reading = [p for p in members(graph, inputs=True, outputs=False) if p in own]
         places = reading or [p for p in members(graph, inputs=False) if p in own]
-        self.places = [(n, d, positions(graph.states[n].axes[d], group.atom)) for n, d in places]
+        self.places = [(n, d, unit_positions(graph.states[n].axes[d], group.atom)) for n, d in places]
 
     def derivative(self, products: Mapping[str, Tensor]) -> NDArray[np.float64]:
         total = np.zeros(self.group.size)

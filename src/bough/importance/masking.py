@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bough.arguments import check_fields
+from bough.calibration import Data, InputAxis, Loss, Reader, Sums, Tap, batch_size, consumer_inputs, preserve_state, tapped
 from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord
-from bough.importance.data import Data, Loss, Sums, batch_size
-from bough.importance.readings import Reading, readings
-from bough.importance.reduce import positions
 from bough.importance.score import UnitScores
-from bough.tracing.taps import Reader, Tap, tapped, undisturbed
+from bough.spaces import unit_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +89,8 @@ def _tried(
 ) -> UnitScores:
     """The mean over samples of what `each` finds for the units of a group on one batch."""
     sums, loss = Sums(), data.loss(graph, loss)
-    masks = [_Mask(graph, g, rs) for g, rs in zip(graph.groups, readings(graph).values(), strict=True)]
-    with torch.no_grad(), undisturbed(graph.model):
+    masks = [_Mask(graph, g, rs) for g, rs in zip(graph.groups, consumer_inputs(graph).values(), strict=True)]
+    with torch.no_grad(), preserve_state(graph.model):
         for batch in data.stream(graph, sums, title):
             whole = _one(loss(graph.model, batch))
             for mask in masks:
@@ -105,12 +103,12 @@ def _tried(
 class _Mask:
     """Sets units to zero wherever they are read."""
 
-    def __init__(self, graph: Graph, group: Group, found: Sequence[Reading]) -> None:
+    def __init__(self, graph: Graph, group: Group, found: Sequence[InputAxis]) -> None:
         self.group = group
-        self.taps = [Tap(r.op, self._zeroing(r, positions(r.space(graph), group.atom))) for r in found]
+        self.taps = [Tap(r.op, self._zeroing(r, unit_positions(r.space(graph), group.atom))) for r in found]
         self._gone: Sequence[int] | NDArray[np.int64] = []
 
-    def _zeroing(self, reading: Reading, index: NDArray[np.int64]) -> Reader:
+    def _zeroing(self, reading: InputAxis, index: NDArray[np.int64]) -> Reader:
         def zeroed(op: OpRecord, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
             x = tensors[reading.argument]
             gone = torch.from_numpy(index[self._gone].reshape(-1)).to(x.device)

@@ -20,14 +20,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bough.arguments import check_fields
+from bough.calibration import (
+    TINY,
+    Data,
+    InnerProducts,
+    InputAxis,
+    Moments,
+    collect_moments,
+    consumer_inputs,
+    observed_axes,
+    rounding_floor,
+    scale_by_output_sensitivity,
+    scale_by_output_variance,
+)
 from bough.errors import PlanError
 from bough.graph import Graph, Group
-from bough.importance.data import Data
-from bough.importance.moments import TINY, Moments, Products, moments, rounding
-from bough.importance.outputs import relatively
-from bough.importance.readings import Reading, readings, seen
 from bough.importance.score import UnitScores
-from bough.importance.sensitivity import sensitively
 
 _LOST = 0.99
 
@@ -92,12 +100,12 @@ class OBS:
             raise PlanError(f"OBS(ridge={self.ridge}): must be positive, so that H can be inverted whatever the data")
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        def problem(found: Moments | Products, group: Group) -> Problem:
-            if isinstance(found, Products):
+        def problem(found: Moments | InnerProducts, group: Group) -> Problem:
+            if isinstance(found, InnerProducts):
                 return _Plain(_inner(found, group) / 2)
-            raw = found.even(group.atom)
-            left = replace(found, second=found.covariance).even(group.atom) if found.biased else raw
-            return Repaired(left.second, left.weight, raw.columns(group.atom), self.ridge, rounding(raw.second))
+            raw = found.merge_uneven_blocks(group.atom)
+            left = replace(found, second=found.covariance).merge_uneven_blocks(group.atom) if found.biased else raw
+            return Repaired(left.second, left.weight, raw.columns(group.atom), self.ridge, rounding_floor(raw.second))
 
         return _removed(graph, data, self, problem)
 
@@ -225,40 +233,40 @@ def lost_signal(errors: NDArray[np.float64]) -> float:
 
 
 def _removed(
-    graph: Graph, data: Data, of: ThiNet | OBS, problem: Callable[[Moments | Products, Group], Problem]
+    graph: Graph, data: Data, of: ThiNet | OBS, problem: Callable[[Moments | InnerProducts, Group], Problem]
 ) -> UnitScores:  # fmt: skip
-    found = {name: _once(rs) for name, rs in readings(graph).items()}
-    made = moments(graph, data, [r for rs in found.values() for r in rs], sites=of.sites, title=type(of).__name__)
+    found = {name: _once(rs) for name, rs in consumer_inputs(graph).items()}
+    made = collect_moments(graph, data, [r for rs in found.values() for r in rs], sites=of.sites, title=type(of).__name__)
     if of.relative:
-        made = relatively(graph, data, made)
+        made = scale_by_output_variance(graph, data, made)
     if of.probes:
-        made = sensitively(graph, data, made, of.probes, of.relative)
+        made = scale_by_output_sensitivity(graph, data, made, of.probes, keep_totals=of.relative)
     combine: Combine = (lambda costs: lost_signal(costs / of.share)) if of.relative else np.sum
     scores = {}
     for group in graph.groups:
-        problems = [problem(made[r], group) for r in seen(group.name, found[group.name], made)]
+        problems = [problem(made[r], group) for r in observed_axes(group.name, found[group.name], made)]
         scores[group.name] = greedy(problems, group.size, of.step, combine)
     return scores
 
 
-def _once(found: Sequence[Reading]) -> list[Reading]:
+def _once(found: Sequence[InputAxis]) -> list[InputAxis]:
     """Of the two sides of a product of activations, one."""
-    seen: set[int] = set()
+    observed_axes: set[int] = set()
     result = []
     for r in found:
         if r.weight is None and r.contraction is not None:
-            if id(r.contraction) in seen:
+            if id(r.contraction) in observed_axes:
                 continue
-            seen.add(id(r.contraction))
+            observed_axes.add(id(r.contraction))
         result.append(r)
     return result
 
 
-def _inner(found: Moments | Products, group: Group) -> Tensor:
+def _inner(found: Moments | InnerProducts, group: Group) -> Tensor:
     """[units, units]: inner products of what the units add to the outputs."""
-    if isinstance(found, Products):
+    if isinstance(found, InnerProducts):
         return _per_unit(found.inner, found.columns(group.atom))
-    found = found.even(group.atom)
+    found = found.merge_uneven_blocks(group.atom)
     parts = found.second * (found.weight @ found.weight.mT)
     return sum(_per_unit(p, c) for p, c in zip(parts, found.columns(group.atom), strict=True))  # type: ignore[return-value]
 

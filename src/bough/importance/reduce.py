@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bough.graph import Graph
 from bough.importance.finite import check_finite
-from bough.spaces import Atom, Space, coordinates, normal
+from bough.spaces import Space, coordinates, normal, unit_sums
 from bough.tracing.contractions import consumed
 
 _CHUNK = 1 << 18  # elements at a time: 1 MB of float32, which stays in the processor's cache
@@ -95,26 +95,6 @@ def members(graph: Graph, *, inputs: bool, outputs: bool = True) -> list[tuple[s
     read = consumed(graph)
     every = dict.fromkeys((m.name, m.dim) for g in graph.groups for m in g.members if graph.states[m.name].parameter)
     return [place for place in every if (inputs if place in read else outputs)]
-
-
-def unit_sums(space: Space, atom: Atom, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sum of `values` [size of the space] over the indices of each unit of `atom`."""
-    total = np.zeros(atom.size)
-    for units in coordinates(space, atom):
-        there = units >= 0
-        total += np.bincount(units[there], weights=values[there], minlength=atom.size)
-    return total
-
-
-def unit_means(space: Space, atom: Atom, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean instead."""
-    return unit_sums(space, atom, values) / unit_sums(space, atom, np.ones(space.size))
-
-
-def positions(space: Space, atom: Atom) -> NDArray[np.int64]:
-    """[units, positions]: the indices of `space` that belong to each unit of `atom`."""
-    pairs = {(u, i) for units in coordinates(space, atom) for i, u in enumerate(units.tolist()) if u >= 0}
-    return np.array(sorted(pairs), dtype=np.int64)[:, 1].reshape(atom.size, -1)
 
 
 class _Each:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bough.graph import Graph, Group
-from bough.importance.reduce import members, positions
+from bough.importance.reduce import members
 from bough.importance.score import UnitScores
-from bough.spaces import normal
+from bough.spaces import normal, unit_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def unit_vectors(graph: Graph, group: Group) -> list[Tensor]:
     own = {(m.name, m.dim) for m in group.members}
     for name, dim in members(graph, inputs=False):
         if (name, dim) in own:
-            index = torch.from_numpy(positions(normal(graph.states[name].axes[dim]), group.atom))
+            index = torch.from_numpy(unit_positions(normal(graph.states[name].axes[dim]), group.atom))
             rows = graph.tensor(name).detach().movedim(dim, 0)
             found.append(rows[index.to(rows.device)].reshape(group.size, -1))
     return found

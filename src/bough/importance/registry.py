@@ -10,10 +10,10 @@ from inspect import signature
 from typing import Any, Literal
 
 from bough.arguments import check_arguments
+from bough.calibration import Loss
 from bough.errors import PlanError
 from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank, Sensitivity
 from bough.importance.consumer import FLAP, Wanda
-from bough.importance.data import Loss
 from bough.importance.depth import BlockInfluence
 from bough.importance.gradient import OBD, Fisher, GateTaylor, Taylor
 from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Random

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bough.arguments import check_arguments
+from bough.calibration import Data, as_data
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.check import checked_scores
-from bough.importance.data import Data, of
 from bough.importance.finite import check_weights
 
 UnitScores = dict[str, NDArray[np.float64]]
@@ -72,7 +72,7 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
         return checked_scores(graph, criterion(graph), criterion)  # type: ignore[call-arg]
     if data is None:
         raise PlanError(f"{type(criterion).__name__} needs data: bough.score(graph, {type(criterion).__name__}(...), batches)")
-    return checked_scores(graph, criterion(graph, of(data)), criterion)  # type: ignore[call-arg]
+    return checked_scores(graph, criterion(graph, as_data(data)), criterion)  # type: ignore[call-arg]
 
 
 def called(criterion: str | Criterion | DataCriterion) -> Criterion | DataCriterion:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from bough.calibration import Data
 from bough.errors import TrainingError
-from bough.importance import Data
 from bough.tracing.tree import tensors_within
 
 

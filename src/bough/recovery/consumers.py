@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
+from bough.calibration import InputAxis
 from bough.graph import Graph, OpRecord
-from bough.importance.readings import Reading
 from bough.planning.plan import Plan
 from bough.recovery.pairing import lossy, renamed, twins
 from bough.rules.contraction import einsum_letters
@@ -17,7 +17,7 @@ from bough.tracing.flow import LAYERS, Flow, Produced
 
 PRODUCTS = (*LAYERS, "addmm")  # `output_dim` of their weight numbers the outputs
 
-Readers = Mapping[int, tuple[frozenset[str], Reading]]
+Readers = Mapping[int, tuple[frozenset[str], InputAxis]]
 """Of ops that read an activation and a weight: the parameters of the weight, and how it is read."""
 
 
@@ -45,8 +45,8 @@ class Consumer:
     """
 
     name: str
-    dense: Reading
-    small: Reading
+    dense: InputAxis
+    small: InputAxis
     constant: int | None
     shift: str
     skip: Skip | None
@@ -69,7 +69,7 @@ def consumers(dense: Graph, small: Graph, plan: Plan, kept: Mapping[Atom, Kept],
     found: list[Consumer] = []
     theirs = {r.op: r for r in _all(dense)}
 
-    def affected(reading: Reading) -> bool:
+    def affected(reading: InputAxis) -> bool:
         assert reading.contraction is not None
         reads_cut = any(a in kept for a in _summed(reading.contraction))
         return reads_cut or (everything and dense.ops[reading.op].inputs[reading.argument] in changed)
@@ -102,11 +102,11 @@ def consumers(dense: Graph, small: Graph, plan: Plan, kept: Mapping[Atom, Kept],
     return Candidates(tuple(found), skipped)
 
 
-def _all(graph: Graph) -> Iterator[Reading]:
+def _all(graph: Graph) -> Iterator[InputAxis]:
     return (r for _, (_, r) in _readers(graph))
 
 
-def _readers(graph: Graph) -> Iterator[tuple[int, tuple[frozenset[str], Reading]]]:
+def _readers(graph: Graph) -> Iterator[tuple[int, tuple[frozenset[str], InputAxis]]]:
     """(op, (parameters, reading)) of each product of an activation and a weight."""
     origin = weights_of(graph)
     seen: set[int] = set()
@@ -118,7 +118,7 @@ def _readers(graph: Graph) -> Iterator[tuple[int, tuple[frozenset[str], Reading]
         names = made[1 - one]
         if names:
             seen.add(c.op.index)
-            yield c.op.index, (names, Reading(c.op.index, *c.places[one], c, c.places[1 - one]))
+            yield c.op.index, (names, InputAxis(c.op.index, *c.places[one], c, c.places[1 - one]))
 
 
 def _summed(c: Contraction) -> frozenset[Atom]:
@@ -174,7 +174,7 @@ def _solvable(small: Graph, constant: str, names: frozenset[str], readers: Reade
     )
 
 
-def _mixed(dense: Graph, reading: Reading, kept: Mapping[Atom, Kept]) -> str:
+def _mixed(dense: Graph, reading: InputAxis, kept: Mapping[Atom, Kept]) -> str:
     """Whether units that are cut share an axis with data, so that the kept ones can not be told on other data."""
     held = {a for s in dense.states.values() for axis in s.axes for a in normal(axis).atoms}
     op = dense.ops[reading.op]

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from bough.arguments import check_arguments, check_fields
+from bough.calibration import Loss, as_model_loss, as_output_loss, calling_convention
 from bough.errors import TrainingError
-from bough.importance import Loss
-from bough.importance.losses import called_with_model, called_with_output, convention
 from bough.recovery.attach import Regularizer
 from bough.recovery.features import Features
 from bough.recovery.finetune import batch_loss, classes_dim, forward_of, logits_of
@@ -109,8 +108,8 @@ def distill(
     """
     check_arguments(distill, locals())
     how, run = distillation or Distillation(), forward or forward_of(train)
-    runs_model = loss is not None and convention(loss, "output") == "model"
-    task_loss = batch_loss if loss is None else called_with_model(loss, run) if runs_model else called_with_output(loss)
+    runs_model = loss is not None and calling_convention(loss, "output") == "model"
+    task_loss = batch_loss if loss is None else as_model_loss(loss, run) if runs_model else as_output_loss(loss)
     pair = _Pair(small, model, how, run, task_loss if runs_model and how.logits < 1 else None)
 
     def total(found: _Found, batch: Any) -> Tensor:

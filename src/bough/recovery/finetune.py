@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from bough.arguments import check_arguments
+from bough.calibration import Data, Loss, as_model_loss, as_output_loss, calling_convention
 from bough.errors import TrainingError
-from bough.importance import Data, Loss
-from bough.importance.losses import called_with_model, called_with_output, convention
 from bough.recovery.attach import Regularizer
 from bough.recovery.homes import homes_kept
 from bough.recovery.launch import Accelerator, accelerating, prepared_anew
@@ -45,7 +44,7 @@ def finetune(
             `bough.importance.Data`; its batches are those of all processes together.
         training: the options.
         loss: (output, batch) -> mean over the batch; or, told by the names of its parameters, (model, batch) as for `score` and
-            (output, labels) as `F.cross_entropy`, see `bough.importance.losses`. Unless given, the output's own `loss`, or
+            (output, labels) as `F.cross_entropy`, see `bough.calibration.losses`. Unless given, the output's own `loss`, or
             cross-entropy with `batch[1]`.
         forward: (model, batch) -> output; unless given, `model(batch[0])`, or `model(**batch)` for a mapping.
         evaluate: model -> metric, after each epoch, in eval mode, where it is trained: inputs go to its parameters' device;
@@ -71,10 +70,10 @@ def finetune(
     """
     check_arguments(finetune, locals())
     run = forward or forward_of(train)
-    if loss is not None and convention(loss, "output") == "model":
-        task = Task(lambda model, batch: model, called_with_model(loss, run), evaluate, callback)
+    if loss is not None and calling_convention(loss, "output") == "model":
+        task = Task(lambda model, batch: model, as_model_loss(loss, run), evaluate, callback)
     else:
-        task = Task(run, called_with_output(loss) if loss is not None else batch_loss, evaluate, callback)
+        task = Task(run, as_output_loss(loss) if loss is not None else batch_loss, evaluate, callback)
     training = training or Training()
     kept = homes_kept(model, optimizer=optimizer)
     with kept, prepared_anew(model, accelerator), accelerating(training, accelerator) as here:

@@ -9,20 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bough.calibration import (
+    Data,
+    InputAxis,
+    Observed,
+    PairedRuns,
+    StagedModel,
+    Tap,
+    TapPoint,
+    first_batches,
+    tapped,
+    unfold,
+    unfold_output,
+)
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
-from bough.importance.data import Data
-from bough.importance.readings import Reading
-from bough.importance.unfold import outcome, unfold
 from bough.planning.plan import Plan
 from bough.recovery.consumers import Consumer, Skip, consumers
-from bough.recovery.inputs import first_batches
 from bough.recovery.least_squares import QUARTERS, Sums
-from bough.recovery.lockstep import Lockstep, Place, Route, Seen
 from bough.recovery.pairing import folded, kept_units, renamed, select
 from bough.spaces import Space, indices
 from bough.tracing.flow import channel_scale
-from bough.tracing.taps import Tap, tapped
 
 _FEW = 10  # rows for each input of a layer, below which a fit may follow the sample more than the model
 
@@ -132,27 +139,27 @@ class Fitting:
     def run(self, memory: int) -> None:
         """Goes from stage to stage. `memory`: bytes that batches may hold which wait for the next one."""
         each = sum(g.cost().peak_memory for g in (self.dense, self.small))
-        with Lockstep((self._dense_route(), self._small_route()), self.data, int(memory // max(each, 1))) as runs:
+        with PairedRuns((self._dense_route(), self._small_route()), self.data, int(memory // max(each, 1))) as runs:
             for number, stage in enumerate(self.stages):
-                for batch, (big, little) in enumerate(runs.at(number)):
+                for batch, (big, little) in enumerate(runs.at_stage(number)):
                     for c in stage:
                         self._read(c, batch, big, little[stage[0].small.op, False], little)
                 again = [self._solve(c) for c in stage]
                 if any(again):
                     runs.restart()
 
-    def _small_route(self) -> Route:
+    def _small_route(self) -> StagedModel:
         """The cut model stops before the first consumer that reads what a stage fits."""
         stops = tuple((stage[0].small.op, False) for stage in self.stages)
         needed = {place: i for i, place in enumerate(stops)}
         for i, stage in enumerate(self.stages):
             needed.update({(s.small[0], True): i for c in stage if (s := self._skip(c))})
-        return Route(self.small, stops, needed)
+        return StagedModel(self.small, stops, needed)
 
-    def _dense_route(self) -> Route:
+    def _dense_route(self) -> StagedModel:
         """The dense one after the last of them."""
         stops = tuple((max(c.dense.op for c in stage), True) for stage in self.stages)
-        needed: dict[Place, int] = {}
+        needed: dict[TapPoint, int] = {}
         for i, stage in enumerate(self.stages):
             for c in stage:
                 needed[c.dense.op, True] = i
@@ -160,12 +167,12 @@ class Fitting:
                     needed[c.dense.op, False] = i
                 if skip := self._skip(c):
                     needed[skip.dense[0], True] = i
-        return Route(self.dense, stops, needed)
+        return StagedModel(self.dense, stops, needed)
 
     def _skip(self, c: Consumer) -> Skip | None:
         return c.skip if self.options.skips else None
 
-    def _read(self, c: Consumer, batch: int, big: Seen, x: Sequence[Tensor], little: Seen) -> None:
+    def _read(self, c: Consumer, batch: int, big: Observed, x: Sequence[Tensor], little: Observed) -> None:
         """Adds a batch, by its number, to a consumer's sums. `x`: the arguments of the op that the cut model stands at."""
         op, theirs = self.small.ops[c.small.op], self.dense.ops[c.dense.op]
         tensors = list(self._tensors[c.small.op])
@@ -180,7 +187,7 @@ class Fitting:
             error, stream = self._error_of(skip, big, little), self._stream(skip, y, big)
             y = y + error
         rows = unfold(c.small, op, tensors, self.options.sites).x
-        targets = outcome(c.small, op, tensors, y, self.options.sites)
+        targets = unfold_output(c.small, op, tensors, y, self.options.sites)
         if c.routed and len(rows) > len(self._blocks(c)):  # experts
             stay = indices(theirs.arguments[c.dense.weight[0]][0], self.kept).tolist()  # type: ignore[index]
             rows, targets = [rows[i] for i in stay], [targets[i] for i in stay]
@@ -189,7 +196,7 @@ class Fitting:
             targets = [t - k for t, k in zip(targets, constant, strict=True)]
         weights = None
         if stream is not None:
-            each = outcome(c.small, op, tensors, stream, self.options.sites)
+            each = unfold_output(c.small, op, tensors, stream, self.options.sites)
             weights = [_weights(e.double().square().sum(1)) for e in each]
         quarter = 0 if self.options.ridge is not None else None if self._alone else batch % QUARTERS
         self.weights[c.name].sums.add(rows, targets, weights, c.shift, quarter)
@@ -204,7 +211,7 @@ class Fitting:
         scales = [s for s in self.plan.scales if renamed(s.name, self.plan) == c.name]
         return folded(op, scales, self.kept).to(self._tensor(c)) if scales else 1.0
 
-    def _error_of(self, skip: Skip, big: Seen, little: Seen) -> Tensor | float:
+    def _error_of(self, skip: Skip, big: Observed, little: Observed) -> Tensor | float:
         """How far what the outputs are added to is from the dense model's, in front of the norm between."""
         theirs = self._kept(big[skip.dense[0], True][skip.dense[1]], skip.add.arguments[skip.argument])
         ours = little[skip.small[0], True][skip.small[1]]
@@ -217,7 +224,7 @@ class Fitting:
         inverse = torch.where(near_zero, 0.0, 1 / torch.where(near_zero, 1.0, scale))
         return (theirs - ours) * inverse.view(-1, *(1,) * (ours.dim() - 2))
 
-    def _stream(self, skip: Skip, y: Tensor, big: Seen) -> Tensor | None:
+    def _stream(self, skip: Skip, y: Tensor, big: Observed) -> Tensor | None:
         """What the dense model's outputs make of what they are added to. Where no batch norm does, a norm over each row
         follows sooner or later, so that rows count by the share of them that is wrong; a few large ones would count alone."""
         theirs = self._kept(big[skip.dense[0], True][skip.dense[1]], skip.add.arguments[skip.argument])
@@ -284,6 +291,6 @@ def _weights(squares: Tensor) -> Tensor:
     return torch.where(there, 1 / squares.clamp_min(1e-3 * usual), 0.0)
 
 
-def _weight(reading: Reading) -> int:
+def _weight(reading: InputAxis) -> int:
     assert reading.weight is not None
     return reading.weight[0]

@@ -14,11 +14,10 @@ from bough.arguments import check_arguments
 from bough.cutting.check import check
 from bough.cutting.cut import copied, cut
 from bough.graph import Graph, Group
-from bough.importance.reduce import positions
 from bough.importance.redundancy import unit_vectors
 from bough.planning.plan import Plan
 from bough.recovery.pairing import kept_units
-from bough.spaces import Each, normal
+from bough.spaces import Each, normal, unit_positions
 from bough.tracing.contractions import contractions, weights_of
 
 
@@ -83,7 +82,7 @@ def merge(graph: Graph, plan: Plan) -> Merged:
             continue
         gone, heirs, factors, groups[group.name] = _nearest(graph, group, units)
         for name, dim in places:
-            where = torch.from_numpy(positions(normal(graph.states[name].axes[dim]), group.atom))
+            where = torch.from_numpy(unit_positions(normal(graph.states[name].axes[dim]), group.atom))
             source, target = where[gone], where[heirs]
             each = factors[:, None].expand(source.shape)
             added.setdefault(name, []).append((dim, source.flatten(), target.flatten(), each.flatten()))

@@ -10,11 +10,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bough.arguments import check_arguments
+from bough.calibration import Data
 from bough.cutting import Verification, cut, transfer_optimizer, verify
 from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.importance import Criterion, Data, DataCriterion, Magnitude, score
+from bough.importance import Criterion, DataCriterion, Magnitude, score
 from bough.planning import Budget, Plan, plan
 from bough.planning.compose import compose
 from bough.recovery.attach import check_holds

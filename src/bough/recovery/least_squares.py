@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bough.calibration import TINY, rounding_floor
 from bough.errors import PlanError
-from bough.importance.moments import TINY, rounding
 
 STRENGTHS = tuple(10.0**k for k in range(-3, 3))
 """The ridges that one is chosen from."""
@@ -206,8 +206,8 @@ def _solved(second: Tensor, cross: Tensor, ridge: float, raw: Tensor) -> Tensor:
     if ridge == 0:  # the pseudo-inverse: nothing along what the data does not vary in
         values, vectors = torch.linalg.eigh(second)
         largest = values[:, -1:].clamp_min(0) * second.shape[-1] * torch.finfo(second.dtype).eps
-        small = values <= torch.maximum(largest, rounding(raw)[:, 0])
+        small = values <= torch.maximum(largest, rounding_floor(raw)[:, 0])
         return vectors @ (torch.where(small, 0.0, 1 / values)[:, :, None] * (vectors.mT @ cross))
     eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
-    damped = second + torch.maximum(ridge * scale, rounding(raw) + TINY) * eye
+    damped = second + torch.maximum(ridge * scale, rounding_floor(raw) + TINY) * eye
     return torch.linalg.solve(damped, cross)

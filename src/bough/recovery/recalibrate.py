@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bough.arguments import check_arguments
+from bough.calibration import Data, as_data, copy_to_device, forward_inputs, parameter_device, preserve_state
 from bough.errors import PlanError
-from bough.importance.data import Data, home_of, moved, of
-from bough.recovery.inputs import given
-from bough.tracing.taps import undisturbed
 from bough.tracing.trace import split_inputs
 from bough.tracing.wrapped import unwrap
 
@@ -38,7 +36,7 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
         True
     """
     check_arguments(recalibrate, locals())
-    model, stream = unwrap(small), of(data)
+    model, stream = unwrap(small), as_data(data)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         raise PlanError(f"{type(model).__name__} has no batch norm with running statistics")
@@ -51,7 +49,7 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
         for m in norms
     ]
     try:
-        with torch.no_grad(), undisturbed(model):
+        with torch.no_grad(), preserve_state(model):
             for m in norms:
                 m.training = True
             for batch in stream.batches:
@@ -72,7 +70,7 @@ def _run(model: nn.Module, data: Data, batch: Any) -> None:
     if data.forward is not None:
         data.forward(model, batch)
         return
-    args, kwargs = split_inputs(moved(given(model, batch), home_of(model)))
+    args, kwargs = split_inputs(copy_to_device(forward_inputs(model, batch), parameter_device(model)))
     model(*args, **kwargs)
 
 

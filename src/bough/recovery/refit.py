@@ -12,16 +12,14 @@ import torch
 from torch import nn
 
 from bough.arguments import check_arguments
+from bough.calibration import Data, as_data, example_inputs_from, preserve_state
 from bough.cutting.check import check, check_weights
 from bough.cutting.cut import copied
 from bough.errors import PlanError
-from bough.importance.data import Data, of
 from bough.planning.plan import Plan
 from bough.recovery.fitting import Fitting, Layer, Options
-from bough.recovery.inputs import example_of
 from bough.recovery.pairing import check_cut
 from bough.tracing.execution import held_tensors
-from bough.tracing.taps import undisturbed
 from bough.tracing.trace import trace
 from bough.tracing.wrapped import traceable
 
@@ -108,7 +106,7 @@ def refit_(
     check_arguments(refit_, locals())
     if (ridge is not None and not 0 <= ridge < inf) or sites < 1:
         raise PlanError(f"refit(ridge={ridge}, sites={sites}): ridge must be a number that is not negative, sites at least 1")
-    dense, cut, stream = traceable(model), traceable(small), of(data)
+    dense, cut, stream = traceable(model), traceable(small), as_data(data)
     if dense is cut:
         raise PlanError("model and small are one: small is a copy of model that the plan has cut")
     if plan.rebuild:
@@ -118,8 +116,8 @@ def refit_(
     check(dense, plan)
     check_weights(dense, plan)
     check_cut(cut, plan)
-    first = example_of(dense, stream, plan) if example_inputs is None else example_inputs
-    with undisturbed(dense), undisturbed(cut), _all_or_nothing(cut):
+    first = example_inputs_from(dense, stream, plan.inputs) if example_inputs is None else example_inputs
+    with preserve_state(dense), preserve_state(cut), _all_or_nothing(cut):
         graphs = trace(dense, first), trace(cut, first)
         fitting = Fitting(*graphs, plan, stream, Options(ridge, sites, everything, skips))
         fitting.run(memory)

@@ -11,8 +11,9 @@ same by their coarsest common refinement; where there is none, both are frozen. 
 from bough.spaces.kept import Each, Indices, Kept, coordinates, count, indices, innermost, paths
 from bough.spaces.refinement import unify
 from bough.spaces.space import UNIT, Atom, Product, Space, Sum, concat, freeze, is_frozen, normal, product
+from bough.spaces.units import unit_means, unit_positions, unit_sums
 
 __all__ = [
     "UNIT", "Atom", "Each", "Indices", "Kept", "Product", "Space", "Sum", "concat", "coordinates", "count", "freeze",
-    "indices", "innermost", "is_frozen", "normal", "paths", "product", "unify",
+    "indices", "innermost", "is_frozen", "normal", "paths", "product", "unify", "unit_means", "unit_positions", "unit_sums",
 ]  # fmt: skip

@@ -11,9 +11,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bough
 from bough import importance
+from bough.calibration import Data, calling_convention
 from bough.errors import ArgumentError, BoughError, TrainingError
-from bough.importance import Data
-from bough.importance.losses import convention
 from bough.recovery import Distillation, distill, finetune
 
 pytest.importorskip("accelerate")
@@ -56,11 +55,11 @@ LOSSES = {
 
 
 def test_what_tells_them_apart():
-    kinds = {name: convention(loss, "output") for name, loss in LOSSES.items()}
-    assert kinds == {name: convention(loss, "model") for name, loss in LOSSES.items()}
+    kinds = {name: calling_convention(loss, "output") for name, loss in LOSSES.items()}
+    assert kinds == {name: calling_convention(loss, "model") for name, loss in LOSSES.items()}
     assert set(kinds.values()) == {"model", "output", "labels"}
     for unknown in (lambda a, b: 0, lambda *args: 0, lambda: 0, max):
-        assert [convention(unknown, kind) for kind in ("model", "output")] == ["model", "output"]
+        assert [calling_convention(unknown, kind) for kind in ("model", "output")] == ["model", "output"]
 
 
 @pytest.mark.parametrize("kind", ["Taylor", "GateTaylor", "OBD", "Fisher", "Sensitivity", "MaskedLoss", "Shapley"])

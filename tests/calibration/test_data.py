@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import bough
+from bough.calibration import Data
 from bough.errors import PlanError, TraceError
-from bough.importance import Data, criterion
+from bough.importance import criterion
 from tests.test_importance import loss, output, scored, tiny
 from tests.zoo import randomize
 

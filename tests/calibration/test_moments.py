@@ -9,11 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bough
-from bough.importance.data import Data
-from bough.importance.moments import Moments, moments
-from bough.importance.readings import readings
-from bough.importance.unfold import unfold
-from bough.tracing.taps import Tap, tapped
+from bough.calibration import Data, Moments, Tap, collect_moments, consumer_inputs, tapped, unfold
 from tests.zoo import randomize
 
 
@@ -21,7 +17,7 @@ def contraction(model, data):
     """(x w, as the op gives it) of the last layer of Sequential(first, ReLU, last), bias apart."""
     graph = bough.trace(model, data[:2])
     group = next(g for g in graph.groups if any(m.name == "0.weight" for m in g.members))
-    (reading,) = [r for r in readings(graph)[group.name] if graph.ops[r.op].module == "2"]
+    (reading,) = [r for r in consumer_inputs(graph)[group.name] if graph.ops[r.op].module == "2"]
     seen = []
     tap = Tap(reading.op, lambda op, tensors: seen.append(unfold(reading, op, tensors, 10**6)))
     with torch.no_grad(), tapped(graph, [tap]):
@@ -56,7 +52,7 @@ def test_columns_are_those_of_each_channel():
     model = randomize(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2)))
     data = torch.randn(4, 3, 7, 7, dtype=torch.float64)
     graph, group, reading, _, x = contraction(model, data)
-    found = moments(graph, Data([data[:1], data[1:]]), [reading], sites=10**6)[reading]
+    found = collect_moments(graph, Data([data[:1], data[1:]]), [reading], sites=10**6)[reading]
     assert isinstance(found, Moments)
     assert found.biased
     patches = F.unfold(x, 3)  # [samples, 6 x 9, sites]
@@ -87,7 +83,7 @@ def test_an_einsum_is_a_product(equation):
     torch.manual_seed(0)
     model, data = randomize(Mixed()), torch.randn(3, 6, 4, dtype=torch.float64)
     graph = bough.trace(model, data[:2])
-    (reading,) = readings(graph)[graph.groups[0].name]
+    (reading,) = consumer_inputs(graph)[graph.groups[0].name]
     seen = []
     with torch.no_grad(), tapped(graph, [Tap(reading.op, lambda op, tensors: seen.append(unfold(reading, op, tensors, 9)))]):
         result = model(data)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import bough
+from bough.calibration import Tap, preserve_state, tapped
 from bough.errors import TraceError
-from bough.tracing.taps import Tap, tapped, undisturbed
 from tests.zoo import randomize
 from tests.zoo.small import ZOO
 
@@ -67,7 +67,7 @@ def test_taps_show_what_hooks_see(name, gradients):
         shown[op.index].insert(1, tensors[0].detach().clone())
 
     taps = [t for op, _ in sites for t in (Tap(op.index, arguments), Tap(op.index, results, results=True))]
-    with torch.set_grad_enabled(gradients), undisturbed(model), tapped(graph, taps) as running:
+    with torch.set_grad_enabled(gradients), preserve_state(model), tapped(graph, taps) as running:
         actual = running(data)
         if gradients:
             actual.square().mean().backward()
@@ -113,7 +113,7 @@ def test_the_model_stays_as_it_was():
     modes = [m.training for m in model.modules()]
     names = set(model.__dict__)
     random = torch.get_rng_state()
-    with undisturbed(model), tapped(graph, [Tap(3, lambda op, tensors: None)]):
+    with preserve_state(model), tapped(graph, [Tap(3, lambda op, tensors: None)]):
         assert not any(m.training for m in model.modules())
         model.train()
         model.zero_grad()
@@ -168,7 +168,7 @@ def test_a_trace_in_training_mode_fits_a_run_in_eval_mode():
     graph = bough.trace(model, torch.randn(3, 4))
     (last,) = [op.index for op in graph.ops if op.module == "4"]
     seen = []
-    with torch.no_grad(), undisturbed(model), tapped(graph, [Tap(last, lambda op, tensors: seen.append(tensors[0]))]):
+    with torch.no_grad(), preserve_state(model), tapped(graph, [Tap(last, lambda op, tensors: seen.append(tensors[0]))]):
         model(torch.ones(2, 4))
         expected = model[:4](torch.ones(2, 4))
     assert torch.equal(seen[0], expected)

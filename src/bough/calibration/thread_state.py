@@ -1,7 +1,7 @@
-"""What torch (and Python's context variables) keep for each thread, carried over from one thread to another.
+"""Transfer of thread-local state of torch, and of context variables, from one thread to another.
 
 A new thread starts without the autocast, inference mode, modes (`torch.device(...)` as a context, `set_default_device`) and
-CUDA stream of the thread that starts it. A model that runs there would compute something else.
+CUDA stream of the thread that starts it, so a model would compute something else there.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Result = TypeVar("Result")
 
 
 def in_state_of_caller(work: Callable[[], Result]) -> Callable[[], Result]:
-    """Return `work` such that, in a new thread, it runs in the state of the thread that calls this function.
+    """Return a function that calls `work` in the state of the current thread, whichever thread it is called in.
 
-    Casts of weights by autocast are not cached there: the weights may change between two runs.
+    Autocast does not cache casts of weights there, because the weights may change between two runs.
 
     Example:
         >>> from threading import Thread
@@ -45,7 +45,7 @@ def in_state_of_caller(work: Callable[[], Result]) -> Callable[[], Result]:
             torch.set_autocast_dtype(device, dtype)
         torch.set_autocast_cache_enabled(False)
         if stream is not None:
-            torch.cuda.set_stream(stream)  # and its device
+            torch.cuda.set_stream(stream)  # also sets the device of the stream
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(inference))
             stack.enter_context(torch.set_grad_enabled(gradients))

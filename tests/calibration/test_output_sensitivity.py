@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import bough
+from bough.calibration import Data, output_sensitivities
 from bough.errors import PlanError
-from bough.importance import OBS, Data, ThiNet
-from bough.importance.sensitivity import sensitivities
+from bough.importance import OBS, ThiNet
 from tests.zoo import randomize
 
 
@@ -37,7 +37,7 @@ def test_random_mixtures_come_to_the_squared_jacobian(inplace):
     model, x = net(inplace), torch.randn(6, 3, 6, 6).double()
     graph = bough.trace(model, x[:2])
     layers = [op.index for op in graph.ops if op.name in ("convolution", "linear")]
-    found = sensitivities(graph, Data([x] * 5), layers, probes=200)
+    found = output_sensitivities(graph, Data([x] * 5), layers, probes=200)
     for index, layer in zip(layers, (0, 2, 5), strict=True):
         wanted = by_hand(net(), layer, x)
         assert torch.allclose(found[index], wanted, rtol=0.1), (found[index], wanted)

@@ -1,8 +1,7 @@
-"""Calibration is replay with taps: the model runs on real data, and chosen ops of the recorded run show their tensors.
+"""Taps: observers of the tensors of recorded operators while the model runs on real data.
 
-A `Taps` is entered around any code that calls the model, a loss with its backward pass included. Each call of the model
-is held against the recorded run, op by op; where it takes another path, the error says where. The model itself stays
-as it was: mode, flags, buffers, gradients, random numbers.
+`tapped` is a context manager around any code that calls the model, including a loss with its backward pass. Each call of the
+model is matched with the recorded run, operator by operator; if the call takes another path, the error states where.
 """
 
 from __future__ import annotations
@@ -30,16 +29,23 @@ from bough.tracing.stream import Call, Runner, Stream, swap, tensors_in
 from bough.tracing.wrapped import eagerly
 
 Reader = Callable[[OpRecord, Sequence[Tensor]], Sequence[Tensor] | None]
-"""Called with an op and the real tensors of its arguments, or of its results, in the order in which they were recorded.
-What a reader of arguments returns is used in their place; not where gradients are asked for."""
+"""(op, tensors) -> replacements or None. The tensors are the arguments or results of a run, in the recorded order.
 
+Tensors that a reader of arguments returns replace the arguments; do not replace arguments if gradients are needed.
+"""
 
-_NAMES = {"_embedding_bag_forward_only": "_embedding_bag"}  # without gradients: with them
+_NAMES = {"_embedding_bag_forward_only": "_embedding_bag"}  # name without gradients -> name with gradients
 
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """Reads op number `op`: its arguments before it runs, or its results after."""
+    """An observer of one recorded operator.
+
+    Attributes:
+        op: index of the operator in `graph.ops`.
+        read: called with the operator's arguments before it runs, or with its results after.
+        results: whether results are read instead of arguments.
+    """
 
     op: int
     read: Reader
@@ -48,12 +54,12 @@ class Tap:
 
 @contextmanager
 def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
-    """While inside, each call of `graph.model` shows the tapped tensors; gives the model.
+    """Call the readers of `taps` in each call of `graph.model` inside the context; yield the model.
 
-    Tensors of arguments belong to autograd where it is on: `tensor.register_hook` gives their gradients.
+    With gradients enabled, arguments are part of the autograd graph, so `tensor.register_hook` observes their gradients.
 
     Raises:
-        TraceError: from the model's call: the run takes another path than the traced one.
+        TraceError: from a call of the model: the run takes another path than the traced one.
 
     Example:
         >>> import torch, bough
@@ -64,24 +70,24 @@ def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
         linear (32, 8)
     """
     model, by_op = graph.model, _by_op(graph, taps)
-    inner, constant = model._call_impl, _constant(graph.ops) - by_op.keys()
+    original_call, constant = model._call_impl, _constant_ops(graph.ops) - by_op.keys()
 
-    def followed(*args: Any, **kwargs: Any) -> Any:
-        handler = _Tapping(graph, by_op, constant)
+    def call_with_taps(*args: Any, **kwargs: Any) -> Any:
+        handler = _TapRunner(graph, by_op, constant)
         with Stream(handler), substituted(model, lambda path, n: n), fresh_caches(model, hooks=False):
-            # what one call notes, the next must not find
-            result = inner(*args, **kwargs)
+            # a fresh cache per call: the next call must not reuse values that this one cached
+            result = original_call(*args, **kwargs)
         handler.finish()
         return result
 
     with eagerly(), substituted(model, lambda path, n: n):
-        model.__dict__["_call_impl"] = followed
+        model.__dict__["_call_impl"] = call_with_taps
         yield model
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards mode, flags, gradients, buffers and the random number generators are as before."""
+def preserve_state(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode; on exit, restore mode, flags, gradients, buffers and random number generators."""
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     values = [(t, t.detach().clone()) for _, t, parameter, _ in held_tensors(model) if not parameter]
@@ -103,7 +109,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Tapped:
-    """The readers of an op, and the sizes that its tensors' prunable axes must have."""
+    """Readers of one operator, and the required sizes of the prunable axes of its tensors; None where any size is accepted."""
 
     before: list[Reader]
     after: list[Reader]
@@ -112,41 +118,43 @@ class _Tapped:
 
 
 def _by_op(graph: Graph, taps: Sequence[Tap]) -> dict[int, _Tapped]:
-    held = {a for s in graph.states.values() for axis in s.axes for a in normal(axis).atoms}
+    """Return the taps grouped by operator."""
+    in_states = {a for s in graph.states.values() for axis in s.axes for a in normal(axis).atoms}
     units = {g.atom for g in graph.groups}
 
     def sizes(tensors: Sequence[tuple[Space, ...]]) -> list[list[int | None]]:
-        return [[a.size if _pure(a) else None for a in axes] for axes in tensors]
+        return [[a.size if has_units_only(a) else None for a in axes] for axes in tensors]
 
-    def _pure(axis: Space) -> bool:  # made of units, without batch or positions
+    def has_units_only(axis: Space) -> bool:  # no batch and no positions
         atoms = normal(axis).atoms
-        return bool(units.intersection(atoms)) and held.issuperset(atoms)
+        return bool(units.intersection(atoms)) and in_states.issuperset(atoms)
 
-    found: dict[int, _Tapped] = {}
+    by_op: dict[int, _Tapped] = {}
     for tap in taps:
         op = graph.ops[tap.op]
-        if tap.op not in found:
-            found[tap.op] = _Tapped([], [], sizes(op.arguments), sizes(op.results))
-        (found[tap.op].after if tap.results else found[tap.op].before).append(tap.read)
-    return found
+        if tap.op not in by_op:
+            by_op[tap.op] = _Tapped([], [], sizes(op.arguments), sizes(op.results))
+        (by_op[tap.op].after if tap.results else by_op[tap.op].before).append(tap.read)
+    return by_op
 
 
-def _constant(ops: Sequence[OpRecord]) -> frozenset[int]:
-    """The ops that read held tensors and constants alone: a model may keep what they give for its next run."""
-    found, values = set[int](), {-1}
+def _constant_ops(ops: Sequence[OpRecord]) -> frozenset[int]:
+    """Return the operators that depend on parameters, buffers and constants alone; a model may cache their results."""
+    constant, values = set[int](), {-1}
     for op in ops:
         if values.issuperset(op.inputs) or op.name == "lift_fresh":
-            found.add(op.index)
+            constant.add(op.index)
             values.update(op.values)
-    return frozenset(found)
+    return frozenset(constant)
 
 
 def _name(op: OpRecord | Call) -> str:
+    """Return the operator's name, the same with and without gradients."""
     return _NAMES.get(op.name, op.name)
 
 
-class _Tapping(Runner):
-    """Runs each op as it is, and shows the tensors of those tapped."""
+class _TapRunner(Runner):
+    """Runs each operator unchanged and calls the readers of those that are tapped."""
 
     def __init__(self, graph: Graph, taps: Mapping[int, _Tapped], constant: frozenset[int]) -> None:
         self.graph, self.taps, self.constant = graph, taps, constant
@@ -156,7 +164,7 @@ class _Tapping(Runner):
         self._dropouts = {name for name, m in graph.model.named_modules() if isinstance(m, _DropoutNd)}
         _, file, line = here()
         self._caller = f"{file}:{line}"
-        self._sites = {(op.name, op.where, op.module): op for op in reversed(graph.ops)} if graph.real else {}
+        self._op_at = {(op.name, op.where, op.module): op for op in reversed(graph.ops)} if graph.real else {}
 
     def op(self, call: Call) -> Any:
         record = self._next(call)
@@ -166,39 +174,42 @@ class _Tapping(Runner):
         args, kwargs = call.args, call.kwargs
         if tapped.before:
             tensors = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
-            changed = self._show(record, tapped.before, tensors, tapped.arguments)
+            changed = self._read(record, tapped.before, tensors, tapped.arguments)
             if changed is not tensors:
                 new = iter(changed)
                 args, kwargs = swap(args, lambda _: next(new)), {k: swap(v, lambda _: next(new)) for k, v in kwargs.items()}
         result = call.func(*args, **kwargs)
         if tapped.after:
-            self._show(record, tapped.after, tensors_in(result), tapped.results)
+            self._read(record, tapped.after, tensors_in(result), tapped.results)
         return result
 
-    def _show(
+    def _read(
         self, record: OpRecord, readers: list[Reader], tensors: Sequence[Tensor], expected: list[list[int | None]]
     ) -> Sequence[Tensor]:
+        """Call the readers; return the tensors, or their replacements."""
         fits = [
             len(e) == t.dim() and all(n in (None, m) for n, m in zip(e, t.shape, strict=True))
             for t, e in zip(tensors, expected, strict=False)
         ]
         if len(tensors) != len(expected) or not all(fits):
-            found = ", ".join(str(list(t.shape)) for t in tensors)
-            raise self._diverged(f"{record.name} is given tensors of shapes {found}", record)
+            shapes = ", ".join(str(list(t.shape)) for t in tensors)
+            raise self._diverged(f"{record.name} is given tensors of shapes {shapes}", record)
         for read in readers:
             tensors = read(record, tensors) or tensors
         return tensors
 
     def _next(self, call: Call) -> OpRecord | None:
-        """The recorded op that the call repeats; None for one that is no part of the trace and contracts nothing: other sizes
-        are rearranged in other ways, devices fill masks in other ways, autograd detaches what it saves."""
+        """Return the recorded operator that corresponds to the call; None if there is none and the call contracts nothing.
+
+        Other sizes are reshaped differently, other devices fill masks differently, and autograd detaches saved tensors.
+        """
         ops, at = self.graph.ops, self._at
-        while at < len(ops) and not self._same(ops[at], call) and self._bystander(ops[at]):
+        while at < len(ops) and not self._same(ops[at], call) and self._is_optional(ops[at]):
             at += 1
         if at < len(ops) and self._same(ops[at], call):
             self._at = at + 1
             return ops[at]
-        if self.graph.real and (site := self._site(call)) is not None:
+        if self.graph.real and (site := self._recorded_at(call)) is not None:
             self._at = site.index + 1
             return site
         if call.name in CONTRACTING:
@@ -206,32 +217,36 @@ class _Tapping(Runner):
         return None
 
     def _same(self, op: OpRecord, call: Call) -> bool:
-        """The same op of the same module on the same line; what only torch's own Python runs has its caller's line."""
+        """Whether operator, module and source line agree; calls from torch's own Python have the line of their caller."""
         if _name(op) != _name(call) or op.module != self._modules.get(id(call.module), ""):
             return False
         return op.where == call.where or call.where == self._caller
 
-    def _bystander(self, op: OpRecord) -> bool:
-        """Whether the op may fall away: it rearranges, drops out (traced in training mode), touches no unit of a group (a mask,
-        positions that are cached), or gives the same in each run."""
-        if op.name in REARRANGING or op.name == "_to_copy":  # between devices, where shapes stood in for tensors
+    def _is_optional(self, op: OpRecord) -> bool:
+        """Whether the recorded operator may be absent in a real run.
+
+        That is so for reshapes, dropout (traced in training mode), operators that touch no unit of a group (masks, cached
+        positions), and operators whose result is the same in each run.
+        """
+        if op.name in REARRANGING or op.name == "_to_copy":  # copies between devices: the trace had shapes instead of tensors
             return True
         if op.module in self._dropouts or op.index in self.constant:
             return True
         touched = (a for axes in (*op.arguments, *op.results) for a in axes)
         return op.name not in CONTRACTING and not any(self.units.intersection(normal(a).atoms) for a in touched)
 
-    def _site(self, call: Call) -> OpRecord | None:
-        """Of a run whose path depends on data: the op on the same line of the same module."""
-        return self._sites.get((call.name, call.where, self._modules.get(id(call.module), "")))
+    def _recorded_at(self, call: Call) -> OpRecord | None:
+        """Return the recorded operator on the same line of the same module, for control flow that depends on data."""
+        return self._op_at.get((call.name, call.where, self._modules.get(id(call.module), "")))
 
     def finish(self) -> None:
-        """The model has returned: nothing of the recorded run may be left."""
-        left = [op for op in self.graph.ops[self._at :] if not self._bystander(op)]
+        """Raise TraceError if the model has returned and recorded operators that must run are left."""
+        left = [op for op in self.graph.ops[self._at :] if not self._is_optional(op)]
         if left and not self.graph.real:
             raise self._diverged("the model does without an op", left[0])
 
     def _diverged(self, what: str, record: OpRecord | None) -> TraceError:
+        """Return the error for a run that takes another path than the traced one."""
         was = f"{record.name} of {record.module or 'the model'} ({record.where})" if record else "the end"
         return TraceError(
             f"the run on data takes another path than the traced one: {what} where the trace has {was}. Trace the model in "

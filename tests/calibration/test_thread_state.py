@@ -11,8 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import bough
-from bough.recovery import thread_state
-from bough.recovery.thread_state import in_state_of_caller
+from bough.calibration import in_state_of_caller, thread_state
 
 OWN = ContextVar("OWN", default="unset")
 X = torch.randn(128, 6, generator=torch.Generator().manual_seed(1))
