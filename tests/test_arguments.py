@@ -68,6 +68,7 @@ def call(function, **arguments):
 WRONG = {"None": None, "string": "text", "number": 3, "object": Wrong(), "class": Wrong, "list": [], "nan": math.nan}
 
 CALLS = dict([
+    call(bough.Call, method="forward"),
     call(bough.trace, model=new, example_inputs=lambda: X, ignore=(), only=None, real=False),
     call(bough.score, graph=GRAPH, criterion="wanda", data=BATCHES),
     call(bough.synthesize, graph=GRAPH, samples=2, batch_size=2, steps=1, seed=0, progress=False),
@@ -194,7 +195,8 @@ ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "example_inputs folder forward graph groups importance latency loss macs match names only onto optimizer "
     "otherwise params path patience peak_memory precision refit rewind_to ridge save_every student table training "
     "within",
-    "string": "backend checkpoint device folder importance path source start",
+    "string": "backend checkpoint device folder importance method path source start",
+    "class": "method",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip dim energy epochs "
     "every features growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory periods "
     "permutations plans probes quantum repeats ridge round_to rounds samples save_every scale seconds seed sites size step "

@@ -6,6 +6,7 @@ trace -> score -> plan -> cut -> verify -> recover -> save
 from bough import allocation, errors, importance, recovery
 from bough.analysis import sensitivity
 from bough.calibration import synthesize
+from bough.calls import Call
 from bough.comparing import Comparison, compare
 from bough.cost import Cost, EnergyModel
 from bough.cutting import Verification, cut, cut_, mask, rebuild, transfer_optimizer, verify
@@ -21,7 +22,7 @@ from bough.targeting import correct_table, meet_latency
 from bough.tracing import trace
 
 __all__ = [
-    "BoughError", "Budget", "Comparison", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer",
+    "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer",
     "Member", "Plan", "Result", "Training", "Verification", "allocation", "compare", "correct_table", "cut", "cut_",
     "distill", "errors", "finetune", "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild",
     "recalibrate", "recovery", "refit", "save", "score", "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",

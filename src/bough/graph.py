@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from bough.calls import Call
 from bough.spaces import Atom, Space, count, normal
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class Layer:
     """A module that can be left out: it passes a type through.
 
     `container`: the list that it is an entry of, or None where it stands alone. `exact`: it is residual, so leaving it out
-    equals zeroing its branch; otherwise it equals an identity in its place. `passages`: its call in each run.
+    equals zeroing its branch; otherwise it equals an identity in its place. `passages`: its calls in the recorded runs; in the
+    first run there is one.
     """
 
     name: str
@@ -187,17 +189,34 @@ class UnknownOp:
         return f"{self.name} in {self.module or 'the model'} ({self.where})"
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """One recorded run of the model: its ops are number `start` to `end` - 1.
+
+    `call`: the index in `Graph.calls` of the call that was made. `real`: on real values, because the control flow depends on
+    data. `other_mode`: in training mode where the model was in evaluation mode, or the other way round.
+    """
+
+    call: int
+    start: int
+    end: int
+    real: bool
+    other_mode: bool = False
+
+
 @dataclass(eq=False, repr=False)
 class Graph:
-    """A model's run with a type for every axis: what can be cut, what can not and why, what it costs.
+    """A model's recorded runs with a type for every axis: what can be cut, what can not and why, what it costs.
 
-    `second`: the ops of a run in the other mode (training or evaluation), made where that reads parameters which the mode
-    the model is in does not; they are numbered on from `ops`, bind the types, and cost nothing.
+    `calls`: what was called. `ops`: the operators of the first run, which is what a cost counts and what data is passed
+    through. `further_ops`: those of the runs after it, numbered on from `ops`: of the other calls, and of runs in the other
+    mode (training or evaluation), made where that reads parameters which the mode the model is in does not. They bind the
+    types and are checked as `ops` are, and cost nothing.
     """
 
     model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    calls: tuple[Call, ...]
+    runs: tuple[RecordedRun, ...]
     ops: tuple[OpRecord, ...]
     storages: tuple[Storage, ...]
     states: dict[str, State]
@@ -205,16 +224,40 @@ class Graph:
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     unknown_ops: tuple[UnknownOp, ...]
-    real: bool  # traced with real values, because the control flow depends on data
     fingerprint: str
     notes: list[str] = field(default_factory=list)
     layers: tuple[Layer, ...] = ()
     left_out: tuple[Layer, ...] = ()  # of a graph without some of its layers: these, and what the model notes of them
     layer_notes: tuple[dict[str, int], dict[str, list[int]]] = ({}, {})
     ragged: tuple[Ragged, ...] = ()  # of each group that another one leads everywhere: whether its units may differ
-    second: tuple[OpRecord, ...] = ()
+    further_ops: tuple[OpRecord, ...] = ()
     modes: dict[str, bool] = field(default_factory=dict)  # module name -> whether it was in training mode
     draw: float | None = None  # what every single random number of the run was
+
+    @property
+    def call(self) -> Call:
+        """The first call."""
+        return self.calls[0]
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments of the first call."""
+        return self.call.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments of the first call."""
+        return self.call.kwargs
+
+    @property
+    def real(self) -> bool:
+        """Whether the first call was recorded on real values, because the control flow depends on data."""
+        return self.runs[0].real
+
+    @property
+    def all_ops(self) -> tuple[OpRecord, ...]:
+        """The operators of all runs."""
+        return (*self.ops, *self.further_ops)
 
     def group(self, name: str) -> Group:
         """The group called `name`; KeyError where there is none."""

@@ -25,7 +25,7 @@ from bough.tracing.held import substituted
 from bough.tracing.location import here
 from bough.tracing.randomness import unchanged_rng
 from bough.tracing.replay import REARRANGING
-from bough.tracing.stream import Call, Runner, Stream, swap, tensors_in
+from bough.tracing.stream import OpCall, Runner, Stream, swap, tensors_in
 from bough.tracing.wrapped import eagerly
 
 Reader = Callable[[OpRecord, Sequence[Tensor]], Sequence[Tensor] | None]
@@ -148,7 +148,7 @@ def _constant_ops(ops: Sequence[OpRecord]) -> frozenset[int]:
     return frozenset(constant)
 
 
-def _name(op: OpRecord | Call) -> str:
+def _name(op: OpRecord | OpCall) -> str:
     """Return the operator's name, the same with and without gradients."""
     return _NAMES.get(op.name, op.name)
 
@@ -166,7 +166,7 @@ class _TapRunner(Runner):
         self._caller = f"{file}:{line}"
         self._op_at = {(op.name, op.where, op.module): op for op in reversed(graph.ops)} if graph.real else {}
 
-    def op(self, call: Call) -> Any:
+    def op(self, call: OpCall) -> Any:
         record = self._next(call)
         tapped = self.taps.get(record.index) if record is not None else None
         if record is None or tapped is None:
@@ -198,7 +198,7 @@ class _TapRunner(Runner):
             tensors = read(record, tensors) or tensors
         return tensors
 
-    def _next(self, call: Call) -> OpRecord | None:
+    def _next(self, call: OpCall) -> OpRecord | None:
         """Return the recorded operator that corresponds to the call; None if there is none and the call contracts nothing.
 
         Other sizes are reshaped differently, other devices fill masks differently, and autograd detaches saved tensors.
@@ -216,7 +216,7 @@ class _TapRunner(Runner):
             raise self._diverged(f"{call.name} runs ({call.where})", ops[self._at] if self._at < len(ops) else None)
         return None
 
-    def _same(self, op: OpRecord, call: Call) -> bool:
+    def _same(self, op: OpRecord, call: OpCall) -> bool:
         """Whether operator, module and source line agree; calls from torch's own Python have the line of their caller."""
         if _name(op) != _name(call) or op.module != self._modules.get(id(call.module), ""):
             return False
@@ -235,7 +235,7 @@ class _TapRunner(Runner):
         touched = (a for axes in (*op.arguments, *op.results) for a in axes)
         return op.name not in CONTRACTING and not any(self.units.intersection(normal(a).atoms) for a in touched)
 
-    def _recorded_at(self, call: Call) -> OpRecord | None:
+    def _recorded_at(self, call: OpCall) -> OpRecord | None:
         """Return the recorded operator on the same line of the same module, for control flow that depends on data."""
         return self._op_at.get((call.name, call.where, self._modules.get(id(call.module), "")))
 

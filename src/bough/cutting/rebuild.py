@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bough.arguments import check_arguments
+from bough.calls import FORWARD, as_calls
 from bough.cutting.check import check
 from bough.cutting.cut import cut
 from bough.cutting.literals import Types, rewrite
@@ -25,7 +26,6 @@ from bough.spaces import Atom, Indices, coordinates, indices, normal
 from bough.tracing.execution import Execution, OnStandIns, held_tensors
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import tensors_in
-from bough.tracing.trace import split_inputs
 from bough.tracing.tree import tensors_within
 from bough.tracing.wrapped import traceable
 
@@ -48,7 +48,7 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
     Args:
         model: as given to `trace`.
         plan: made with `on_conflict="rebuild"`; where the model's Python agrees with it, this is what `cut` gives, exported.
-        example_inputs: as for `trace`.
+        example_inputs: as for `trace`; one call of `forward`.
         dynamic_shapes: as for `torch.export.export`: which sizes of the inputs may vary.
 
     Raises:
@@ -75,7 +75,7 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
     check_arguments(rebuild, locals())
     inner = traceable(model)
     check(inner, plan)
-    inputs = split_inputs(example_inputs)
+    inputs = _inputs(example_inputs)
     if not plan.rebuild:
         return Rebuilt(exported(cut(inner, plan), inputs, dynamic_shapes), lambda t: t)
     held = list(held_tensors(inner))
@@ -95,6 +95,16 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
     _agree(small, wanted, inputs)
     note(plan, small, ((n, t, new[id(t)]) for n, t, parameter, _ in held if parameter and id(t) in new))
     return small
+
+
+def _inputs(example_inputs: Any) -> Inputs:
+    """Return the arguments of the one call that is exported."""
+    calls = as_calls(example_inputs)
+    if len(calls) > 1 or calls[0].method != FORWARD:
+        raise ExportError(
+            f"rebuild exports one call of forward, and was given {', '.join(map(str, calls))}: give that one call"
+        )
+    return calls[0].args, calls[0].kwargs
 
 
 def _typed(program: fx.GraphModule, inputs: Inputs) -> tuple[list[tuple[Tensor, Any]], Types]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bough.calls import Call
+from bough.cutting.slicing import plain
 from bough.errors import PlanError
-from bough.graph import Graph, OpRecord
+from bough.graph import Graph, OpRecord, RecordedRun
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, coordinates, indices, normal
 from bough.tracing.execution import Execution, OnStandIns
-from bough.tracing.stream import Call, swap, tensors_in
+from bough.tracing.stream import OpCall, swap, tensors_in
 from bough.tracing.trace import run, trace
 
 
@@ -24,35 +26,39 @@ class Reference:
     Args:
         masked: the original with zeros for all that the plan removes; in eval mode.
         plan: the plan that it was masked by.
-        args, kwargs: the inputs of the model.
+        calls: the calls to make.
     """
 
-    def __init__(self, masked: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.masked, self.plan, self.args, self.kwargs = masked, plan, args, kwargs
+    def __init__(self, masked: nn.Module, plan: Plan, calls: Sequence[Call]) -> None:
+        self.masked, self.plan, self.calls = masked, plan, calls
         self._trace(real=False)
 
-    def outputs(self) -> dict[str, Tensor]:
-        """Run the masked model with the weights that it has now, and return its outputs by path."""
+    def outputs(self) -> list[dict[str, Tensor]]:
+        """Make the calls with the weights that the masked model has now; return what each returns, by path."""
         try:
             return self._run()
         except _OtherPath:
-            if self.graph.real:
+            if all(r.real for r in self.graph.runs):
                 raise
             self._trace(real=True)
             return self._run()
 
     def _trace(self, *, real: bool) -> None:
-        self.graph = trace(self.masked, self.kwargs or self.args, real=real)
+        self.graph = trace(self.masked, list(self.calls), real=real)
         self.kept: dict[Atom, Any] = {}
         for group in self.graph.groups:
             member = next((m for m in group.members if m.dim in self.plan.kept.get(m.name, {})), None)
             if member is not None:
                 self.kept[group.atom] = _units(self.graph, group.atom, member.name, member.dim, self.plan)
 
-    def _run(self) -> dict[str, Tensor]:
-        execution = Execution(self.masked, True)
-        handler = _KeptOnly(self.graph, self.kept, execution)
-        return run(handler, execution, self.masked, self.args, self.kwargs, lambda path, n: n).tensors()
+    def _run(self) -> list[dict[str, Tensor]]:
+        found = []
+        for call, recorded in zip(self.calls, self.graph.runs, strict=False):
+            execution = Execution(self.masked, True)
+            handler = _KeptOnly(self.graph, recorded, self.kept, execution)
+            returned = run(handler, execution, self.masked, call, lambda path, n: n, first=recorded.start)
+            found.append({path: plain(t).clone() for path, t in returned.compared().items()})
+        return found
 
 
 class _OtherPath(PlanError):
@@ -72,16 +78,17 @@ class _KeptOnly(OnStandIns):
     what is not next in the recorded run is then told by its line and module.
     """
 
-    def __init__(self, graph: Graph, kept: Mapping[Atom, Any], execution: Execution) -> None:
+    def __init__(self, graph: Graph, recorded: RecordedRun, kept: Mapping[Atom, Any], execution: Execution) -> None:
         super().__init__(execution)
-        self.graph, self.kept = graph, kept
-        self._sites = {(op.name, op.where, op.module): op for op in graph.ops}
+        self.kept, self._end = kept, recorded.end
+        self._ops = graph.all_ops
+        self._sites = {(op.name, op.where, op.module): op for op in self._ops[recorded.start : recorded.end]}
         self._modules = {id(m): name for name, m in graph.model.named_modules()}
         self._aligned = True
 
-    def _record(self, call: Call) -> OpRecord:
-        ops = self.graph.ops
-        self._aligned = self._aligned and call.index < len(ops) and ops[call.index].name == call.name
+    def _record(self, call: OpCall) -> OpRecord:
+        ops = self._ops
+        self._aligned = self._aligned and call.index < self._end and ops[call.index].name == call.name
         if self._aligned and ops[call.index].where == call.where:
             return ops[call.index]
         self._aligned = False
@@ -93,7 +100,7 @@ class _KeptOnly(OnStandIns):
             )
         return found
 
-    def op(self, call: Call) -> Any:
+    def op(self, call: OpCall) -> Any:
         record = self._record(call)
         if not any(a in self.kept for s in (*record.renormalized, *record.undefined) for a in normal(s).atoms):
             return call.func(*call.args, **call.kwargs)

@@ -20,12 +20,14 @@ class OutputError:
         error: largest absolute difference.
         scale: largest absolute value of the reference.
         tolerance: the error up to which the tensors are equal; 0 for integers and booleans.
+        call: the call that returned it, such as "call 2 of 3, encode(float32[2, 8])"; "" if there is one call.
     """
 
     path: str
     error: float
     scale: float
     tolerance: float
+    call: str = ""
 
     @property
     def equal(self) -> bool:
@@ -34,7 +36,13 @@ class OutputError:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        return {"path": self.path, "error": self.error, "scale": self.scale, "tolerance": self.tolerance}
+        called = {"call": self.call} if self.call else {}
+        return {**called, "path": self.path, "error": self.error, "scale": self.scale, "tolerance": self.tolerance}
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages: " at output['logits'] of call 2 of 3, ..."; "" for the lone tensor of the one call."""
+        return _place(self.call, self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,8 @@ class Verification:
         fallback: why the comparison was not made in the precision asked for; "" if it was.
         drawn: a second comparison with drawn weights, of what the output does not show with the model's own weights.
         cause: why the models differ, where that was found, such as random numbers in `forward`; "" otherwise.
+        calls: the number of calls that were compared.
+        only_run: calls that return no tensor and no number, of which nothing was compared: both models make them.
     """
 
     max_error: float
@@ -107,6 +117,8 @@ class Verification:
     fallback: str = ""
     drawn: DrawnCheck | None = None
     cause: str = ""
+    calls: int = 1
+    only_run: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -116,11 +128,12 @@ class Verification:
     def __str__(self) -> str:
         verdict = "equal" if self.equal else "NOT equal"
         compared = f"{self.dtype}, as {self.fallback}" if self.fallback else self.dtype
+        compared += f"; {self.calls} calls" if self.calls > 1 else ""
         compared += f"; {len(self.exact_groups)} exact groups"
         if self.renormalizing_groups:
             compared += f", {len(self.renormalizing_groups)} renormalizing ones against statistics over kept units"
         wrong = [o for o in self.outputs if not o.equal]
-        place = f" at output{wrong[0].path}" if wrong and wrong[0].path else ""
+        place = wrong[0].place if wrong else ""
         parts = [f"masked original and cut model are {verdict}: largest error {self.max_error:.2e}{place} ({compared})"]
         if self.rounding > max((o.tolerance for o in self.outputs), default=0.0):
             parts.append(f"rounding of the factors folded into weights, apart from that: {self.rounding:.2e}")
@@ -128,6 +141,7 @@ class Verification:
             parts.append(str(self.drawn))
         if self.cause:
             parts.append(self.cause)
+        parts += [f"{call} returns nothing to compare: it was only run" for call in self.only_run]
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,7 +150,8 @@ class Verification:
             "max_error": self.max_error, "scale": self.scale, "dtype": self.dtype, "equal": self.equal,
             "exact_groups": list(self.exact_groups), "renormalizing_groups": list(self.renormalizing_groups),
             "outputs": [o.to_dict() for o in self.outputs], "rounding": self.rounding, "fallback": self.fallback,
-            "drawn": None if self.drawn is None else self.drawn.to_dict(), "cause": self.cause,
+            "drawn": None if self.drawn is None else self.drawn.to_dict(), "cause": self.cause, "calls": self.calls,
+            "only_run": list(self.only_run),
         }  # fmt: skip
 
 
@@ -164,7 +179,8 @@ def require_equal(report: Verification, result: Any, on_mismatch: str) -> None:
         )
 
 
-Outputs = dict[str, Tensor]
+Outputs = dict[tuple[str, str], Tensor]
+"""The tensors that calls return, by (call, path in what it returns); the call is "" if there is one."""
 
 
 def relative_tolerance(*dtypes: torch.dtype) -> float:
@@ -179,28 +195,39 @@ def relative_tolerance(*dtypes: torch.dtype) -> float:
 
 
 def errors_of(
-    expected: Outputs, actual: Outputs, dtype: torch.dtype, noise: dict[str, float] | None = None
+    expected: Outputs, actual: Outputs, dtype: torch.dtype, noise: dict[tuple[str, str], float] | None = None
 ) -> tuple[OutputError, ...]:
     """Compare two models' outputs tensor by tensor, in the order in which the outputs hold them.
 
     Args:
-        expected, actual: the outputs, by path.
+        expected, actual: the outputs, by call and path.
         dtype: the precision in which the models ran.
-        noise: how far rounding moves each output (by path); the tolerance is at least that.
+        noise: how far rounding moves each output (by call and path); the tolerance is at least that.
 
     Raises:
-        PlanError: the outputs are not as many, or not of the same shapes.
+        PlanError: a call's outputs are not as many, or not of the same shapes.
     """
-    if len(expected) != len(actual):
-        raise PlanError(f"the cut model returns {len(actual)} tensors, the original {len(expected)}")
+    for call in dict.fromkeys(call for call, _ in expected):
+        before, after = (sum(c == call for c, _ in outputs) for outputs in (expected, actual))
+        if before != after:
+            made = f"in {call} " if call else ""
+            raise PlanError(f"the cut model {made}returns {after} tensors, the original {before}")
     found = []
-    for (path, a), b in zip(expected.items(), actual.values(), strict=True):
+    for ((call, path), a), b in zip(expected.items(), actual.values(), strict=True):
         if a.shape != b.shape:
-            raise PlanError(f"output{path} has shape {list(b.shape)} after the cut, and {list(a.shape)} before")
+            place = f"{path} of {call}" if call else path
+            raise PlanError(f"output{place} has shape {list(b.shape)} after the cut, and {list(a.shape)} before")
         scale, floating = largest(a), a.is_floating_point() or a.is_complex()
-        tolerance = max(relative_tolerance(dtype, a.dtype) * scale, (noise or {}).get(path, 0.0)) if floating else 0.0
-        found.append(OutputError(path, distance(a, b), scale, tolerance))
+        known = (noise or {}).get((call, path), 0.0)
+        tolerance = max(relative_tolerance(dtype, a.dtype) * scale, known) if floating else 0.0
+        found.append(OutputError(path, distance(a, b), scale, tolerance, call))
     return tuple(found)
+
+
+def _place(call: str, path: str) -> str:
+    if not call:
+        return f" at output{path}" if path else ""
+    return f" at output{path} of {call}"
 
 
 def distance(a: Tensor, b: Tensor) -> float:

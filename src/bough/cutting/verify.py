@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from math import isfinite
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bough.arguments import check_arguments
+from bough.calls import Call, as_calls
 from bough.cutting.cut import copied, masked, zero_cut
 from bough.cutting.drawn import draw, perturb
 from bough.cutting.names import original_names
@@ -30,8 +31,7 @@ from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
 from bough.tracing.inputs import with_tensors
 from bough.tracing.randomness import unchanged_rng
-from bough.tracing.trace import split_inputs
-from bough.tracing.tree import forward_parameters, output_tensors, tensors_within
+from bough.tracing.tree import Returned, state_names, tensors_within
 from bough.tracing.wrapped import eagerly, unwrap
 
 _NOISE_MARGIN, _NOISE_RUNS = 3.0, 4
@@ -55,7 +55,8 @@ def verify(
         model: the original, which stays as it is.
         small: the cut model, which stays as it is.
         plan: the plan between them.
-        example_inputs: as for `trace`.
+        example_inputs: as for `trace`. Of several calls all are compared, each from the state that the models have before
+            the first one; calls that return no tensor are compared by the numbers that they return.
         dtype: the floating dtype to convert weights and inputs to for the comparison; None compares as they are. If an op
             of the model has no such precision, the comparison is made as they are, and `Verification.fallback` says so.
 
@@ -90,8 +91,10 @@ def verify(
 def expected_outputs(
     model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None = torch.float64
 ) -> dict[str, Tensor]:
-    """Return the outputs, by path, that `verify` expects of a model cut by `plan`."""
-    return _Comparison(model, model, plan, example_inputs, dtype).expected()[0]
+    """Return the outputs, by path, that `verify` expects of a model cut by `plan` in the first call."""
+    expected, _ = _Comparison(model, model, plan, example_inputs, dtype).expected()
+    first, _ = next(iter(expected))
+    return {path: t for (call, path), t in expected.items() if call == first}
 
 
 def missing_precision(error: BaseException | None) -> str:
@@ -110,9 +113,9 @@ class _Comparison:
     def __init__(
         self, model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None, fallback: str = ""
     ) -> None:
-        self.model, self.small, self.plan, self.inputs, self.dtype = model, small, plan, example_inputs, dtype
+        self.model, self.small, self.plan, self.dtype = model, small, plan, dtype
+        self.calls = as_calls(example_inputs)
         self.fallback, self.slicer = fallback, Slicer(plan)
-        self.parameters = forward_parameters(unwrap(model))
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()] or [torch.get_default_dtype()]
         self.precision = dtype or max(floats, key=lambda d: torch.finfo(d).eps)
 
@@ -135,7 +138,8 @@ class _Comparison:
             max_error=max(e.error for e in errors), scale=max(e.scale for e in errors), dtype=_name(self.precision),
             exact_groups=tuple(n for n in cut if n not in plan.renormalizing),
             renormalizing_groups=tuple(n for n in cut if n in plan.renormalizing),
-            outputs=errors, rounding=rounding, fallback=self.fallback, drawn=again, cause=cause,
+            outputs=errors, rounding=rounding, fallback=self.fallback, drawn=again, cause=cause, calls=len(self.calls),
+            only_run=tuple(n for n in self.names() if all(n != e.call for e in errors)),
         )  # fmt: skip
 
     def converted(self, tensor: Tensor) -> Tensor:
@@ -144,9 +148,18 @@ class _Comparison:
             return tensor.clone()
         return tensor.to(self.dtype.to_complex() if tensor.is_complex() else self.dtype, copy=True)
 
-    def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return a copy of the inputs in the precision of the comparison, as (args, kwargs)."""
-        return split_inputs(with_tensors(self.inputs, self.converted))
+    def given(self) -> list[Call]:
+        """Return the calls with copies of the inputs in the precision of the comparison."""
+        return [c.given(*with_tensors((c.args, c.kwargs), self.converted)) for c in self.calls]
+
+    def names(self) -> list[str]:
+        """Return what the report calls each call; "" for a lone one."""
+        n = len(self.calls)
+        return [f"call {i} of {n}, {c}" for i, c in enumerate(self.calls, 1)] if n > 1 else [""]
+
+    def named(self, outputs: Iterable[Mapping[str, Tensor]]) -> Outputs:
+        """Return the outputs of the calls by call and path."""
+        return {(n, path): t for n, found in zip(self.names(), outputs, strict=True) for path, t in found.items()}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -170,11 +183,11 @@ class _Comparison:
 
     def _reference(self, full: nn.Module) -> Reference:
         with self.running():
-            return Reference(full, self.plan, *self.given())
+            return Reference(full, self.plan, self.given())
 
     def _outputs(self, reference: Reference) -> Outputs:
         with self.running():
-            return _copies(reference.outputs())
+            return self.named(reference.outputs())
 
     def _rounded(self, name: str, tensor: Tensor, parameter: bool) -> Tensor:
         """Return a tensor of the original with the rounding error of the factors folded into it, but without the factors."""
@@ -280,7 +293,7 @@ class _Candidate:
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((n, plain(t)) for n, t, parameter, _ in held_tensors(self.model) if parameter)
 
-    def _noise(self, actual: Outputs, expected: Outputs) -> dict[str, float]:
+    def _noise(self, actual: Outputs, expected: Outputs) -> dict[tuple[str, str], float]:
         """Return how far a change of the weights and inputs by their last bit moves each output, times a margin."""
         moved = dict.fromkeys(expected, 0.0)
         size = torch.finfo(self.comparison.precision).eps
@@ -293,12 +306,30 @@ class _Candidate:
         return {path: noise if isfinite(noise) else 0.0 for path, noise in moved.items()}
 
     def _run(self, change: Callable[[Iterable[Tensor]], object] | None = None) -> Outputs:
-        """Run the copy on inputs that `change` has changed in place; what the run leaves on modules is undone."""
-        args, kwargs = self.comparison.given()
-        if change is not None:
-            change(tensors_within((args, kwargs)))
-        with substituted(self.model, lambda path, n: n), fresh_caches(self.model), self.comparison.running():
-            return _copies(output_tensors(self.model(*args, **kwargs), self.comparison.parameters))
+        """Make the calls on inputs that `change` has changed in place; what a call leaves on modules is undone after it."""
+        found = []
+        for call in self.comparison.given():
+            if change is not None:
+                change(tensors_within((call.args, call.kwargs)))
+            method = call.bound(self.model)
+            with substituted(self.model, lambda path, n: n), fresh_caches(self.model), _unwritten(self.model):
+                with self.comparison.running():
+                    returned = Returned.of(method(*call.args, **call.kwargs), state_names(self.model, method))
+                found.append({path: plain(t).clone() for path, t in returned.compared().items()})
+        return self.comparison.named(found)
+
+
+@contextmanager
+def _unwritten(model: nn.Module) -> Iterator[None]:
+    """Put back what is written in place to tensors that a model holds beside its parameters."""
+    before = [(plain(t), plain(t).clone()) for _, t, parameter, _ in held_tensors(model) if not parameter]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in before:
+                if tensor.shape == value.shape and not _same(value, tensor):
+                    tensor.copy_(value)
 
 
 class _Precisely(TorchDispatchMode):
@@ -317,11 +348,6 @@ class _Precisely(TorchDispatchMode):
         if self.dtype is not None and asked is not None and (asked.is_floating_point or asked.is_complex):
             kwargs = {**kwargs, "dtype": torch.promote_types(asked, self.dtype)}
         return func(*args, **kwargs)
-
-
-def _copies(outputs: Outputs) -> Outputs:
-    """Return outputs that stay as they are, also where a model returns its own weights."""
-    return {path: plain(t).clone() for path, t in outputs.items()}
 
 
 def _same(expected: Tensor, actual: Tensor) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bough.calls import FORWARD, as_calls
 from bough.errors import TraceError
-from bough.tracing.trace import split_inputs
 
 Run = Callable[[], object]
 BACKENDS = ("eager", "compile", "onnxruntime")
@@ -23,7 +23,7 @@ def runner(model: nn.Module, example_inputs: Any, backend: str = "eager") -> Run
     """Return a function that runs `model` once on its inputs and waits for the result. Call it in eval mode.
 
     Args:
-        model, example_inputs: as for `bough.trace`.
+        model, example_inputs: as for `bough.trace`; of several calls the first one is run.
         backend: "eager"; "compile" (`torch.compile`); "onnxruntime" (exported to ONNX, on the CPU, with as many threads as
             torch has).
 
@@ -32,10 +32,16 @@ def runner(model: nn.Module, example_inputs: Any, backend: str = "eager") -> Run
     """
     if backend not in BACKENDS:
         raise TraceError(f"backend={backend!r} is unknown: use one of {', '.join(map(repr, BACKENDS))}")
-    args, kwargs = split_inputs(example_inputs)
+    call = as_calls(example_inputs)[0]
+    args, kwargs = call.args, call.kwargs
     if backend == "onnxruntime":
+        if call.method != FORWARD:
+            raise TraceError(
+                f"backend='onnxruntime' exports forward, and the first call is {call}: give a call of forward first"
+            )
         return _onnxruntime(model, args, kwargs)
-    called = _compiled(model, args, kwargs) if backend == "compile" else model
+    called = call.bound(model)
+    called = _compiled(called, args, kwargs) if backend == "compile" else called
 
     def run() -> object:
         with torch.inference_mode():
@@ -60,7 +66,7 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., object]:
+def _compiled(method: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., object]:
     """Compile the model for these shapes, through a function with a code object of its own.
 
     torch keeps a limited number of compiled versions per code object: later versions are compiled for dynamic shapes, and
@@ -68,7 +74,7 @@ def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """
 
     def call(*args: Any, **kwargs: Any) -> object:
-        return model(*args, **kwargs)
+        return method(*args, **kwargs)
 
     function = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
     compiled: Callable[..., object] = torch.compile(function, dynamic=False)
@@ -76,7 +82,9 @@ def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.inference_mode():
             compiled(*args, **kwargs)
     except Exception as error:
-        raise TraceError(f"{type(model).__name__} can not be compiled: {type(error).__name__}: {error}") from error
+        raise TraceError(
+            f"{getattr(method, '__name__', type(method).__name__)} can not be compiled: {type(error).__name__}: {error}"
+        ) from error
     return compiled
 
 

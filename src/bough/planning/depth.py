@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bough.errors import ConflictError, PlanError, instead
-from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, Storage
+from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, RecordedRun, Storage
 from bough.planning.budget import Goal, LeastOfTied
 from bough.tracing.contractions import read_by
 from bough.tracing.held import held_values
@@ -79,7 +79,7 @@ def without(graph: Graph, layers: Sequence[Layer]) -> Graph:
     passages = [p for x in layers for p in x.passages]
     gone = {i for p in passages for i in range(p.start, p.end)}
     names = tuple(f"{x.name}." for x in layers)
-    every = (*graph.ops, *graph.second)
+    every = graph.all_ops
     used = {s for op in every if op.index not in gone for s in op.states}
     states = {n: s for n, s in graph.states.items() if not n.startswith(names) or n in used}
     place: dict[int, int] = {}
@@ -102,13 +102,19 @@ def without(graph: Graph, layers: Sequence[Layer]) -> Graph:
     readers = read_by(ops)
     groups = (replace(g, readers=max(readers[g.atom], 1)) for g in graph.groups)
     return replace(
-        graph, ops=ops, second=renumbered(graph.second), states=states,
+        graph, ops=ops, further_ops=renumbered(graph.further_ops), runs=_runs(graph, place), states=states,
         storages=_storages(graph, layers, gone, place),
         groups=tuple(g for g in (_group(g, states) for g in groups) if g.members),
         frozen=tuple(f for f in (_group(f, states) for f in graph.frozen) if f.members),
         equations=tuple(e for e in graph.equations if not _within(e.expression, names)), layers=(),
         left_out=tuple(layers), layer_notes=bookkeeping(graph, layers),
     )  # fmt: skip
+
+
+def _runs(graph: Graph, place: Mapping[int, int]) -> tuple[RecordedRun, ...]:
+    """Return the runs with the numbers of the ops that stay."""
+    before = np.cumsum([0, *(op.index in place for op in graph.all_ops)])
+    return tuple(replace(r, start=int(before[r.start]), end=int(before[r.end])) for r in graph.runs)
 
 
 def left_out(graph: Graph, layers: Sequence[Layer]) -> Graph:

@@ -58,12 +58,12 @@ class _Flow:
 
     @cached_property
     def maker(self) -> dict[int, tuple[OpRecord, int]]:
-        return {v: (op, i) for op in (*self.graph.ops, *self.graph.second) for i, v in enumerate(op.values)}
+        return {v: (op, i) for op in self.graph.all_ops for i, v in enumerate(op.values)}
 
     @cached_property
     def readers(self) -> dict[int | str, list[tuple[OpRecord, int]]]:
         table: dict[int | str, list[tuple[OpRecord, int]]] = {}
-        for op in (*self.graph.ops, *self.graph.second):
+        for op in self.graph.all_ops:
             for i, (value, state) in enumerate(zip(op.inputs, op.states, strict=True)):
                 table.setdefault(state or value, []).append((op, i))
         return table

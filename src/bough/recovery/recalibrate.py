@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bough.arguments import check_arguments
 from bough.calibration import Data, as_data, copy_to_device, forward_inputs, parameter_device, preserve_state
+from bough.calls import as_calls
 from bough.errors import PlanError
-from bough.tracing.trace import split_inputs
 from bough.tracing.wrapped import unwrap
 
 
@@ -70,8 +70,8 @@ def _run(model: nn.Module, data: Data, batch: Any) -> None:
     if data.forward is not None:
         data.forward(model, batch)
         return
-    args, kwargs = split_inputs(copy_to_device(forward_inputs(model, batch), parameter_device(model)))
-    model(*args, **kwargs)
+    (call,) = as_calls(copy_to_device(forward_inputs(model, batch), parameter_device(model)))
+    call(model)
 
 
 def _add(sums: Tensor, x: Tensor, name: str) -> None:

@@ -1,6 +1,6 @@
 """What a rule is given, and what it gives back.
 
-A rule is a function `(c: Context, call: Call, result) -> Typing | list[Typing]`: it unifies the spaces of the
+A rule is a function `(c: Context, call: OpCall, result) -> Typing | list[Typing]`: it unifies the spaces of the
 arguments' axes as the op demands, and types the result.
 """
 

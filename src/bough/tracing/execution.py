@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bough.tracing.randomness import as_drawn, draws_one
 from bough.tracing.shapes import SHAPES
-from bough.tracing.stream import Call, Runner, swap, tensors_in
+from bough.tracing.stream import OpCall, Runner, swap, tensors_in
 
 
 def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
@@ -90,7 +90,7 @@ class Execution:
         actual = tensor.device
         return self.home if actual.type == "meta" and not self.meta else actual
 
-    def run(self, call: Call) -> Any:
+    def run(self, call: OpCall) -> Any:
         """Runs the op as it is called, with all tensors on the meta device where one is."""
         args, kwargs = call.args, call.kwargs
         on_meta = [t.is_meta for t in (*tensors_in(args), *tensors_in([*kwargs.values()]))]
@@ -114,7 +114,7 @@ class Execution:
         return result
 
 
-def _on_shapes(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _on_shapes(call: OpCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return what an op gives on meta tensors; the stream need not see what whole functions and shape functions call."""
     shape = SHAPES.get(call.name)
     if shape is not None and "out" not in kwargs:
@@ -141,7 +141,7 @@ class OnStandIns(Runner):
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
 
-    def op(self, call: Call) -> Any:
+    def op(self, call: OpCall) -> Any:
         return self.execution.run(call)
 
     def owned(self, tensor: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class Watch:
         return noting
 
     def layers(self, outputs: Iterable[int]) -> tuple[Layer, ...]:
-        """The modules that can be left out; `outputs` are the numbers of the values that the first run gives."""
+        """Return the modules of the first run that can be left out; `outputs` are the numbers of the values that runs give."""
         ops = self.recorder.ops
         types = {n: axes for op in ops for n, axes in zip(op.values, op.results, strict=True)}
         last_read: dict[int, int] = {}
@@ -101,10 +101,9 @@ class Watch:
         modules = dict(self.model.named_modules())
         found = []
         for name in self.runs[0]:
-            calls = [run[name] for run in self.runs if name in run]  # in the other mode it may be skipped
-            if any(len(c) != 1 for c in calls) or not all(passes(c[0]) for c in calls):
+            passages = tuple(p for run in self.runs for p in run.get(name, ()))  # another run may skip it
+            if len(self.runs[0][name]) != 1 or not all(map(passes, passages)):
                 continue
-            passages = tuple(c[0] for c in calls)
             holder, _, key = name.rpartition(".")
             entry = isinstance(modules[holder], _ENTRIES) if holder or key in modules else False
             residual = all(_residual(ops[p.start : p.end], p) for p in passages)

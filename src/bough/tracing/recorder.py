@@ -18,10 +18,10 @@ from bough.storage.tensors import memory
 from bough.tracing.arguments import meanings, normalized_shape
 from bough.tracing.execution import Execution, held_tensors, number_in
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
-from bough.tracing.stream import Call, tensors_in
+from bough.tracing.stream import OpCall, tensors_in
 
 LEAVING = frozenset(("tolist", "numpy"))  # ops that give all numbers of a tensor to Python
-_READING = LEAVING | {"_local_scalar_dense"}  # ops that give no tensor, but what is in one
+READING = LEAVING | {"_local_scalar_dense"}  # ops that give no tensor, but what is in one
 
 
 class Value:
@@ -129,7 +129,7 @@ class Recorder:
     def device(self, tensor: Tensor) -> torch.device:
         return self.execution.device(tensor)
 
-    def op(self, call: Call) -> Any:
+    def op(self, call: OpCall) -> Any:
         tensors = tensors_in(call.args) + (tensors_in([*call.kwargs.values()]) if call.kwargs else [])
         values = [self.value(t) for t in tensors]
         rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_")) or (POINTWISE if call.pointwise else None)
@@ -146,7 +146,7 @@ class Recorder:
         if rule is None:
             typed = self._unknown(call, values, results)
         else:
-            given = rule(context, call, result) if results or call.name in _READING else []
+            given = rule(context, call, result) if results or call.name in READING else []
             typed = given if isinstance(given, list) else [given]
             if [tuple(a.size for a in t.axes) for t in typed] != [tuple(r.shape) for r in results]:
                 typed = self._unknown(call, values, results)  # a form of the op that its rule does not know
@@ -154,7 +154,7 @@ class Recorder:
         self._record(call, values, typed, tensors, result, results)
         return result
 
-    def _unknown(self, call: Call, values: list[Value], results: list[Tensor]) -> list[Typing]:
+    def _unknown(self, call: OpCall, values: list[Value], results: list[Tensor]) -> list[Typing]:
         if not results:
             return []
         module, where = self._locate(call)
@@ -166,7 +166,7 @@ class Recorder:
         return [Typing(tuple(self.context.data(n, "unknown op") for n in r.shape), (False,) * r.dim()) for r in results]
 
     def _record(
-        self, call: Call, values: list[Value], typed: list[Typing], tensors: list[Tensor], result: Any, results: list[Tensor]
+        self, call: OpCall, values: list[Value], typed: list[Typing], tensors: list[Tensor], result: Any, results: list[Tensor]
     ) -> None:
         numbers = []
         constant = all(v.constant for v in values)
@@ -217,7 +217,7 @@ class Recorder:
         )  # fmt: skip
         self.last = notes
 
-    def _scalars(self, call: Call, floats: bool) -> Iterator[tuple[int | str, float]]:
+    def _scalars(self, call: OpCall, floats: bool) -> Iterator[tuple[int | str, float]]:
         """The numbers among the arguments that are not sizes: floats, factors of pointwise ops, constants of no dims."""
         arguments: dict[int | str, Any] = dict(enumerate(call.args))
         arguments.update(call.kwargs)
@@ -244,7 +244,7 @@ class Recorder:
 
         self._equate(meanings(func, axes_of, args, kwargs, result, self.last), self.ops[-1].where if self.ops else "")
 
-    def integers_of_whole(self, call: Call, result: Tensor, notes: Notes) -> None:
+    def integers_of_whole(self, call: OpCall, result: Tensor, notes: Notes) -> None:
         pairs = meanings(call.func, lambda t: self.value(t).typing.axes, call.args, call.kwargs, result, notes)
         self._equate(pairs, f"{call.file}:{call.line}")
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bough.graph import Graph, OpRecord, atoms_of, sizes
+from bough.graph import Graph, OpRecord, RecordedRun, atoms_of, sizes
 from bough.spaces import Atom, Space, count
 from bough.tracing.execution import Execution, OnStandIns, number_in
 from bough.tracing.held import rewrite
 from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path, key_of
-from bough.tracing.stream import Call, tensors_in
+from bough.tracing.stream import OpCall, tensors_in
 from bough.tracing.trace import run, switch
 
 
@@ -52,19 +52,26 @@ class Diverged(Exception):
 
 
 class Replay(OnStandIns):
-    """The handler of the check."""
+    """The handler of the check; `begin` comes before each run."""
 
-    def __init__(self, graph: Graph, kept: Mapping[Atom, int], execution: Execution) -> None:
-        super().__init__(execution)
+    def __init__(self, graph: Graph, kept: Mapping[Atom, int]) -> None:
         self.graph, self.kept = graph, kept
-        self.ops = (*graph.ops, *graph.second)
+        self.ops = graph.all_ops
+        self.start = 0  # number of the run's first op
+        self.real = False  # whether the run was recorded on real values
         self.conflicts: list[Conflict] = []
         self.rescales: list[Rescale] = []
         self.reached = 0  # ops that were repeated
         self._sizes: dict[int, int] = {}  # by the ids of spaces, which the graph keeps alive
 
-    def op(self, call: Call) -> Any:
-        if self.graph.real and call.name == "_to_copy" and not self._is_next(call.name):
+    def begin(self, recorded: RecordedRun, execution: Execution) -> None:
+        """Start to repeat a recorded run."""
+        super().__init__(execution)
+        self.start = self.reached = recorded.start
+        self.real = recorded.real
+
+    def op(self, call: OpCall) -> Any:
+        if self.real and call.name == "_to_copy" and not self._is_next(call.name):
             return self.execution.run(call)  # to the device where, in a run on real values, the tensor already is
         record = self._next(call)
         expected = [tuple([self._size(axis) for axis in axes]) for axes in record.results]
@@ -80,13 +87,13 @@ class Replay(OnStandIns):
             if left <= least:
                 self._conflict(record, f"it must stay wider than {least}, and would be {left}", (wide,))
                 return self._expected(call, expected)
-        if self.graph.real and call.name == "select":  # of as many units as there were
+        if self.real and call.name == "select":  # of as many units as there were
             x, dim, at = call.args
             call = dataclasses.replace(call, args=(x, dim, min(at, x.shape[dim] - 1)))
         try:
             result = self.execution.run(call)
         except Exception as error:
-            if self.graph.real and (isinstance(error, NotImplementedError) or _depends_on_data(call.func)):
+            if self.real and (isinstance(error, NotImplementedError) or _depends_on_data(call.func)):
                 return self._expected(call, expected)  # torch can not run it on shapes
             what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             self._conflict(record, what, (*record.results, *record.arguments))
@@ -111,7 +118,7 @@ class Replay(OnStandIns):
     def _is_next(self, name: str) -> bool:
         return self.reached < len(self.ops) and self.ops[self.reached].name == name
 
-    def _next(self, call: Call) -> OpRecord:
+    def _next(self, call: OpCall) -> OpRecord:
         """The recorded op that the call repeats. Rearrangements may fall away where a width has become 1."""
         ops = self.ops
         at = self.reached
@@ -128,7 +135,7 @@ class Replay(OnStandIns):
         self.reached = at + 1
         return ops[at]
 
-    def _as_recorded(self, call: Call, record: OpRecord, shapes: list[tuple[int, ...]]) -> Any:
+    def _as_recorded(self, call: OpCall, record: OpRecord, shapes: list[tuple[int, ...]]) -> Any:
         """What the run on real values gave, at the cut sizes: so that the replay takes the same path."""
         last = [None if r is None else int(count(r, self.kept)) - 1 for r in record.ranges] or [None]
         if not record.values:  # what Python was told
@@ -145,7 +152,7 @@ class Replay(OnStandIns):
                 made.append(cut.clamp(max=top) if top is not None else cut.clone())
         return _in_form(call, made)
 
-    def _counts(self, record: OpRecord, call: Call, position: int, counted: Space) -> bool:
+    def _counts(self, record: OpRecord, call: OpCall, position: int, counted: Space) -> bool:
         """Whether an integer that no shape depends on, such as a number of groups or the start of a slice, is right."""
         given = call.args[position] if len(call.args) > position else call.kwargs.get("start", call.kwargs.get("index"))
         value, should = given or 0, count(counted, self.kept)
@@ -179,13 +186,13 @@ class Replay(OnStandIns):
     def _cut(self, spaces: tuple[Space, ...]) -> frozenset[Atom]:
         return frozenset(a for a in atoms_of(spaces) if self.kept.get(a, a.size) < a.size)
 
-    def _expected(self, call: Call, shapes: list[tuple[int, ...]]) -> Any:
+    def _expected(self, call: OpCall, shapes: list[tuple[int, ...]]) -> Any:
         """Results of the shapes they should have; the original run tells how many, in what form."""
         tensors = [t for a in call.args for t in tensors_in(a)]
         dtype = next((t.dtype for t in tensors if t.is_floating_point()), tensors[0].dtype if tensors else torch.float32)
         return _in_form(call, [torch.empty(s, dtype=dtype, device="meta") for s in shapes])
 
-    def _scalars(self, record: OpRecord, call: Call) -> None:
+    def _scalars(self, record: OpRecord, call: OpCall) -> None:
         if record.scale_of is not None:
             before, after = record.scale_of.size, sizes((record.scale_of,), self.kept)[0]
             if before != after:
@@ -231,7 +238,7 @@ def _depends_on_data(func: Any) -> bool:
     return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
 
 
-def _in_form(call: Call, made: list[Tensor]) -> Any:
+def _in_form(call: OpCall, made: list[Tensor]) -> Any:
     """Results as the op returns them: one tensor, a list, or a tuple."""
     returns = getattr(getattr(call.func, "_schema", None), "returns", None)
     if returns is not None and len(returns) == 1 and returns[0].type.kind() == "ListType":
@@ -240,9 +247,9 @@ def _in_form(call: Call, made: list[Tensor]) -> Any:
 
 
 def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, float]) -> Replay:
-    """Runs the model at the cut sizes and gives what does not agree; the model stays as it was."""
+    """Repeat the recorded runs at the cut sizes, and return what does not agree; the model stays as it was."""
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
-    handler = Replay(graph, kept, Execution(graph.model, False, shapes, graph.draw))
+    handler = Replay(graph, kept)
 
     def prepare() -> None:
         for name, module in graph.model.named_modules():  # the model may have been switched since
@@ -251,21 +258,21 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, flo
         rewrite(graph.model, {key_of(p): v for p, v in attributes.items() if type(v) is float}, {})
         leave_out(graph.model, [(x.name, x.form, x.container is not None) for x in graph.left_out])
 
-    def prepare_second() -> None:
+    def prepare_other_mode() -> None:
         prepare()
         switch(graph.model)
 
     def told(path: Path, n: int) -> int:
         return int(attributes.get(path, n))
 
-    runs = [(0, prepare), (len(graph.ops), prepare_second)] if graph.second else [(0, prepare)]
     try:
-        for first, prepared in runs:
-            handler.reached = first
-            run(handler, handler.execution, graph.model, graph.args, graph.kwargs, told, prepared)
+        for recorded in graph.runs:
+            handler.begin(recorded, Execution(graph.model, False, shapes, graph.draw))
+            prepared = prepare_other_mode if recorded.other_mode else prepare
+            run(handler, handler.execution, graph.model, graph.calls[recorded.call], told, prepared)
     except Exception as error:
         if not handler.conflicts:
-            done = handler.ops[handler.reached - 1] if handler.reached else None
+            done = handler.ops[handler.reached - 1] if handler.reached > handler.start else None
             what = f"the control flow changes: {error}" if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
             handler.conflicts.append(Conflict(what, done, frozenset()))
     return handler

@@ -178,7 +178,7 @@ def _shown(model: nn.Module, entries: Sequence[Selector]) -> str:
 
 def _makers(graph: Graph) -> dict[str, frozenset[str]]:
     """Return for each group the parameters that compute its units: not those that read, scale, shift or normalize them."""
-    whole = replace(graph, ops=(*graph.ops, *graph.second))
+    whole = replace(graph, ops=graph.all_ops)
     reading, following = consumed(whole), elementwise_parameters(whole)
 
     def makers(group: Group) -> frozenset[str]:

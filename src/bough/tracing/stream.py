@@ -2,7 +2,7 @@
 
 Two modes stand on top of each other. A `TorchFunctionMode` sees every call of torch's Python API: it reads and hands
 out traced integers, keeps a few functions whole (`WHOLE`) that would dissolve into many ATen ops, and steps into
-those written in Python. A `TorchDispatchMode` sees every ATen op. Each op, of either kind, is one `Call`, handed to a
+those written in Python. A `TorchDispatchMode` sees every ATen op. Each op, of either kind, is one `OpCall`, handed to a
 `Handler`, which decides how it is run.
 
 Order and number of the calls depend on the model and its inputs alone, not on how the handler runs them.
@@ -74,7 +74,7 @@ _STEP_INTO = {F.__name__, torch.functional.__name__}
 
 
 @dataclass(slots=True)
-class Call:
+class OpCall:
     """One op as it is called: `name` of the rule, the function, its arguments, and where it stands."""
 
     index: int
@@ -97,7 +97,7 @@ class Call:
 class Handler(Protocol):
     """What is done with the stream."""
 
-    def op(self, call: Call) -> Any:
+    def op(self, call: OpCall) -> Any:
         """Runs the op and returns its result."""
 
     def owned(self, tensor: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class Handler(Protocol):
 class Runner:
     """A handler that runs each op as it is called, on the tensors that it is called with."""
 
-    def op(self, call: Call) -> Any:
+    def op(self, call: OpCall) -> Any:
         return call.func(*call.args, **call.kwargs)
 
     def owned(self, tensor: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class Stream:
 
     def submit(self, name: str, func: Any, args: Any, kwargs: Any, pointwise: bool, writes: bool) -> Any:
         module, file, line = here()
-        call = Call(self.count, name, func, args, kwargs, module, file, line, pointwise, writes, self.caller)
+        call = OpCall(self.count, name, func, args, kwargs, module, file, line, pointwise, writes, self.caller)
         self.count += 1
         return self.quietly(self.handler.op, call)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from inspect import Signature, signature
 from math import lcm
 from typing import Any
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bough.arguments import check_arguments
+from bough.calls import FORWARD, Call, as_calls
 from bough.errors import TraceError
-from bough.graph import Frozen, Graph, Group, Member, OpRecord, State, Storage
+from bough.graph import Frozen, Graph, Group, Member, OpRecord, RecordedRun, State, Storage
 from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, innermost, normal
 from bough.tracing.caches import fresh_caches
@@ -29,10 +30,10 @@ from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
 from bough.tracing.ragged import ragged
 from bough.tracing.randomness import HIGH, LOW, fixed_rng, unchanged_rng
-from bough.tracing.recorder import LEAVING, Recorder
+from bough.tracing.recorder import LEAVING, READING, Recorder
 from bough.tracing.selection import Selection, left_alone, selectors
 from bough.tracing.stream import Handler, Stream
-from bough.tracing.tree import Returned, forward_parameters, tensors_within
+from bough.tracing.tree import Returned, state_names, tensors_within
 from bough.tracing.wrapped import eagerly, traceable
 
 UNUSED = "never summed over: nothing tells what removing its units would mean"
@@ -46,7 +47,9 @@ def trace(
     Args:
         model: any module. Weights may be on any device, the meta device included.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; shapes matter,
-            values only where the model's control flow reads them.
+            values only where the model's control flow reads them. Or several calls, as a list of `bough.Call`: other arguments,
+            other shapes, other methods of the model. What is cut fits all of them; costs, layers that can be left out and
+            criteria on data are of the first one. See docs/calls.md.
         ignore: what to leave alone, one entry or several: names or glob patterns of modules, parameters and groups, modules
             of `model`, or types of modules, such as `["head", "layer1.*", model.stem, nn.Embedding]`. Every dim of the tensors
             named stays, so a group that has any of these dims is frozen ("ignored: head").
@@ -68,59 +71,36 @@ def trace(
     """
     check_arguments(trace, locals())
     ignored, selected = selectors(ignore, "ignore"), None if only is None else selectors(only, "only")
-    model = traceable(model)
-    args, kwargs = split_inputs(example_inputs)
-    _check_inputs(args, kwargs)
-    draw = HIGH
-    try:
-        recorder, result, watch = _recorded(model, args, kwargs, real, draw)
-    except TraceError:
-        raise
-    except Exception:  # shapes alone do not carry the run: control flow reads values, or the model can not run at all
-        try:
-            recorder, result, watch = _recorded(model, args, kwargs, True, draw)
-            real = True
-        except TraceError:
-            raise
-        except Exception as error:
-            shapes = ", ".join(_describe(v) for v in (*args, *kwargs.values()))
-            raise TraceError(
-                f"{type(model).__name__} can not be run on the example inputs ({shapes}): "
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
-                f"{_how_to_give(model, kwargs)}"
-            ) from error
-    if recorder.execution.drew and _unread(recorder):  # perhaps of layers that are run where the draw is low
-        other = _recorded(model, args, kwargs, real, LOW)
-        if len(_unread(other[0])) < len(_unread(recorder)):
-            (recorder, result, watch), draw = other, LOW
-    outputs = _freeze_outputs(recorder, result)
-    if not any(isinstance(leaf, Tensor) for _, leaf in result.leaves):
+    model, calls = traceable(model), as_calls(example_inputs)
+    for call in calls:
+        _check_inputs(call)
+    recording = _recorded(model, calls, real, HIGH)
+    if recording.drew and _unread(recording.recorder):  # perhaps of layers that are run where the draw is low
+        other = _recorded(model, calls, real, LOW)
+        if len(_unread(other.recorder)) < len(_unread(recording.recorder)):
+            recording = other
+    recorder, runs = recording.recorder, recording.runs
+    outputs = [_freeze_outputs(recorder, run, result) for run, result in zip(runs, recording.results, strict=True)]
+    returned = [isinstance(leaf, Tensor) for result in recording.results for _, leaf in result.leaves]
+    if not any(returned) and all(call.method == FORWARD for call in calls):
         raise TraceError(
-            f"{type(model).__name__} returns no tensor: its output is of type {result.kind}; return tensors, or "
+            f"{type(model).__name__} returns no tensor: its output is of type {recording.results[0].kind}; return tensors, or "
             "dicts, tuples, dataclasses or plain objects that hold them"
         )
-    notes = ["traced with real values: the model's control flow depends on data"] if real else []
-    numbers = {recorder.value(recorder.owned(t)).number for t in outputs}
-    ops, storages = tuple(recorder.ops), _storages(recorder, outputs)
-    notes += _other_mode(recorder, watch, args, kwargs, real, draw)
+    notes = _real_notes(calls, runs)
+    numbers = {recorder.value(recorder.owned(t)).number for tensors in outputs for t in tensors}
+    ops, storages = tuple(recorder.ops[: runs[0].end]), _storages(recording, outputs[0])
+    in_mode = tuple(recorder.ops)
+    notes += _other_mode(recording)
     recorder.equations += bind_copies(model, recorder.equations)
-    groups, frozen = _groups(recorder, ops)
+    groups, frozen = _groups(recorder, ops, in_mode)
     graph = Graph(
-        model, args, kwargs, ops, storages, recorder.states, tuple(recorder.equations), groups, frozen,
-        tuple(recorder.unknown), real, fingerprint(model), notes, watch.layers(numbers),
-        ragged=ragged(groups, recorder.states, recorder.ops), second=tuple(recorder.ops[len(ops) :]),
-        modes={n: m.training for n, m in model.named_modules()}, draw=draw,
+        model, calls, tuple(runs), ops, storages, recorder.states, tuple(recorder.equations), groups, frozen,
+        tuple(recorder.unknown), fingerprint(model), notes, recording.watch.layers(numbers),
+        ragged=ragged(groups, recorder.states, recorder.ops), further_ops=tuple(recorder.ops[len(ops) :]),
+        modes={n: m.training for n, m in model.named_modules()}, draw=recording.draw,
     )  # fmt: skip
     return _frozen(graph, left_alone(graph, ignored, selected))
-
-
-def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as (args, kwargs)."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
 
 
 @contextmanager
@@ -136,58 +116,104 @@ def uncollected() -> Iterator[None]:
 
 
 def run(
-    handler: Handler, execution: Execution, model: nn.Module, args: Any, kwargs: Any, change: Any,
+    handler: Handler, execution: Execution, model: nn.Module, call: Call, change: Any,
     prepare: Callable[[], None] | None = None, first: int = 0,
 ) -> Returned:  # fmt: skip
-    """Runs the model under `handler`, with held integers as `change` says; returns what is found in what it returns.
+    """Make a call of the model under `handler`, with held integers as `change` says; return what is found in its output.
 
     `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too. `first` is the
     number of the first op. Where the execution says what is drawn, all random numbers are the same in every run.
     """
-    args, kwargs = with_tensors((args, kwargs), execution.stand_in)
+    args, kwargs = with_tensors((call.args, call.kwargs), execution.stand_in)
     collected = nullcontext() if execution.real else uncollected()
     drawn = unchanged_rng() if execution.draw is None else fixed_rng()
     with collected, drawn, torch.no_grad(), substituted(model, change):
         if prepare is not None:
             prepare()
+        method = call.bound(model)
         with Stream(handler, first), eagerly(), fresh_caches(model):
-            return Returned.of(model(*args, **kwargs), forward_parameters(model))
+            return Returned.of(method(*args, **kwargs), state_names(model, method))
 
 
-def _recorded(model: nn.Module, args: Any, kwargs: Any, real: bool, draw: float) -> tuple[Recorder, Returned, Watch]:
-    recorder = Recorder(model)
-    watch = Watch(model, recorder)
-    return recorder, _record(recorder, watch, args, kwargs, real, draw, watch), watch
+@dataclass(eq=False, slots=True)
+class _Recording:
+    """The recorded runs of some calls of a model, and what each returned."""
+
+    recorder: Recorder
+    watch: Watch
+    calls: tuple[Call, ...]
+    draw: float
+    runs: list[RecordedRun] = field(default_factory=list)
+    results: list[Returned] = field(default_factory=list)
+    drew: bool = False
+    first_storages: int = 0  # number of storages of the first run
 
 
-def _record(
-    recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool, draw: float, prepare: Callable[[], None]
-) -> Returned:  # fmt: skip
-    """Records one run, and gives what the model returns."""
-    execution = Execution(watch.model, real, draw=draw)
+def _recorded(model: nn.Module, calls: tuple[Call, ...], real: bool, draw: float) -> _Recording:
+    """Record the calls one after the other, each from the model as it is, so that all of them bind the same types.
+
+    A call that shapes alone do not carry, because its control flow reads values, is recorded on real values.
+    """
+    needs_values = [real] * len(calls)
+    while True:
+        recorder = Recorder(model)
+        recording = _Recording(recorder, Watch(model, recorder), calls, draw)
+        failed = _record_all(recording, needs_values)
+        if failed is None:
+            return recording
+        needs_values[failed] = True
+
+
+def _record_all(recording: _Recording, needs_values: list[bool]) -> int | None:
+    """Record all calls; return the index of a call that shapes alone do not carry."""
+    for i, real in enumerate(needs_values):
+        try:
+            recording.results.append(_record(recording, i, real, recording.watch))
+        except TraceError:
+            raise
+        except Exception as error:  # control flow reads values, or the model can not run at all
+            if real:
+                raise TraceError(_not_run(recording.watch.model, recording.calls, i, error)) from error
+            return i
+    return None
+
+
+def _record(recording: _Recording, at: int, real: bool, prepare: Callable[[], None], other_mode: bool = False) -> Returned:
+    """Record a run of call number `at`, and return what it returns."""
+    recorder, watch, call = recording.recorder, recording.watch, recording.calls[at]
+    execution = Execution(watch.model, real, draw=recording.draw)
+    start = len(recorder.ops)
     recorder.begin(execution)
     watch.begin()
-    for tensor in tensors_within((args, kwargs)):
+    for tensor in tensors_within((call.args, call.kwargs)):
         recorder.add_input(tensor, "input of the model")
 
     def traced(path: Path, n: int) -> int:
         return TracedInt(n, Attribute(path, n))
 
     with comparisons() as compared:
-        result = run(recorder, execution, watch.model, args, kwargs, traced, prepare, len(recorder.ops))
+        result = run(recorder, execution, watch.model, call, traced, prepare, start)
     for a, b in compared:
         for one, other in ((a, b), (b, a)):
             if isinstance(one, Attribute) and isinstance(other, AxisSize):
                 recorder.equations.append(Equation(one, other.space, "a comparison in the model's Python"))
+    if not recording.runs:
+        recording.first_storages = len(recorder.storages)
+    recording.runs.append(RecordedRun(at, start, len(recorder.ops), real, other_mode))
+    recording.drew |= execution.drew
     return result
 
 
-def _freeze_outputs(recorder: Recorder, result: Returned) -> list[Tensor]:
-    """Freeze every axis of what the model returns, and the units that numbers in it refer to; return its tensors."""
+def _freeze_outputs(recorder: Recorder, recorded: RecordedRun, result: Returned) -> list[Tensor]:
+    """Freeze every axis of what a call returns, and the units that numbers in it refer to; return its tensors."""
     outputs = list(result.tensors().values())
-    if result.numbers:
-        for axis in (a for op in recorder.ops if op.name in LEAVING for axes in op.arguments for a in axes):
+    ops = recorder.ops[recorded.start : recorded.end]
+    if result.numbers or not outputs:
+        for axis in (a for op in ops if op.name in LEAVING for axes in op.arguments for a in axes):
             freeze(axis, "output of the model, as numbers outside of tensors")
+    if not outputs:  # a number or text that was chosen by a number
+        for space in (s for op in ops if op.name in READING for s in op.ranges if s is not None):
+            freeze(space, "numbered by an output of the model")
     for tensor in outputs:
         typing = recorder.typing(recorder.owned(tensor))
         for axis in typing.axes:
@@ -198,35 +224,46 @@ def _freeze_outputs(recorder: Recorder, result: Returned) -> list[Tensor]:
     return outputs
 
 
+def _real_notes(calls: tuple[Call, ...], runs: list[RecordedRun]) -> list[str]:
+    """Say which calls were recorded on real values."""
+    real = [str(calls[r.call]) for r in runs if r.real]
+    which = f" of {', '.join(real)}" if len(calls) > 1 else ""
+    return [f"traced with real values: the model's control flow{which} depends on data"] if real else []
+
+
 def _unread(recorder: Recorder) -> list[str]:
     """Return the parameters that no recorded op reads."""
     read = {name for op in recorder.ops for name in op.states}
     return [n for n, s in recorder.states.items() if s.parameter and n not in read]
 
 
-def _other_mode(recorder: Recorder, watch: Watch, args: Any, kwargs: Any, real: bool, draw: float) -> list[str]:
-    """Where some parameters are not read, as those of heads for training only: records the run in the other mode, too."""
-    ops, model = len(recorder.ops), watch.model
-    unread = _unread(recorder)
-    if not unread:
-        return []
+def _other_mode(recording: _Recording) -> list[str]:
+    """Where some parameters are not read, as those of heads for training only: record the calls in the other mode, too."""
+    recorder, watch, notes = recording.recorder, recording.watch, list[str]()
+    model = watch.model
 
     def prepare() -> None:
         watch()
         switch(model)
 
-    try:
-        _freeze_outputs(recorder, _record(recorder, watch, args, kwargs, real, draw, prepare))
-    except Exception as error:
-        del recorder.ops[ops:]
-        watch.forget()
-        mode = "evaluation" if model.training else "training"
-        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return [f"{unread[0]} (of {len(unread)} such parameters) is not read, and the model does not run in {mode} mode: {why}"]
-    if unread == _unread(recorder):  # the other mode reads no more
-        del recorder.ops[ops:]
-        watch.forget()
-    return []
+    for at, recorded in enumerate(recording.runs[: len(recording.calls)]):
+        ops, runs, unread = len(recorder.ops), len(recording.runs), _unread(recorder)
+        if not unread:
+            return []
+        try:
+            result = _record(recording, at, recorded.real, prepare, other_mode=True)
+            _freeze_outputs(recorder, recording.runs[-1], result)
+        except Exception as error:
+            mode = "evaluation" if model.training else "training"
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            notes = [
+                f"{unread[0]} (of {len(unread)} such parameters) is not read, and the model does not run in {mode} mode: {why}"
+            ]
+        if unread == _unread(recorder):  # it failed, or the other mode reads no more
+            del recorder.ops[ops:]
+            del recording.runs[runs:]
+            watch.forget()
+    return notes if _unread(recorder) else []
 
 
 def switch(model: nn.Module) -> None:
@@ -234,6 +271,16 @@ def switch(model: nn.Module) -> None:
     other = not model.training
     for module in model.modules():
         module.__dict__["training"] = other
+
+
+def _not_run(model: nn.Module, calls: tuple[Call, ...], at: int, error: Exception) -> str:
+    """Return the message for a call that can not be made."""
+    call, what = calls[at], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if len(calls) > 1 or call.method != FORWARD:
+        number = f"call {at + 1} of {len(calls)}, " if len(calls) > 1 else ""
+        return f"{type(model).__name__} can not make {number}{call}: {what}. Check that call(model) works for this call."
+    shapes = ", ".join(_describe(v) for v in (*call.args, *call.kwargs.values()))
+    return f"{type(model).__name__} can not be run on the example inputs ({shapes}): {what}. {_how_to_give(model, call.kwargs)}"
 
 
 def _how_to_give(model: nn.Module, kwargs: Mapping[str, Any]) -> str:
@@ -258,8 +305,8 @@ def _describe(value: Any) -> str:
     return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for tensor in tensors_within((args, kwargs)):
+def _check_inputs(call: Call) -> None:
+    for tensor in tensors_within((call.args, call.kwargs)):
         if tensor.is_nested:
             raise TraceError(
                 "an example input is a nested tensor, whose rows have sizes of their own, which bough can not follow: give a "
@@ -277,17 +324,17 @@ def _frozen(graph: Graph, reasons: Mapping[str, str]) -> Graph:
     groups = tuple(g for g in graph.groups if g.name not in reasons)
     frozen = (Frozen(g.name, g.size, reasons[g.name], g.members, g.atom) for g in graph.groups if g.name in reasons)
     return replace(
-        graph, groups=groups, frozen=(*graph.frozen, *frozen), ragged=ragged(groups, graph.states, (*graph.ops, *graph.second))
+        graph, groups=groups, frozen=(*graph.frozen, *frozen), ragged=ragged(groups, graph.states, graph.all_ops)
     )  # fmt: skip
 
 
-def _storages(recorder: Recorder, outputs: list[Tensor]) -> tuple[Storage, ...]:
-    """Memory of the run; what the model returns lives to its end."""
+def _storages(recording: _Recording, outputs: list[Tensor]) -> tuple[Storage, ...]:
+    """Memory of the first run; what the model returns lives to its end."""
+    recorder, last = recording.recorder, recording.runs[0].end
     lasting = {recorder.value(recorder.owned(t)).storage for t in outputs}
-    last = len(recorder.ops)
     return tuple(
         Storage(axes, dtype.itemsize, born, last if i in lasting else dies, _floats(dtype))
-        for i, (axes, dtype, born, dies) in enumerate(recorder.storages)
+        for i, (axes, dtype, born, dies) in enumerate(recorder.storages[: recording.first_storages])
     )
 
 
@@ -296,7 +343,10 @@ def _floats(dtype: torch.dtype) -> int:
     return 2 if dtype.is_complex else int(dtype.is_floating_point)
 
 
-def _groups(recorder: Recorder, ops: tuple[OpRecord, ...]) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
+def _groups(
+    recorder: Recorder, ops: tuple[OpRecord, ...], in_mode: tuple[OpRecord, ...]
+) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
+    """Return the groups, and the units that stay; `in_mode` are the ops of all runs in the mode that the model is in."""
     members: dict[Atom, list[Member]] = {}
     in_parameter: set[Atom] = set()
     for state in recorder.states.values():
@@ -318,7 +368,7 @@ def _groups(recorder: Recorder, ops: tuple[OpRecord, ...]) -> tuple[tuple[Group,
         whole = normal(space)
         if isinstance(whole, Atom):
             minima[whole] = max(minima.get(whole, 1), least)
-    renormalized = {a for op in ops for s in op.renormalized for a in normal(s).atoms}
+    renormalized = {a for op in in_mode for s in op.renormalized for a in normal(s).atoms}
     readers = read_by(ops)
     groups: list[Group] = []
     frozen: list[Frozen] = []

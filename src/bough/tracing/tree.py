@@ -30,6 +30,7 @@ _WITHOUT_TENSORS = (
     torch.Generator,
 )  # fmt: skip
 _SEQUENCES = (tuple, list, set, frozenset, deque, KeysView, ValuesView, ItemsView)
+_DTYPES = {float: torch.float64, complex: torch.complex128}
 _HEAP_TYPE = 1 << 9  # of `type.__flags__`: a class that Python code defined
 
 
@@ -48,11 +49,13 @@ class Returned:
         kind: the type of the returned value, by name.
         leaves: (path, tensor or object that cannot be looked into) of each leaf.
         numbers: whether numbers outside of tensors, or arrays of numpy, are among the leaves.
+        scalars: (path, number) of the numbers outside of tensors.
     """
 
     kind: str
     leaves: tuple[tuple[str, Any], ...]
     numbers: bool
+    scalars: tuple[tuple[str, Number], ...] = ()
 
     @staticmethod
     def of(value: Any, parameters: Collection[str] = ()) -> Returned:
@@ -66,7 +69,12 @@ class Returned:
         state = {step for name in parameters for step in (f".{name}", f"[{name!r}]")}
         found = list(_leaves(value, state))
         numbers = any(isinstance(leaf, Number) or _is_array(leaf) for _, leaf in found)
-        return Returned(_kind(value), tuple(x for x in found if not isinstance(x[1], Number)), numbers)
+        scalars = tuple(x for x in found if isinstance(x[1], Number))
+        return Returned(_kind(value), tuple(x for x in found if not isinstance(x[1], Number)), numbers, scalars)
+
+    def compared(self) -> dict[str, Tensor]:
+        """Return what `verify` compares, by path: the tensors; of a value without tensors, its numbers as tensors."""
+        return self.tensors() or {path: torch.tensor(n, dtype=_DTYPES.get(type(n))) for path, n in self.scalars}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by path, as `output_tensors` does, which says what it raises."""
@@ -91,6 +99,16 @@ def forward_parameters(model: nn.Module) -> tuple[str, ...]:
         return tuple(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):
         return ()
+
+
+def state_names(model: nn.Module, method: Any) -> tuple[str, ...]:
+    """Return the names under which a method of a model may return state for its next call: the parameters of both."""
+    if method is model:
+        return forward_parameters(model)
+    try:
+        return (*forward_parameters(model), *inspect.signature(method).parameters)
+    except (TypeError, ValueError):
+        return forward_parameters(model)
 
 
 def output_tensors(value: Any, parameters: Collection[str] = ()) -> dict[str, Tensor]:

@@ -1,0 +1,172 @@
+"""Several calls of a model: one set of types binds all of them, and each works after the cut as it did before."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import bough
+from bough.calls import as_calls
+from bough.errors import ArgumentError, ConflictError, ExportError, TraceError
+
+
+class MultiTask(nn.Module):
+    """Two heads on one body; each task also has a branch of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU())
+        self.heads = nn.ModuleDict({n: nn.Sequential(nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, k)) for n, k in TASKS.items()})
+
+    def forward(self, x, task="a"):
+        return self.heads[task](self.body(x))
+
+    def encode(self, x):
+        return {"energy": self.body[:2](x).square().sum(-1)}
+
+    def label(self, x):
+        return self(x).argmax(-1)[0].item()
+
+    def words(self, x):
+        return f"class {self.label(x)}"
+
+
+TASKS = {"a": 5, "b": 7}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return MultiTask().eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 8)
+
+
+def half(model, calls):
+    graph = bough.trace(model, calls)
+    plan = bough.plan(graph, bough.score(graph, "l2"), keep=0.5)
+    return plan, bough.cut(model, plan)
+
+
+def test_every_head_and_method_follows_the_body(model, x):
+    """Of a head that only the second call takes, the input side follows the body, and its own units are cut."""
+    calls = [bough.Call(x), bough.Call(torch.randn(3, 4, 8), task="b"), bough.Call(x, method="encode")]
+    plan, small = half(model, calls)
+    assert [plan.groups[n] for n in ("body.0", "body.2", "heads.a.0", "heads.b.0")] == [(16, 32), (12, 24), (6, 12), (6, 12)]
+    assert small.heads["b"][0].weight.shape == (6, 12)
+    report = bough.verify(model, small, plan, calls)
+    assert report.equal
+    assert report.calls == 3
+    assert [o.call.partition(",")[0] for o in report.outputs] == ["call 1 of 3", "call 2 of 3", "call 3 of 3"]
+    for call in calls:
+        call(small)
+
+
+def test_one_call_is_the_same_in_every_form(model, x):
+    forms = [x, (x,), {"x": x}, bough.Call(x), [bough.Call(x)]]
+    graphs = [bough.trace(model, form) for form in forms]
+    assert len({tuple((g.name, g.size) for g in graph.groups) for graph in graphs}) == 1
+    assert all(len(graph.runs) == len(graph.calls) == 1 for graph in graphs)
+    assert [c.kwargs for c in as_calls({"method": 1})] == [{"method": 1}]
+
+
+def test_a_call_that_the_cut_breaks_is_named(model, x):
+    """A plan from one call alone: the report of all calls names the other one."""
+    calls = [bough.Call(x), bough.Call(x, task="b")]
+    plan, small = half(model, calls)
+    broken = copy.deepcopy(small)
+    broken.heads["b"][2].bias.data += 1.0
+    report = bough.verify(model, broken, plan, calls)
+    assert not report.equal
+    assert "call 2 of 2, forward(float32[2, 8], task='b')" in str(report)
+    assert [o.equal for o in report.outputs] == [True, False]
+
+
+def test_numbers_and_text(model, x):
+    """What chooses a number or text keeps its units; numbers are compared, text is only run, and the report says so."""
+    calls = [bough.Call(x, method="encode"), bough.Call(x, method="label"), bough.Call(x, method="words")]
+    plan, small = half(model, calls)
+    report = bough.verify(model, small, plan, calls)
+    assert report.equal
+    assert [o.call.partition(",")[0] for o in report.outputs] == ["call 1 of 3", "call 2 of 3"]
+    assert report.only_run == ("call 3 of 3, words(float32[2, 8])",)
+    assert "it was only run" in str(report)
+    assert small.heads["a"][2].out_features == 5
+
+
+def test_each_call_starts_from_the_same_state():
+    """What one call writes in place or sets on the model is undone before the next, in trace, check and verify alike."""
+
+    class Streaming(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.steps = nn.Linear(4, 16), nn.Linear(16, 3), 0
+            self.register_buffer("last", torch.zeros(1, 3))
+
+        def forward(self, x):
+            y = self.b(self.a(x).relu()) + self.last
+            self.last.copy_(y[:1])
+            self.steps += 1
+            return y * self.steps
+
+    def twice(model, x):
+        return [model(x), model(x)]
+
+    model, x = Streaming().eval(), torch.randn(2, 4)
+    calls = [bough.Call(x), bough.Call(x), bough.Call(x, method=twice)]
+    plan, small = half(model, calls)
+    assert bough.verify(model, small, plan, calls).equal
+    assert model.steps == small.steps == 0
+    assert not model.last.any()
+    assert not small.last.any()
+
+
+def test_a_module_of_the_model_may_be_called(model, x):
+    calls = [bough.Call(x), bough.Call(x, method="body"), bough.Call(x, method="body.0.forward")]
+    assert bough.trace(model, calls).groups[0].name == "heads.a.0"  # what is returned stays whole
+
+
+def test_what_can_not_be_called(model, x):
+    with pytest.raises(TraceError, match=r"MultiTask has no method 'decode', which Call\(method=...\) names"):
+        bough.trace(model, [bough.Call(x), bough.Call(x, method="decode")])
+    with pytest.raises(TraceError, match=r"can not make call 2 of 2, forward\(float32\[2, 8\], task='c'\): KeyError"):
+        bough.trace(model, [bough.Call(x), bough.Call(x, task="c")])
+    with pytest.raises(ArgumentError, match="holds calls and a Tensor"):
+        bough.trace(model, [bough.Call(x), x])
+    with pytest.raises(ArgumentError, match="method must be the name of a method"):
+        bough.Call(x, method=3)
+    plan, _ = half(model, x)
+    with pytest.raises(ExportError, match="rebuild exports one call of forward"):
+        bough.rebuild(model, plan, [bough.Call(x), bough.Call(x, task="b")])
+
+
+def test_costs_are_of_the_first_call(model, x):
+    one, two = bough.trace(model, x), bough.trace(model, [bough.Call(x), bough.Call(x, task="b")])
+    assert one.cost() == two.cost()
+    assert bough.trace(model, [bough.Call(x, task="b"), bough.Call(x)]).cost() != one.cost()
+
+
+def test_a_call_may_contradict_what_another_allows():
+    """An integer that only the second call reads ties or freezes the groups of the first."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x).relu())
+
+        def pooled(self, x):
+            return self.a(x).relu().reshape(-1, int("3"), int("4")).amax(1).sum(-1)
+
+    model, x = Net().eval(), torch.randn(2, 4)
+    assert half(model, x)[1].a.out_features == 6
+    graph = bough.trace(model, [bough.Call(x), bough.Call(x, method="pooled")])
+    scores = bough.score(graph, "l2")
+    with pytest.raises(ConflictError):
+        bough.plan(graph, scores, keep=0.5, on_conflict="raise")
