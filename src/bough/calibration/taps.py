@@ -70,7 +70,8 @@ def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
         linear (32, 8)
     """
     model, by_op = graph.model, _by_op(graph, taps)
-    original_call, constant = model._call_impl, _constant_ops(graph.ops) - by_op.keys()
+    original_call: Callable[..., Any] = model._call_impl
+    constant = _constant_ops(graph.ops) - by_op.keys()
 
     def call_with_taps(*args: Any, **kwargs: Any) -> Any:
         handler = _TapRunner(graph, by_op, constant)

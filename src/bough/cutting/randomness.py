@@ -34,7 +34,7 @@ class _Journal(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = {id(m): name for name, m in model.named_modules()}
         self.lines: list[_Line] = []
 

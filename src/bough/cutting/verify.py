@@ -339,7 +339,7 @@ class _Precisely(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, dtype: torch.dtype | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

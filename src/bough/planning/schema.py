@@ -56,7 +56,8 @@ def checked_plan(data: Any, place: str = "") -> dict[str, Any]:
         problem = index_problem(lists[at], None if shape is None else shape[dim])
         if problem is not None:
             raise Invalid(f"{where} {problem}")
-        return lists[at]
+        found_indices: list[int] = lists[at]
+        return found_indices
 
     kept = {
         name: {dim: indices(name, dim, at, f"{inside}kept[{json.dumps(name)}][{dim}]") for dim, at in dims.items()}

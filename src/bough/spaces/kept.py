@@ -25,7 +25,7 @@ class Each:
     units: Indices
 
     def __len__(self) -> int:
-        return self.units.shape[1]
+        return int(self.units.shape[1])
 
 
 Kept = Indices | Each
@@ -59,7 +59,8 @@ def indices(space: Space, kept: Mapping[Atom, Kept]) -> Indices:
     """
     space = normal(space)
     overs = {k.over for a in space.atoms if isinstance(k := kept.get(a), Each)}
-    return _indices(space, kept, overs, {}, 1)[0]
+    indices: NDArray[np.int64] = _indices(space, kept, overs, {}, 1)[0]
+    return indices
 
 
 def _indices(

@@ -80,4 +80,5 @@ def fitted(parts: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[
     prior = np.eye(names) / _SPREAD
     wanted = np.concatenate([np.full(len(rows), 1 / _NOISE), prior.sum(axis=1)])
     found = np.linalg.lstsq(np.concatenate([rows, prior]), wanted, rcond=None)[0]
-    return common * np.clip(found, 1 / _RANGE, _RANGE)
+    factors: NDArray[np.float64] = common * np.clip(found, 1 / _RANGE, _RANGE)
+    return factors

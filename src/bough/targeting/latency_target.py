@@ -124,7 +124,7 @@ def _limited_by_others(decided: Plan, goal: Goal, tolerance: float) -> bool:
         return False
     costs, near = decided.cost.to_dict(), 1 - tolerance
     ratios = {field: costs[field] / limit for field, limit in goal.limits(decided.original).items()}
-    return ratios.pop("latency") < near <= max(ratios.values(), default=0.0)
+    return bool(ratios.pop("latency") < near <= max(ratios.values(), default=0.0))
 
 
 def of_this_machine(table: LatencyTable, graph: Graph) -> bool:

@@ -229,7 +229,7 @@ def _names_of(code: types.CodeType) -> frozenset[str]:
 def _functions_of(value: Any) -> Iterator[Any]:
     """Yield the functions that a descriptor, partial or memoized function calls."""
     if isinstance(value, (staticmethod, classmethod, _Memoized)):
-        yield value.__wrapped__  # type: ignore[union-attr]
+        yield value.__wrapped__
     elif isinstance(value, property):
         yield from (f for f in (value.fget, value.fset) if f is not None)
     elif isinstance(value, (functools.cached_property, functools.partial)):

@@ -61,6 +61,11 @@ def _einsum(op: OpRecord) -> Iterator[tuple[Place, ...]]:
             yield places
 
 
+def _no_places(op: OpRecord) -> Iterator[tuple[Place, ...]]:
+    """Yield nothing: the op contracts no axis."""
+    return iter(())
+
+
 _PLACES: dict[str, Callable[[OpRecord], Iterator[tuple[Place, ...]]]] = {
     "linear": _linear,
     **dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot", "vdot", "_grouped_mm"), _pair(0, 1)),
@@ -110,7 +115,7 @@ CONTRACTING = frozenset(_PLACES)
 def contractions(ops: Sequence[OpRecord]) -> Iterator[Contraction]:
     """The contractions of some ops, in order."""
     for op in ops:
-        for places in _PLACES.get(op.name, lambda _: iter(()))(op):
+        for places in _PLACES.get(op.name, _no_places)(op):
             yield Contraction(op, places, op.name.endswith("convolution") and op.detail[8] > 1)
 
 
@@ -118,7 +123,7 @@ def _all_contractions(ops: Sequence[OpRecord]) -> Iterator[Contraction]:
     """Yield the contractions of some ops, and those inside of recurrent layers and of products of more than two tensors."""
     yield from contractions(ops)
     for op in ops:
-        for places in _WITHIN.get(op.name.rstrip("_") if op.name[0] != "_" else op.name, lambda _: iter(()))(op):
+        for places in _WITHIN.get(op.name.rstrip("_") if op.name[0] != "_" else op.name, _no_places)(op):
             yield Contraction(op, places)
 
 

@@ -78,4 +78,5 @@ def channel_scale(graph: Graph, norm: OpRecord) -> Tensor:
     """What a batch norm multiplies each channel by."""
     scale = (graph.tensor(statistics(graph, norm)[1]) + norm.detail[7]).rsqrt()
     weight = [s for s in norm.states[1:] if s and graph.states[s].parameter][:1]
-    return (scale * graph.tensor(weight[0]) if weight else scale).detach()
+    scaled: Tensor = scale * graph.tensor(weight[0]) if weight else scale
+    return scaled.detach()

@@ -154,13 +154,13 @@ class Stream:
     def __enter__(self) -> Stream:
         self._modes = _DispatchMode(self), _FunctionMode(self)
         for mode in self._modes:
-            mode.__enter__()
+            mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         assert self._modes is not None
         for mode in reversed(self._modes):
-            mode.__exit__(*error)
+            mode.__exit__(*error)  # type: ignore[no-untyped-call]
         self._modes = None  # they know the stream: kept, they would hold all it knows until a collection of cycles
 
     def submit(self, name: str, func: Any, args: Any, kwargs: Any, pointwise: bool, writes: bool) -> Any:
@@ -205,7 +205,7 @@ class _DispatchMode(TorchDispatchMode):
     supports_higher_order_operators = True  # such as flex_attention: ops like any other, with functions among their arguments
 
     def __init__(self, stream: Stream) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stream = stream
 
     @classmethod

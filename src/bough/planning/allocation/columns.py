@@ -44,10 +44,11 @@ class Column:
         the last units of a group are never cheap, as they are not where the shares themselves are added.
         """
         if not relative:
-            return self.drops.sum(axis=1)
+            return np.asarray(self.drops.sum(axis=1))
         gone = np.cumsum(self.drops, axis=0) / (self.means * self.counts[0])
         left = np.concatenate([np.ones((1, len(self.groups))), 1.0 - gone])
-        return -np.diff(np.log(np.maximum(left, _NOTHING)), axis=0) @ np.array([g.readers for g in self.groups])
+        readers = np.array([g.readers for g in self.groups])
+        return np.asarray(-np.diff(np.log(np.maximum(left, _NOTHING)), axis=0) @ readers)
 
     def ranks(self, relative: bool) -> NDArray[np.float64]:
         """The rank [steps] of each step: the mean score of the units it removes, averaged over the tied groups."""
@@ -78,7 +79,7 @@ class Allowed:
             step = g.multiple if g.kind == "head" else lcm(g.multiple, self.round_to)
             allowed &= (kept * unit) % step == 0
         allowed[0] = True
-        return kept[allowed][:, None] * sizes[None, :]
+        return np.asarray(kept[allowed][:, None] * sizes[None, :])
 
 
 def columns(classes: Sequence[Sequence[Group]], scores: Scores, allowed: Allowed | None = None) -> list[Column]:
