@@ -162,7 +162,7 @@ def killing(model):
 
 def test_a_killed_command_goes_on(tmp_path, monkeypatch):
     words = ["compare", MODEL, "--criteria", "l2", "--budgets", "params=50%", "--budgets", "macs=80%", "--seeds", "0"]
-    words += ["--seeds", "1", "--evaluate", "tests.test_compare:killing", "--json", "--out"]
+    words += ["--seeds", "1", "--evaluate", "tests.comparing.test_compare:killing", "--json", "--out"]
     calls = tmp_path / "calls"
     monkeypatch.setenv("COMPARE_CALLS", str(calls))
     code = "import sys; from bough.cli import main; sys.argv = ['bough', *sys.argv[1:]]; main()"
@@ -390,9 +390,9 @@ def test_command(tmp_path):
         "--budgets",
         "params=70%,macs=70%",
         "--evaluate",
-        "tests.test_compare:off",
+        "tests.comparing.test_compare:off",
         "--data",
-        "tests.test_compare:batches",
+        "tests.comparing.test_compare:batches",
     ]
     words += ["--lower-is-better", "--round-to", "2", "--ignore", "0", "--out", str(tmp_path)]
     data = json.loads(run(*words, "--json"))
@@ -412,15 +412,25 @@ def test_command(tmp_path):
     ("words", "said"),
     [
         (["--criteria", "taylor"], "needs data"),
-        (["--criteria", "taylor", "--data", "tests.test_compare:unlabelled"], "no pairs"),
+        (["--criteria", "taylor", "--data", "tests.comparing.test_compare:unlabelled"], "no pairs"),
         (["--budgets", "macs"], "write NAME=BOUND"),
         (["--allocations", "fair"], "unknown"),
-        (["--loss", "tests.test_compare:nothing"], "no callable nothing"),
+        (["--loss", "tests.comparing.test_compare:nothing"], "no callable nothing"),
     ],
 )
 def test_errors_of_the_command(tmp_path, words, said):
     with pytest.raises(BoughError, match=said):
-        run("compare", MODEL, "--budgets", "macs=50%", "--evaluate", "tests.test_compare:off", "--out", str(tmp_path), *words)
+        run(
+            "compare",
+            MODEL,
+            "--budgets",
+            "macs=50%",
+            "--evaluate",
+            "tests.comparing.test_compare:off",
+            "--out",
+            str(tmp_path),
+            *words,
+        )
 
 
 def unlabelled():
