@@ -10,6 +10,7 @@ from torch import nn
 import bough
 from bough.cutting.check import check
 from bough.errors import CheckpointError, PlanError
+from bough.planning import Stale
 from bough.planning.plan import Plan, Scale
 from bough.planning.schema import _FIELDS, checked_plan
 from bough.storage.schema import Invalid
@@ -34,6 +35,7 @@ def every_field(plan):
         plan, scales=(Scale("0.weight", 0, (1, 3), 0.5),), renormalizing=("a",), frozen={"b": "why"},
         left_out={"c": (2, True)}, sequences={"d:e": [0, 2]}, ragged={"f": "g"}, alike={"h": "why"}, rebuild=True,
         notes=("one", "zwei \u00e4"), inputs=("x", "y"), attributes={"a:b": 3, "a:c": 0.25}, cost=cost, weights="00ff",
+        stale=(Stale("a:d", 32, (9, 13), ("reset",)),),
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from bough.cli.outputs import unused, writable
 from bough.cli.planning import ALLOCATION, allocation_of, planning_options
 from bough.cli.steps import Steps, prune_iteratively, step_options
 from bough.errors import PlanError, VerificationError
+from bough.planning import stale_lines
 from bough.recovery import Iterated
 from bough.report.tables import costs_table, show
 
@@ -108,7 +109,7 @@ def _as_json(result: bough.Result | Iterated) -> dict[str, Any]:
     return {
         "before": plan.original.to_dict(), "after": plan.cost.to_dict(), "groups": plan.groups,
         "left_out": list(plan.left_out), "ragged": plan.ragged, "not_ragged": plan.alike, "not_cut": plan.frozen,
-        "notes": plan.notes, "verification": result.report.to_dict(),
+        "stale": [s.to_dict() for s in plan.stale], "notes": plan.notes, "verification": result.report.to_dict(),
         "refit": None if refitted is None else refitted.to_dict(),
         "choice": None if choice is None else choice.to_dict(),
     }  # fmt: skip
@@ -123,6 +124,7 @@ def _lines(result: bough.Result | Iterated) -> Iterator[str]:
     yield from (f"left out: {name}" for name in plan.left_out)
     yield from (f"not ragged: {name}: {why}" for name, why in plan.alike.items())
     yield from (f"not cut: {name}: {why}" for name, why in plan.frozen.items())
+    yield from stale_lines(plan.stale)
     yield str(result.report)
     if refitted is not None:
         yield str(refitted)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from bough.arguments import check_arguments
 from bough.cutting.check import check
 from bough.cutting.copying import copy_modules
-from bough.cutting.metadata import flatten, refresh
 from bough.cutting.passages import note
 from bough.cutting.slicing import Slicer, formatted, like, plain, plainly
 from bough.errors import PlanError
+from bough.planning.attributes import flatten, refresh
 from bough.planning.plan import Plan
 from bough.storage.tensors import memory
 from bough.tracing.caches import clear_memoized_methods

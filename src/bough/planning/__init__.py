@@ -1,9 +1,10 @@
 """From scores and a budget to a plan."""
 
 from bough.planning.allocation import Allocator
+from bough.planning.attributes import Stale, stale_lines
 from bough.planning.budget import Budget
 from bough.planning.options import Options
 from bough.planning.plan import Plan, Scale
 from bough.planning.planner import plan, planned
 
-__all__ = ["Allocator", "Budget", "Options", "Plan", "Scale", "plan", "planned"]
+__all__ = ["Allocator", "Budget", "Options", "Plan", "Scale", "Stale", "plan", "planned", "stale_lines"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from bough.arguments import check_arguments
 from bough.errors import PlanError
+from bough.planning.attributes import Stale
 from bough.planning.plan import Plan, Scale
 
 
@@ -49,7 +50,14 @@ def compose(first: Plan, second: Plan) -> Plan:
         original_shapes={**second.original_shapes, **first.original_shapes},
         ragged={**first.ragged, **second.ragged},
         alike={**first.alike, **second.alike},
+        stale=_stale(first, second),
     )
+
+
+def _stale(first: Plan, second: Plan) -> tuple[Stale, ...]:
+    """What is stale after the first cut is so after both, and the second cut may have changed the sizes that it stands for."""
+    known = {s.key for s in first.stale}
+    return (*(replace(s, sizes=()) for s in first.stale), *(s for s in second.stale if s.key not in known))
 
 
 def _composed(first: dict[int, list[int]], second: dict[int, list[int]]) -> dict[int, list[int]]:

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from bough.cost import Cost
 from bough.graph import Graph
 from bough.planning.allocation import unit_scores
+from bough.planning.attributes import HeldAttributes, Stale
 from bough.planning.equations import Ties, solve
 from bough.planning.fold import fold
 from bough.planning.plan import Plan, Scale
 from bough.planning.uniform import Told
 from bough.spaces import Atom, Each, Kept, indices
 from bough.tracing.fingerprint import weights_digest
+from bough.tracing.held import read
 from bough.tracing.provenance import Path, attributes_in, key_of
 from bough.tracing.replay import Conflict, replay
 
@@ -32,6 +34,7 @@ class Draft:
     told: Told
     scales: tuple[Scale, ...]
     conflicts: tuple[Conflict, ...]
+    stale: tuple[Stale, ...] = ()
 
     @staticmethod
     def of(graph: Graph, counts: Mapping[str, int], kept: Mapping[Atom, Kept], told: Told | None = None) -> Draft:
@@ -41,6 +44,33 @@ class Draft:
         check = replay(graph, sizes, told.numbers)
         scales, unfolded = fold(graph, check.rescales)
         return Draft(graph, counts, kept, told, scales, (*check.conflicts, *unfolded))
+
+    def following(self, held: HeldAttributes) -> Draft:
+        """Return the same with the attributes set that `forward` does not read and that surely are cut widths.
+
+        An attribute is left as it is, and is stale, if the model's Python no longer agrees with the plan once it is set, or
+        derives another number from it.
+        """
+        numbers, stale = held.at(self.sizes)
+        refused = self._refused(numbers)
+        stale += [held.stale(p, refused[p], [numbers[p]]) for p in refused]
+        told = replace(self.told, numbers={**{p: n for p, n in numbers.items() if p not in refused}, **self.told.numbers})
+        return replace(self, told=told, stale=tuple(stale))
+
+    def _refused(self, numbers: Mapping[Path, int]) -> dict[Path, int]:
+        """Return those of new values of attributes, {path: value before}, that change what the model computes."""
+        if not numbers or self._runs_alike(numbers):
+            return {}
+        if len(numbers) == 1:
+            return {p: read(self.graph.model, p) for p in numbers}
+        items = [*numbers.items()]
+        half = len(items) // 2
+        return {**self._refused(dict(items[:half])), **self._refused(dict(items[half:]))}
+
+    def _runs_alike(self, numbers: Mapping[Path, int]) -> bool:
+        check = replay(self.graph, self.sizes, {**self.told.numbers, **numbers})
+        scales, unfolded = fold(self.graph, check.rescales)
+        return not check.conflicts and not unfolded and scales == self.scales
 
     @property
     def sizes(self) -> dict[Atom, int]:
@@ -61,6 +91,7 @@ class Draft:
             kept=cut,
             groups={g.name: (self.counts[g.name], g.size) for g in graph.groups},
             attributes={**self._changed(), **about_layers},
+            stale=self.stale,
             scales=self.scales,
             renormalizing=tuple(g.name for g in graph.groups if g.atom in self.kept and not g.exact),
             frozen=dict(tied.held),

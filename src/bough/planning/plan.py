@@ -9,6 +9,7 @@ from typing import Any
 from bough.arguments import check_arguments
 from bough.cost import Cost, shown
 from bough.errors import PlanError
+from bough.planning.attributes import Stale, stale_lines
 from bough.planning.schema import FORMAT, VERSION, checked_plan
 from bough.storage.schema import Invalid, read_json
 
@@ -31,7 +32,7 @@ class Plan:
         kept: {parameter or buffer: {dim: indices kept, ascending}}, for each that is cut.
         removed: the opposite of `kept`: {parameter or buffer: {dim: indices that leave}}.
         groups: {group: (units kept, units before)}.
-        attributes: {"module:attribute:key...": the number it becomes}.
+        attributes: {"module:attribute:key...": the number it becomes}, those that `forward` does not read included.
         scales: factors folded into weights.
         renormalizing: the cut groups over which a statistic runs (see `verify`).
         frozen: {group: why it could not be cut although its types allow it}.
@@ -46,6 +47,8 @@ class Plan:
         inputs: how many arguments it was traced with, or their names; None where that is not known.
         weights: digest of the parameters' values that the plan was made from (see `weights_digest`); None where they are not
             known, as on the meta device. A model with other weights may be cut by the plan; `refit` wants these.
+        stale: the attributes that equal a width which is cut, which `forward` does not read, and which stay as they are,
+            because it is not known that they mean this width: methods and other code that read them may fail.
     """
 
     fingerprint: str
@@ -66,6 +69,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     inputs: int | tuple[str, ...] | None = None
     weights: str | None = None
+    stale: tuple[Stale, ...] = ()
 
     @property
     def removed(self) -> dict[str, dict[int, list[int]]]:
@@ -115,6 +119,7 @@ class Plan:
             "notes": list(self.notes),
             "inputs": self.inputs,
             "weights": self.weights,
+            "stale": [[s.key, s.value, list(s.sizes), list(s.methods)] for s in self.stale],
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -145,6 +150,7 @@ class Plan:
         found = checked_plan(data, place)
         del found["format"], found["version"]
         found["scales"] = tuple(Scale(name, dim, tuple(indices), float(f)) for name, dim, indices, f in found["scales"])
+        found["stale"] = tuple(Stale(key, value, tuple(n), tuple(m)) for key, value, n, m in found.get("stale", ()))
         for name in ("renormalizing", "notes"):
             found[name] = tuple(found.get(name, ()))
         return Plan(**found)
@@ -168,6 +174,7 @@ class Plan:
         lines += [f"not cut: {n}: {why}" for n, why in self.frozen.items()]
         if self.rebuild:
             lines.append("the model's Python contradicts this plan: carry it out with bough.rebuild")
+        lines += stale_lines(self.stale)
         if self.scales:
             lines.append(f"scales folded into {len({s.name for s in self.scales})} weights")
         return "\n".join(lines)

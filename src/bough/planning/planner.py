@@ -15,6 +15,7 @@ from bough.graph import Graph
 from bough.latency import LatencyTable
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allocator, Allowed, allocator
+from bough.planning.attributes import HeldAttributes
 from bough.planning.budget import Budget, Goal, priced
 from bough.planning.counting import Counting
 from bough.planning.depth import chosen, left_out, widths
@@ -177,6 +178,8 @@ class _Search:
         return Draft.of(self.graph, counts, kept, told)
 
     def _finished(self, draft: Draft, tied: Ties, note: str) -> Plan:
+        if not (self.on_conflict == "rebuild" and draft.conflicts) and not (self.even and self.even.tells):
+            draft = draft.following(HeldAttributes(self.graph))
         plan = draft.plan(tied, self.counting.cost(draft.counts), self.counting.original)
         return replace(self.free.noted(plan), notes=(note,) if note else ())
 

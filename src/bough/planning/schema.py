@@ -120,5 +120,6 @@ _FIELDS = record(
         "notes": items(text),
         "inputs": _inputs,
         "weights": nullable(text),
+        "stale": items(row(text, whole(), items(whole()), items(text))),
     },
 )

@@ -17,6 +17,24 @@ def refresh(module: nn.Module) -> None:
             setattr(module, key, value)
 
 
+_NAMES: tuple[tuple[type | tuple[type, ...], tuple[str, ...]], ...] = (
+    (nn.Linear, ("out_features", "in_features")),
+    (nn.modules.conv._ConvNd, ("in_channels", "out_channels")),
+    (nn.modules.batchnorm._NormBase, ("num_features",)),
+    ((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",)),
+    (nn.GroupNorm, ("num_channels",)),
+    (nn.Embedding, ("num_embeddings", "embedding_dim")),
+    (nn.MultiheadAttention, ("embed_dim", "head_dim", "kdim", "vdim")),
+    (nn.RNNBase, ("input_size", "hidden_size", "proj_size")),
+    (nn.RNNCellBase, ("hidden_size", "input_size")),
+)
+
+
+def layer_widths(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the attributes that `refresh` may set on a module."""
+    return next((names for kind, names in _NAMES if isinstance(module, kind)), ())
+
+
 def _widths(module: nn.Module, weight: Tensor | None) -> Iterator[tuple[str, Any]]:
     shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
     if isinstance(module, nn.Linear):

@@ -1,0 +1,172 @@
+"""Which submodules a class makes from an attribute, as its source code says.
+
+`self.fc = nn.Linear(self.num_features, classes)`, in any method, says that `num_features` is a width of `fc`. A local name
+that is assigned once stands for the attribute that it is assigned to, as in `self.width = width; self.fc = Linear(width, 4)`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+_GROWS = frozenset(("append", "extend", "insert", "add_module", "register_module", "register_buffer", "register_parameter"))
+Symbol = tuple[str, ...]
+"""("self", attribute), or (function, line, local name)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """An attribute is an argument of a call of `function` whose result is assigned to `children`.
+
+    `argument`: its position or keyword; None where the attribute is a part of an argument, such as `2 * self.width`.
+    """
+
+    children: tuple[str, ...]
+    function: str
+    argument: int | str | None
+
+
+_known: WeakKeyDictionary[type, dict[str, list[Use]]] = WeakKeyDictionary()
+
+
+def uses_of(kind: type) -> dict[str, list[Use]]:
+    """Return {attribute: its uses as a constructor argument} in the source of a class and of its bases outside torch."""
+    if kind not in _known:
+        _known[kind] = _read(kind)
+    return _known[kind]
+
+
+def _read(kind: type) -> dict[str, list[Use]]:
+    reader = _Reader()
+    for base in kind.__mro__:
+        if base is not object and not base.__module__.startswith("torch."):
+            try:
+                body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+            except (OSError, TypeError, SyntaxError, IndexError):  # made by exec, or in C
+                continue
+            for function in getattr(body, "body", ()):
+                if isinstance(function, ast.FunctionDef) and function.args.args:
+                    reader.read(function)
+    return reader.found()
+
+
+class _Reader:
+    """What is known of a class: symbols that have one value, and the calls that each of them is an argument of."""
+
+    def __init__(self) -> None:
+        self._same: dict[Symbol, Symbol] = {}
+        self._uses: list[tuple[Symbol, Use]] = []
+
+    def found(self) -> dict[str, list[Use]]:
+        by_root: dict[Symbol, list[Use]] = {}
+        for symbol, use in self._uses:
+            by_root.setdefault(self._root(symbol), []).append(use)
+        attributes = {s for s in (*self._same, *(s for s, _ in self._uses)) if s[0] == "self"}
+        return {s[1]: by_root[self._root(s)] for s in attributes if self._root(s) in by_root}
+
+    def read(self, function: ast.FunctionDef) -> None:
+        scope = _Scope(function)
+        for targets, value in scope.assignments:
+            flat = [*targets, value]
+            symbols = [s for s in map(scope.symbol, flat) if s is not None]
+            for one in symbols[1:]:
+                self._same[self._root(one)] = self._root(symbols[0])
+        for children, value in scope.made():
+            for call in (n for n in ast.walk(value) if isinstance(n, ast.Call)):
+                named = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+                for at, argument in [*enumerate(call.args), *((k.arg, k.value) for k in call.keywords)]:
+                    plain = scope.symbol(argument) is not None
+                    self._uses += [(s, Use(children, named, at if plain else None)) for s in scope.within(argument)]
+
+    def _root(self, symbol: Symbol) -> Symbol:
+        while self._same.setdefault(symbol, symbol) != symbol:
+            symbol = self._same[symbol]
+        return symbol
+
+
+class _Scope:
+    """The assignments and names of a function."""
+
+    def __init__(self, function: ast.FunctionDef) -> None:
+        self.me = function.args.args[0].arg
+        self._name = function.name, str(function.lineno)
+        arguments = (*function.args.args, *function.args.kwonlyargs, *function.args.posonlyargs)
+        times = Counter(a.arg for a in arguments)
+        times.update(n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+        self._once = {n for n, k in times.items() if k == 1} - {self.me}
+        self.assignments = [pair for n in ast.walk(function) for pair in _pairs(n)]
+        self._calls = [n.value for n in ast.walk(function) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
+        self._lists = self._grown()
+
+    def symbol(self, node: ast.expr) -> Symbol | None:
+        """Return what a plain name or `self.name` refers to."""
+        child = self._child(node)
+        if child is not None:
+            return "self", child
+        return (*self._name, node.id) if isinstance(node, ast.Name) and node.id in self._once else None
+
+    def within(self, node: ast.expr) -> Iterator[Symbol]:
+        """Yield the symbols of an argument: itself, or those that arithmetic in it combines."""
+        if isinstance(node, ast.BinOp):
+            yield from self.within(node.left)
+            yield from self.within(node.right)
+        else:
+            symbol = self.symbol(node)
+            if symbol is not None:
+                yield symbol
+
+    def made(self) -> Iterator[tuple[tuple[str, ...], ast.expr]]:
+        """Yield (children of `self`, the expression that makes them)."""
+        for targets, value in self.assignments:
+            children = tuple(c for t in targets for c in map(self._child, _flat(t)) if c is not None)
+            if children:
+                yield children, value
+                names = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)}
+                yield from ((children, item) for name in names for item in self._lists.get(name, ()))
+        for call in self._calls:
+            function, first = call.func, call.args[0] if call.args else None
+            if isinstance(function, ast.Attribute) and function.attr in _GROWS:
+                child = self._child(function.value)
+                if child is None and isinstance(function.value, ast.Name) and function.value.id == self.me:
+                    child = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
+                if child is not None:
+                    yield (child,), call
+
+    def _child(self, node: ast.expr) -> str | None:
+        own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self.me
+        return node.attr if own else None  # type: ignore[attr-defined]
+
+    def _grown(self) -> dict[str, list[ast.expr]]:
+        """Return {local list: what is put into it}."""
+        lists: dict[str, list[ast.expr]] = {}
+        for targets, value in self.assignments:
+            if isinstance(value, (ast.List, ast.ListComp)):
+                for name in (t.id for t in targets if isinstance(t, ast.Name)):
+                    lists.setdefault(name, []).append(value)
+        for call in self._calls:
+            function = call.func
+            grows = isinstance(function, ast.Attribute) and function.attr in _GROWS
+            if grows and isinstance(function.value, ast.Name) and function.value.id in lists:  # type: ignore[attr-defined]
+                lists[function.value.id] += call.args  # type: ignore[attr-defined]
+        return lists
+
+
+def _pairs(node: ast.AST) -> Iterator[tuple[Sequence[ast.expr], ast.expr]]:
+    """Yield (targets, value) of an assignment; those of `a, b = c, d` one by one."""
+    if isinstance(node, ast.AnnAssign) and node.value is not None:
+        yield [node.target], node.value
+    elif isinstance(node, ast.Assign):
+        for target in node.targets:
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) and len(target.elts) == len(node.value.elts):
+                yield from (([t], v) for t, v in zip(target.elts, node.value.elts, strict=True))
+                return
+        yield node.targets, node.value
+
+
+def _flat(target: ast.expr) -> list[ast.expr]:
+    return target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
