@@ -35,7 +35,7 @@ class Evidence:
         for name, module in self._modules.items():
             self._same_class[type(module)].append(name)
         self._told: dict[tuple[str, str], Space] = {
-            e.expression.path[:2]: e.space  # type: ignore[misc]
+            e.expression.path[:2]: e.space
             for e in graph.equations
             if isinstance(e.expression, Attribute) and len(e.expression.path) == 2
         }
