@@ -527,10 +527,12 @@ def test_what_can_not_be_copied_is_told_and_can_be_cut_in_place():
 
 
 def test_tensors_that_the_model_hides_freeze_what_they_meet():
+    hidden = {}
+
     class Hiding(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.__dict__.setdefault("cache", {}).setdefault("gain", torch.ones(self.out_features))
-            return super().forward(x) * self.cache["gain"]
+            hidden.setdefault("gain", torch.ones(self.out_features))
+            return super().forward(x) * hidden["gain"]
 
     model = mlp(Hiding(4, 8))
     model(X)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -233,6 +234,7 @@ class Graph:
     further_ops: tuple[OpRecord, ...] = ()
     modes: dict[str, bool] = field(default_factory=dict)  # module name -> whether it was in training mode
     draw: float | None = None  # what every single random number of the run was
+    written: frozenset[str] = frozenset()  # parameters and buffers whose values the run changes
 
     @property
     def call(self) -> Call:
@@ -308,17 +310,39 @@ class Graph:
 
 
 def held_tensor(model: nn.Module, name: str) -> torch.Tensor:
-    """The parameter, buffer or tensor attribute of `model` called `name`."""
-    *path, leaf = name.split(".")
+    """The parameter, buffer or tensor attribute of `model` called `name`; of one in a container the name ends in its keys."""
+    place, *keys = name.removesuffix("]").replace("][", "[").split("[")
+    *path, leaf = place.split(".")
     owner = model
     for key in path:  # `get_submodule` does the same through `__getattr__`, five times as slowly
         inner = owner._modules[key]
         assert inner is not None
         owner = inner
     held = (owner._parameters, owner._buffers, owner.__dict__)
-    value = next((values[leaf] for values in held if leaf in values), None)
+    value: Any = next((values[leaf] for values in held if leaf in values), None)
+    for key in keys:
+        value = _entry(value, key)
     assert isinstance(value, torch.Tensor)
     return value
+
+
+def module_of(name: str) -> str:
+    """The name of the module that holds the parameter, buffer or tensor attribute called `name`.
+
+    Example:
+        >>> module_of("encoder.rnn.weight_hh_l0"), module_of("encoder.rnn.hidden[0]"), module_of("cache[layer.1]")
+        ('encoder.rnn', 'encoder.rnn', '')
+    """
+    return name.partition("[")[0].rpartition(".")[0]
+
+
+def _entry(value: Any, key: str) -> Any:
+    """What a container or an object holds under a key that is written as text."""
+    if isinstance(value, Mapping):
+        return next((v for k, v in value.items() if str(k) == key), None)
+    if isinstance(value, Sequence):
+        return value[int(key)]
+    return value[int(key)] if isinstance(value, deque) else getattr(value, "__dict__", {}).get(key)
 
 
 def sizes(axes: tuple[Space, ...], kept: Mapping[Atom, int]) -> tuple[int, ...]:

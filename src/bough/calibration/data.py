@@ -19,6 +19,7 @@ from bough.calibration.sums import SAMPLES, Sums, load_sums, save_sums
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.tracing.fingerprint import weights_digest
+from bough.tracing.held import substituted
 
 Loss = Callable[[Any, Any], Tensor]
 """(model, batch), (output, batch) or (output, labels) -> mean loss over the batch, a scalar; see `bough.calibration.losses`."""
@@ -99,6 +100,10 @@ class Data:
             PlanError: the model cannot run on the batch.
         """
         called = graph.model if model is None else model
+        with substituted(called, lambda path, n: n):  # each batch starts from the same state
+            return self._output(graph, batch, called)
+
+    def _output(self, graph: Graph, batch: Any, called: nn.Module) -> Any:
         if self.forward is not None:
             return self.forward(called, batch)
         try:

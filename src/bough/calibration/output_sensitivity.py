@@ -45,7 +45,7 @@ def output_sensitivities(graph: Graph, data: Data, layers: Iterable[int], probes
         TraceError: on this data the model takes another path than the traced one.
     """
     sums, outputs = Sums(), _LayerOutputs(graph, layers)
-    with preserve_state(graph.model), tapped(graph, outputs.taps), torch.enable_grad():
+    with preserve_state(graph.model, graph.written), tapped(graph, outputs.taps), torch.enable_grad():
         for p in graph.model.parameters():
             p.requires_grad_(p.is_floating_point())
         for batch in data.stream(graph, sums, f"sensitivities {probes}"):

@@ -26,6 +26,6 @@ def tapped_pass(graph: Graph, data: Data, taps: Sequence[Tap], sums: Sums, title
         PlanError: as `Data.stream`.
         TraceError: on this data the model takes another path than the traced one.
     """
-    with torch.no_grad(), preserve_state(graph.model), tapped(graph, taps):
+    with torch.no_grad(), preserve_state(graph.model, graph.written), tapped(graph, taps):
         for batch in data.stream(graph, sums, title):
             data.run(graph, batch)

@@ -69,7 +69,7 @@ def synthesize(
     generator = torch.Generator().manual_seed(seed)
     batches = range(-(-samples // batch_size))
     shown = show_progress(batches, "synthesize inputs", len(batches)) if progress else batches
-    with preserve_state(graph.model):
+    with preserve_state(graph.model, graph.written):
         for p in graph.model.parameters():
             p.requires_grad_(False)
         return [_synthesize_batch(graph, norms, batch_size, steps, generator) for _ in shown]

@@ -6,7 +6,7 @@ model is matched with the recorded run, operator by operator; if the call takes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,13 +87,18 @@ def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode; on exit, restore mode, flags, gradients, buffers and random number generators."""
+def preserve_state(model: nn.Module, written: Collection[str] = ()) -> Iterator[None]:
+    """Put the model in eval mode; on exit, restore mode, flags, gradients, buffers, attributes and random number generators.
+
+    Args:
+        model: the model.
+        written: names of parameters whose values are restored as well, because `forward` changes them (`Graph.written`).
+    """
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    values = [(t, t.detach().clone()) for _, t, parameter, _ in held_tensors(model) if not parameter]
+    held = [(t, t.detach(), t.detach().clone()) for n, t, parameter, _ in held_tensors(model) if not parameter or n in written]
     try:
-        with unchanged_rng():
+        with unchanged_rng(), substituted(model, lambda path, n: n):
             model.eval()
             yield
     finally:
@@ -102,10 +107,19 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
         for parameter, flag, gradient in flags:
             parameter.requires_grad_(flag)
             parameter.grad = gradient
-        with torch.no_grad():
-            for tensor, value in values:
-                if not tensor.is_inference() and not torch.equal(tensor, value):
-                    tensor.copy_(value)
+        put_values(held)
+
+
+def put_values(held: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Give tensors their memory and values back; of each the tensor, an alias of its memory, and a copy of its values."""
+    with torch.no_grad():
+        for tensor, data, value in held:
+            if tensor.is_inference():
+                continue
+            if tensor.data_ptr() != data.data_ptr():
+                tensor.data = data
+            if not torch.equal(tensor, value):
+                tensor.copy_(value)
 
 
 @dataclass(slots=True)

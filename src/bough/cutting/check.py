@@ -32,8 +32,9 @@ def check(model: nn.Module, plan: Plan) -> None:
     found = fingerprint(model)
     tensors = {n: t for n, t, _, _ in held_tensors(model)}
     held = {n: list(t.shape) for n, t in tensors.items()}
+    known = model.state_dict().keys() if found == plan.fingerprint else held.keys()
     for name, shape in plan.original_shapes.items():
-        if held.get(name) != shape:
+        if held.get(name) != shape and not (name not in known and _fits(name, held.get(name), plan)):
             has = f"has shape {held[name]} here" if name in held else "does not exist here"
             raise PlanError(
                 f"this plan was made for another model: {name} {has}, and had shape {shape} where the plan was made"
@@ -45,7 +46,8 @@ def check(model: nn.Module, plan: Plan) -> None:
         )
     for name, dims in plan.kept.items():
         for dim, kept in dims.items():
-            _check_indices(name, dim, kept, held)
+            if name in held or name in known:
+                _check_indices(name, dim, kept, held)
     for scale in plan.scales:
         _check_indices(scale.name, scale.dim, scale.indices, held)
     _ties(tensors, plan)
@@ -62,6 +64,13 @@ def check(model: nn.Module, plan: Plan) -> None:
         problem = index_problem(items, len(there)) if isinstance(there, (list, tuple)) else "is for a list"
         if items and problem is not None:
             raise PlanError(f"this plan is damaged: of the items of {key} it keeps {items}, which {problem}")
+
+
+def _fits(name: str, shape: list[int] | None, plan: Plan) -> bool:
+    """Whether a tensor outside the state dict, which calls may have made, lost or resized, can be cut: absent, or as wide."""
+    whole = plan.original_shapes[name]
+    dims = plan.kept.get(name, {})
+    return shape is None or (len(shape) == len(whole) and all(shape[d] == whole[d] for d in dims))
 
 
 def check_weights(model: nn.Module, plan: Plan) -> None:

@@ -17,6 +17,7 @@ from bough.cutting.copying import copy_modules
 from bough.cutting.passages import note
 from bough.cutting.slicing import Slicer, formatted, like, plain, plainly
 from bough.errors import PlanError
+from bough.graph import module_of
 from bough.planning.attributes import flatten, refresh
 from bough.planning.plan import Plan
 from bough.storage.tensors import memory
@@ -246,7 +247,7 @@ def _set_data(tensor: Tensor, value: Tensor) -> None:
 
 def _finish(model: nn.Module, plan: Plan) -> None:
     rewrite(model, plan.attributes, plan.sequences)
-    owners = {name.rpartition(".")[0] for name in plan.kept}
+    owners = {module_of(name) for name in plan.kept}
     for module in {*owners, *(o.rpartition(".")[0] for o in owners)}:
         refresh(model.get_submodule(module))
     flatten(model)

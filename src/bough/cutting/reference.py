@@ -103,7 +103,7 @@ class _KeptOnly(OnStandIns):
     def op(self, call: OpCall) -> Any:
         record = self._record(call)
         if not any(a in self.kept for s in (*record.renormalized, *record.undefined) for a in normal(s).atoms):
-            return call.func(*call.args, **call.kwargs)
+            return self.execution.run(call)
         axes = iter(record.arguments)
         args = swap(call.args, lambda t: self._slice(t, next(axes)))
         kwargs = {k: swap(v, lambda t: self._slice(t, next(axes))) for k, v in call.kwargs.items()}

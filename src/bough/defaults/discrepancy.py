@@ -15,7 +15,7 @@ _UNSEEN = 1e-3  # of the squared error is added to the divergence, which saturat
 
 def outputs_on(graph: Graph, model: nn.Module, data: Data) -> list[list[Tensor]]:
     """Return the floating-point outputs of a model in eval mode for each batch."""
-    with torch.no_grad(), preserve_state(model):
+    with torch.no_grad(), preserve_state(model, graph.written):
         return [[t.detach() for t in tensors_within(data.run(graph, b, model)) if t.is_floating_point()] for b in data.batches]
 
 

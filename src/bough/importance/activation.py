@@ -101,7 +101,7 @@ class HRank:
             return Tap(reading.op, read)
 
         taps = [tap(g, r) for g in graph.groups for r in found[g.name]]
-        with torch.no_grad(), preserve_state(graph.model), tapped(graph, taps):
+        with torch.no_grad(), preserve_state(graph.model, graph.written), tapped(graph, taps):
             for batch in data.stream(graph, sums, "HRank"):
                 data.run(graph, batch)
         means = {}
@@ -155,7 +155,7 @@ class Sensitivity:
             sums.plus(reading.key, others.sum(1, dtype=torch.float64) * size[0])
 
         names = [n for n, s in graph.states.items() if s.parameter and graph.tensor(n).is_floating_point()]
-        with preserve_state(graph.model), tapped(graph, [hooked(r) for r in wanted]):
+        with preserve_state(graph.model, graph.written), tapped(graph, [hooked(r) for r in wanted]):
             for batch in data.stream(graph, sums, "Sensitivity"):
                 size[0] = batch_size(batch)
                 loss_gradients(graph, loss, batch, names)

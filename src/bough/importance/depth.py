@@ -47,7 +47,7 @@ class BlockInfluence:
             raise PlanError(f"{type(graph.model).__name__} has no layers that can be left out")
         sums = Sums()
         taps = [t for layer in graph.layers for t in _taps(graph, layer, sums)]
-        with torch.no_grad(), preserve_state(graph.model), tapped(graph, taps):
+        with torch.no_grad(), preserve_state(graph.model, graph.written), tapped(graph, taps):
             for batch in data.stream(graph, sums, "BlockInfluence"):
                 data.run(graph, batch)
         found: dict[str, list[float]] = {x.container: [] for x in graph.layers if x.container is not None}

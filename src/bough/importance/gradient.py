@@ -58,7 +58,7 @@ class Taylor:
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         names, loss = _trained(graph), data.loss(graph, self.loss)
         sums = Sums()
-        with preserve_state(graph.model):
+        with preserve_state(graph.model, graph.written):
             for batch in data.stream(graph, sums, "Taylor"):
                 for name, g in zip(names, loss_gradients(graph, loss, batch, names), strict=True):
                     sums.plus(name, g * batch_size(batch), g.dtype)
@@ -85,7 +85,7 @@ class OBD:
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         names, loss = _trained(graph), data.loss(graph, self.loss)
         sums = Sums()
-        with preserve_state(graph.model):
+        with preserve_state(graph.model, graph.written):
             for batch in data.stream(graph, sums, "OBD"):
                 for found in sample_gradients(graph, loss, batch, names):
                     for name, g in zip(names, found, strict=True):
@@ -141,7 +141,7 @@ def _gates(graph: Graph, loss: Loss, data: Data, title: str, change: np.ufunc) -
     sums, loss = Sums(), data.loss(graph, loss)
     gates = [_Gate(graph, g) for g in graph.groups]
     names = [n for n in _trained(graph) if any(n == name for gate in gates for name, _, _ in gate.places)]
-    with preserve_state(graph.model):
+    with preserve_state(graph.model, graph.written):
         for batch in data.stream(graph, sums, title):
             for found in sample_gradients(graph, loss, batch, names):
                 products = {n: graph.tensor(n).detach() * g for n, g in zip(names, found, strict=True)}

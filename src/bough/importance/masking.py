@@ -90,7 +90,7 @@ def _tried(
     """The mean over samples of what `each` finds for the units of a group on one batch."""
     sums, loss = Sums(), data.loss(graph, loss)
     masks = [_Mask(graph, g, rs) for g, rs in zip(graph.groups, consumer_inputs(graph).values(), strict=True)]
-    with torch.no_grad(), preserve_state(graph.model):
+    with torch.no_grad(), preserve_state(graph.model, graph.written):
         for batch in data.stream(graph, sums, title):
             whole = _one(loss(graph.model, batch))
             for mask in masks:

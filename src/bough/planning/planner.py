@@ -157,8 +157,9 @@ class _Search:
         whole = self._draft({g.name: g.size for g in self.graph.groups})
         if whole is not None and whole.conflicts:
             raise ConflictError(
-                f"{type(self.graph.model).__name__} no longer runs as it was traced ({whole.conflicts[0]}): something was set "
-                "on it since, such as use_cache in a config; trace it anew"
+                f"{type(self.graph.model).__name__} does not run as it was traced ({whole.conflicts[0]}). If the model was "
+                "changed since it was traced, by an option such as use_cache in a config, or by a call that left state on it, "
+                "trace it again"
             )
 
     def _tied(self, held: Mapping[str, str]) -> Ties:

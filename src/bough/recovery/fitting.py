@@ -74,7 +74,8 @@ class Fitting:
         self.dense, self.small, self.plan, self.data, self.options = dense, small, plan, data, options
         self.kept = kept_units(dense, plan)
         found = consumers(dense, small, plan, self.kept, options.everything)
-        self.skipped = found.skipped
+        changing = {c.name for c in found.found if c.name in small.written}
+        self.skipped = {**found.skipped, **dict.fromkeys(sorted(changing), "forward itself changes this weight")}
         self.layers: list[Layer] = []
         self.means: list[tuple[Tensor, Tensor]] = []
         self.weights: dict[str, _Weight] = {}

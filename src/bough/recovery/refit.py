@@ -117,8 +117,9 @@ def refit_(
     check_weights(dense, plan)
     check_cut(cut, plan)
     first = example_inputs_from(dense, stream, plan.inputs) if example_inputs is None else example_inputs
-    with preserve_state(dense), preserve_state(cut), _all_or_nothing(cut):
+    with preserve_state(dense), preserve_state(cut):
         graphs = trace(dense, first), trace(cut, first)
+    with preserve_state(dense, graphs[0].written), preserve_state(cut, graphs[1].written), _all_or_nothing(cut):
         fitting = Fitting(*graphs, plan, stream, Options(ridge, sites, everything, skips))
         fitting.run(memory)
     with torch.no_grad():

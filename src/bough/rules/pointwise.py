@@ -56,6 +56,19 @@ def _broadcast(c: Context, call: Any, tensors: list[Any], operands: list[Typing]
     return Typing(tuple(axes), tuple(null), all(t.weight for t in operands))
 
 
+@rule("set_data")
+def _set_data(c: Context, call: Any, result: Any) -> Typing:
+    """`tensor.data = value`: the tensor keeps its types, and has the value's elements."""
+    tensor, value = c.of(call.args[0]), c.of(call.args[1])
+    if [a.size for a in tensor.axes] == [a.size for a in value.axes]:
+        for a, b in zip(tensor.axes, value.axes, strict=True):
+            c.unify(a, b)
+    else:
+        for axis in (*tensor.axes, *value.axes):
+            c.freeze(axis, "forward gives a tensor of the model data of another shape")
+    return Typing(value.axes, value.null, tensor.weight)
+
+
 @rule("native_dropout")
 def _dropout(c: Context, call: Any, result: Any) -> list[Typing]:
     x = c.of(call.args[0])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bough.tracing.randomness import as_drawn, draws_one
 from bough.tracing.shapes import SHAPES
+from bough.tracing.state import attribute_values
 from bough.tracing.stream import OpCall, Runner, swap, tensors_in
 
 
@@ -31,6 +32,12 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
             if value is not None and id(value) not in seen:
                 seen.add(id(value))
                 yield dot + key, value, parameter, saved
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        for key, value in attribute_values(module):
+            if isinstance(value, Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                yield dot + key, value, False, False
 
 
 def _strided(t: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -53,9 +60,12 @@ class Execution:
         self.drew = False
         self.stand_ins: dict[int, Tensor] = {}
         self._originals: list[Tensor] = []
+        self._written: list[tuple[Tensor, Tensor]] = []  # parameters that a run on real values wrote, with their values
         self.names: dict[str, Tensor] = {}
         self.meta = False
         self.home = torch.device("cpu")
+        strided = [p for p in model.parameters() if p.layout == torch.strided and not p.is_meta] if real else []
+        self._parameters = {p.untyped_storage().data_ptr(): p for p in strided}
         for i, (name, tensor, _, _) in enumerate(held_tensors(model)):
             if i == 0:
                 self.home = tensor.device
@@ -86,6 +96,14 @@ class Execution:
         self._originals += [tensor, found]
         return found
 
+    def set_data(self, tensor: Tensor, data: Tensor) -> None:
+        """Let `data` stand for what `tensor` holds from now on, as `tensor.data = data` says; a tensor of the model is kept."""
+        if id(tensor) in self.stand_ins and self.stand_ins[id(tensor)] is not tensor:
+            self.stand_ins[id(tensor)] = self.stand_ins[id(data)] = data
+            self._originals.append(data)
+        else:
+            tensor.data = data
+
     def device(self, tensor: Tensor) -> torch.device:
         actual = tensor.device
         return self.home if actual.type == "meta" and not self.meta else actual
@@ -93,6 +111,10 @@ class Execution:
     def run(self, call: OpCall) -> Any:
         """Runs the op as it is called, with all tensors on the meta device where one is."""
         args, kwargs = call.args, call.kwargs
+        if call.name == "set_data":
+            return args[1].detach()
+        if self.real and call.writes:
+            self._keep_parameters(tensors_in([*args, *kwargs.values()]))
         on_meta = [t.is_meta for t in (*tensors_in(args), *tensors_in([*kwargs.values()]))]
         if not self.real and any(on_meta):
             if call.name in ("index", "index_put", "index_put_"):
@@ -112,6 +134,20 @@ class Execution:
         if call.name == "scalar_tensor" and result.device.type == "meta":
             result._number = float(args[0])  # made in C++, beside a tensor that has no values
         return result
+
+    def _keep_parameters(self, written: list[Tensor]) -> None:
+        """Copy the values of parameters whose memory an op may write, before it does so for the first time."""
+        for tensor in written:
+            parameter = self._parameters.get(tensor.untyped_storage().data_ptr()) if tensor.layout == torch.strided else None
+            if parameter is not None and all(p is not parameter for p, _ in self._written):
+                self._written.append((parameter, parameter.detach().clone()))
+
+    def restore(self) -> None:
+        """Give parameters that the run wrote their values back."""
+        with torch.no_grad():
+            for tensor, values in self._written:
+                tensor.detach().copy_(values)
+        self._written.clear()
 
 
 def _on_shapes(call: OpCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -149,6 +185,10 @@ class OnStandIns(Runner):
 
     def device(self, tensor: Tensor) -> torch.device:
         return self.execution.device(tensor)
+
+    def set_data(self, tensor: Tensor, data: Tensor | None) -> None:
+        if data is not None:
+            self.execution.set_data(tensor, data)
 
 
 def _to_meta(t: Tensor) -> Tensor:

@@ -79,9 +79,9 @@ class _Changes:
         kind = type(value)
         if kind is int:
             return self.change(path, value) if value > 1 else value
-        if kind in (bool, float, str, type(None)) or isinstance(value, _OPAQUE) or depth == _DEPTH:
+        if kind in (bool, float, str, type(None)) or opaque(value) or depth == _DEPTH:
             return value
-        if _is_sequence(kind):
+        if is_sequence(kind):
             if kind is list:
                 self.before.append((value, list(value)))
             items = [self._replaced(v, (*path, str(i)), depth + 1) for i, v in enumerate(value)]
@@ -101,7 +101,12 @@ class _Changes:
         return value
 
 
-def _is_sequence(kind: type) -> bool:
+def opaque(value: Any) -> bool:
+    """Whether a value is not looked into: a module, a tensor, a function, a class, a string."""
+    return isinstance(value, _OPAQUE)
+
+
+def is_sequence(kind: type) -> bool:
     """Whether objects of this type can be made anew with other items by `_like`: lists, tuples, named tuples, shapes."""
     return kind in (tuple, list, torch.Size) or (issubclass(kind, tuple) and hasattr(kind, "_make"))
 
@@ -144,12 +149,12 @@ def held_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, A
         kind = type(value)
         if kind is int:
             yield path, value
-        elif _is_sequence(kind) and depth < _DEPTH:
+        elif is_sequence(kind) and depth < _DEPTH:
             if kind in (tuple, list):
                 yield path, value
             for i, v in enumerate(value):
                 yield from within(v, (*path, str(i)), depth + 1)
-        elif kind in (bool, float, str, type(None)) or isinstance(value, _OPAQUE) or depth >= _DEPTH or id(value) in seen:
+        elif kind in (bool, float, str, type(None)) or opaque(value) or depth >= _DEPTH or id(value) in seen:
             return
         elif kind in DICTS or (isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch.")):
             seen.add(id(value))

@@ -27,11 +27,12 @@ READING = LEAVING | {"_local_scalar_dense"}  # ops that give no tensor, but what
 class Value:
     """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
 
-    __slots__ = ("constant", "number", "run", "shape", "state", "storage", "typing", "written")
+    __slots__ = ("constant", "held", "number", "run", "shape", "state", "storage", "typing", "written")
 
     def __init__(self, typing: Typing, number: int, storage: int, state: str = "", constant: bool = False) -> None:
         self.typing, self.number, self.storage, self.state = typing, number, storage, state
         self.written: list[Space] = []  # spaces whose masked units a write to this memory made other than zero; views share it
+        self.held = state  # the name of the model's tensor whose memory it is
         self.constant = constant  # depends neither on weights nor on inputs
         self.shape: torch.Size | None = None
         self.run: object = None  # the recorder's mark
@@ -53,6 +54,7 @@ class Recorder:
         self._mark = object()  # in place of the recorder itself, which holds all values
         self._count = 0
         self._alive: list[Tensor] = []
+        self.written: set[str] = set()  # names of the model's tensors whose values the runs change
         self.last = Notes()  # what the rule told about the last op
         tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
         for name, tensor, parameter, saved in held_tensors(model):
@@ -129,6 +131,10 @@ class Recorder:
     def device(self, tensor: Tensor) -> torch.device:
         return self.execution.device(tensor)
 
+    def set_data(self, tensor: Tensor, data: Tensor | None) -> None:
+        assert data is not None
+        self.execution.set_data(tensor, data)
+
     def op(self, call: OpCall) -> Any:
         tensors = tensors_in(call.args) + (tensors_in([*call.kwargs.values()]) if call.kwargs else [])
         values = [self.value(t) for t in tensors]
@@ -170,6 +176,8 @@ class Recorder:
     ) -> None:
         numbers = []
         constant = all(v.constant for v in values)
+        if call.name == "set_data":
+            self.written.add(values[0].held)
         for tensor, typing in zip(results, typed, strict=True):
             old = self._known(tensor)
             if old is not None:  # in place, or handed through
@@ -177,15 +185,16 @@ class Recorder:
                     self.context.unify(a, b)
                 old.typing = Typing(typing.axes, typing.null, old.typing.weight)
                 new = self._value(old.typing, tensor.dtype, call.index, old.storage, constant)
-                new.written = old.written
+                new.written, new.held = old.written, old.held
                 if call.writes:
+                    self.written.add(old.held)
                     new.written += [a for a, n in zip(typing.axes, typing.null, strict=True) if not n]
             else:
                 shared = _viewed(tensor, tensors, values)
                 storage = None if shared is None else shared.storage
                 new = self._value(typing, tensor.dtype, call.index, storage, constant)
                 if shared is not None:
-                    new.written = shared.written
+                    new.written, new.held = shared.written, shared.held
             self._attach(tensor, new)
             numbers.append(new.number)
         notes = self.context.notes

@@ -109,6 +109,9 @@ class Handler(Protocol):
     def device(self, tensor: Tensor) -> torch.device:
         """The device that the model's Python is to see."""
 
+    def set_data(self, tensor: Tensor, data: Tensor | None) -> None:
+        """Called after the op `set_data` (`tensor.data = ...`) with the tensor it was called on and what the op gave."""
+
     def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Called after a leaf function that was given traced integers, or gives equal parts."""
 
@@ -128,6 +131,9 @@ class Runner:
     def device(self, tensor: Tensor) -> torch.device:
         return tensor.device
 
+    def set_data(self, tensor: Tensor, data: Tensor | None) -> None:
+        pass
+
     def integers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         pass
 
@@ -137,6 +143,7 @@ def _getter(name: str) -> Any:
 
 
 _SHAPE, _DEVICE, _DATA = _getter("shape"), _getter("device"), _getter("data")
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType)
 _FLAGS = {_getter("is_meta"): "meta", _getter("is_cuda"): "cuda", _getter("is_cpu"): "cpu"}
 
@@ -282,6 +289,10 @@ class _FunctionMode(TorchFunctionMode):
             return handler.device(args[0]).type == _FLAGS[func]
         if func == _DATA:
             return args[0].detach()
+        if func == _SET_DATA:
+            given = stream.quietly(swap, args, handler.owned)
+            stream.quietly(handler.set_data, args[0], stream.submit("set_data", func, given, {}, False, True))
+            return None
         if func == torch._cudnn_rnn_flatten_weight:  # moves weights in memory, for which the run itself has no use
             return None
         if func in WHOLE:

@@ -32,6 +32,7 @@ from bough.tracing.ragged import ragged
 from bough.tracing.randomness import HIGH, LOW, fixed_rng, unchanged_rng
 from bough.tracing.recorder import LEAVING, READING, Recorder
 from bough.tracing.selection import Selection, left_alone, selectors
+from bough.tracing.state import bind_state, state_tensors
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.tree import Returned, state_names, tensors_within
 from bough.tracing.wrapped import eagerly, traceable
@@ -99,6 +100,7 @@ def trace(
         tuple(recorder.unknown), fingerprint(model), notes, recording.watch.layers(numbers),
         ragged=ragged(groups, recorder.states, recorder.ops), further_ops=tuple(recorder.ops[len(ops) :]),
         modes={n: m.training for n, m in model.named_modules()}, draw=recording.draw,
+        written=frozenset(recorder.written - {""}),
     )  # fmt: skip
     return _frozen(graph, left_alone(graph, ignored, selected))
 
@@ -117,12 +119,13 @@ def uncollected() -> Iterator[None]:
 
 def run(
     handler: Handler, execution: Execution, model: nn.Module, call: Call, change: Any,
-    prepare: Callable[[], None] | None = None, first: int = 0,
+    prepare: Callable[[], None] | None = None, first: int = 0, after: Callable[[], None] | None = None,
 ) -> Returned:  # fmt: skip
     """Make a call of the model under `handler`, with held integers as `change` says; return what is found in its output.
 
     `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too. `first` is the
-    number of the first op. Where the execution says what is drawn, all random numbers are the same in every run.
+    number of the first op. `after` is called when the model has run, before what it left on its modules is undone. Where the
+    execution says what is drawn, all random numbers are the same in every run.
     """
     args, kwargs = with_tensors((call.args, call.kwargs), execution.stand_in)
     collected = nullcontext() if execution.real else uncollected()
@@ -131,8 +134,15 @@ def run(
         if prepare is not None:
             prepare()
         method = call.bound(model)
-        with Stream(handler, first), eagerly(), fresh_caches(model):
-            return Returned.of(method(*args, **kwargs), state_names(model, method))
+        try:
+            with fresh_caches(model):
+                with Stream(handler, first), eagerly():
+                    returned = Returned.of(method(*args, **kwargs), state_names(model, method))
+                if after is not None:
+                    after()
+                return returned
+        finally:
+            execution.restore()
 
 
 @dataclass(eq=False, slots=True)
@@ -191,8 +201,13 @@ def _record(recording: _Recording, at: int, real: bool, prepare: Callable[[], No
     def traced(path: Path, n: int) -> int:
         return TracedInt(n, Attribute(path, n))
 
+    before = state_tensors(watch.model)
+
+    def bind() -> None:
+        bind_state(recorder, before, state_tensors(watch.model))
+
     with comparisons() as compared:
-        result = run(recorder, execution, watch.model, call, traced, prepare, start)
+        result = run(recorder, execution, watch.model, call, traced, prepare, start, bind)
     for a, b in compared:
         for one, other in ((a, b), (b, a)):
             if isinstance(one, Attribute) and isinstance(other, AxisSize):

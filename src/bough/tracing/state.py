@@ -1,0 +1,88 @@
+"""What a model keeps from one call to the next: tensors and numbers in buffers, attributes and containers of its modules.
+
+A place that `forward` assigns anew (`self.prev = y.detach()`) holds the same kind of value after a call as before: `bind_state`
+gives both the same types, so that a cut changes the width of the stored tensor with that of the tensors stored there later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from bough.rules import Reason
+from bough.spaces import freeze
+from bough.tracing.held import DICTS, MACHINERY, is_sequence, opaque
+
+if TYPE_CHECKING:
+    from bough.tracing.recorder import Recorder
+
+_DEPTH = 3
+_TORCH_OWN = frozenset(("_flat_weights", "_flat_weight_refs"))  # of recurrent layers: their parameters once more
+
+
+def attribute_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of the values in the attributes of one module, those inside containers and plain objects included.
+
+    The name of a value in a container is that of the attribute with the keys in brackets, such as `hidden[0]`.
+    """
+    for key, value in module.__dict__.items():
+        if key not in MACHINERY and key not in _TORCH_OWN:
+            yield from _within(key, value, 0, set())
+
+
+def _within(name: str, value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    kind = type(value)
+    if isinstance(value, Tensor) or kind in (bool, int, float, str, type(None)):
+        yield name, value
+        return
+    if opaque(value) or depth == _DEPTH or id(value) in seen:
+        return
+    seen.add(id(value))
+    if kind in DICTS:
+        items: Any = value.items()
+    elif is_sequence(kind) or kind is deque:
+        items = enumerate(value)
+    elif isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch."):
+        items = value.__dict__.items()
+    else:
+        return
+    for key, inner in list(items):
+        yield from _within(f"{name}[{key}]", inner, depth + 1, seen)
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that `model` holds now, by the names of their places."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        for places in (module._parameters.items(), module._buffers.items(), attribute_values(module)):
+            found.update({dot + key: value for key, value in places if isinstance(value, Tensor)})
+    return found
+
+
+def bind_state(recorder: Recorder, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Give what a place held before a recorded call and what it holds afterwards the same types, wherever these differ.
+
+    Axes whose sizes changed are frozen: the size depends on more than the widths of layers.
+
+    Returns:
+        The names of the places that hold another tensor afterwards.
+    """
+    changed = [name for name, tensor in after.items() if name in before and before[name] is not tensor]
+    for name in changed:
+        old, new = (recorder.typing(recorder.owned(t)).axes for t in (before[name], after[name]))
+        reason = Reason(f"forward gives {name} another shape")
+        if len(old) != len(new):
+            for axis in (*old, *new):
+                freeze(axis, reason)
+            continue
+        for a, b in zip(old, new, strict=True):
+            if a.size == b.size:
+                recorder.context.unify(a, b)
+            else:
+                freeze(a, reason)
+                freeze(b, reason)
+    return changed
