@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from benchmarks import harness
-from bough.recovery.records import read_log
+from bough.recovery.training import read_log
 
 EPOCHS, BATCH = 6, 64
 
@@ -101,7 +101,7 @@ def kill_often(place: Path, kills: int, seed: int) -> dict[str, Any]:
         child.wait()
     if start(["benchmarks.resume", "--child", "killed", str(place / "killed")]).wait():
         raise SystemExit("the last resumed run failed")
-    from bough.recovery.state import read_state
+    from bough.storage import read_state
 
     a, b = (read_state(place / n / "state.safetensors")["model"] for n in ("whole", "killed"))
     return {

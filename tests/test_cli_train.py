@@ -8,7 +8,7 @@ import torch
 
 import bough
 from bough.errors import BoughError
-from bough.recovery.records import read_log
+from bough.recovery.training import read_log
 from tests.test_cli import MODEL, run
 from tests.zoo import small, tasks
 

@@ -15,7 +15,7 @@ import bough
 from bough import recovery
 from bough.errors import BoughError, CheckpointError, ComparisonError, TrainingError, WriteError
 from bough.recovery import Training
-from bough.recovery.records import read_log
+from bough.recovery.training import read_log
 from bough.storage import append_line, atomic, exclusive, read_state, write_files, write_state, write_text
 from bough.storage.lock import LOCK
 from tests.trained import Noisy, net

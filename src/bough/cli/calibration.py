@@ -15,7 +15,7 @@ from bough.cli.references import call, find, is_reference, with_options
 from bough.errors import ModelReferenceError
 from bough.importance import CRITERIA, criterion
 from bough.importance.registry import parsed
-from bough.recovery.finetune import logits_of
+from bough.recovery.training import logits_of
 
 KNOWN = (
     ", ".join(name for name, entry in CRITERIA.items() if entry.scores == "units")

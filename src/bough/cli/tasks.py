@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bough.cli.references import call, positional, user_code
 from bough.errors import ModelReferenceError, TrainingError
-from bough.recovery.finetune import logits_of, run_batch
+from bough.recovery.training import logits_of, run_batch
 
 Metric = Callable[[nn.Module], float]
 

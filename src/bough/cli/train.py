@@ -25,7 +25,7 @@ from bough.errors import TrainingError
 from bough.recovery import Distillation, Features, Trained, Training
 from bough.recovery import distill as distill_model
 from bough.recovery import finetune as finetune_model
-from bough.recovery.loop import STATE
+from bough.recovery.training import STATE_FILE
 from bough.tracing.wrapped import unwrap
 
 Needed = Annotated[str, typer.Argument(help=CONTRACT)]
@@ -90,7 +90,7 @@ def _check_out(training: Training, overwrite: bool) -> None:
     assert training.folder is not None
     out = Path(training.folder)
     writable(out, folder=True)
-    unused(out, overwrite, run=STATE)
+    unused(out, overwrite, run=STATE_FILE)
 
 
 def _named(training: Training, small: Pruned, as_json: bool) -> Training:

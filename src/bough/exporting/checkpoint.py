@@ -20,7 +20,7 @@ from bough.cutting import cut_, rebuild
 from bough.errors import CheckpointError
 from bough.exporting.contents import FORMAT, PLAN, VERSION, WEIGHTS, Contents, checksum, read_contents, read_weights
 from bough.planning import Plan
-from bough.recovery.pairing import check_cut
+from bough.recovery import check_cut_shapes
 from bough.storage import file_digest, make_folder, write_files
 from bough.storage.state import packed, storable, unpacked
 from bough.tracing.wrapped import unwrap
@@ -92,7 +92,7 @@ def save(model: Any, plan: Any = None, folder: Any = None, *, overwrite: bool = 
         refuse_checkpoint(place)
     inner = unwrap(model)
     if not plan.rebuild:
-        check_cut(inner, plan)
+        check_cut_shapes(inner, plan)
     tensors, aliases, extras = _state(inner)
     extra_tensors: dict[str, Tensor] = {}
     packed_extras = {name: packed(value, extra_tensors, (name,)) for name, value in extras.items()}

@@ -10,13 +10,13 @@ from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Ra
 from bough.importance.masking import MaskedLoss, Shapley
 from bough.importance.reconstruction import OBS, ThiNet
 from bough.importance.reduce import elementwise, per_unit
-from bough.importance.redundancy import CosineRedundancy, GeometricMedian
+from bough.importance.redundancy import CosineRedundancy, GeometricMedian, unit_vectors
 from bough.importance.registry import CRITERIA, criterion
-from bough.importance.score import Criterion, DataCriterion, score
+from bough.importance.score import Criterion, DataCriterion, UnitScores, score
 
 __all__ = [
     "CRITERIA", "FLAP", "LAMP", "OBD", "OBS", "APoZ", "ActivationMean", "ActivationVariance", "BlockInfluence",
     "Combined", "CosineRedundancy", "Criterion", "Data", "DataCriterion", "Fisher", "GateTaylor", "GeometricMedian",
     "GroupNorm", "HRank", "Loss", "Magnitude", "MaskedLoss", "NormScale", "Random", "Sensitivity", "Shapley", "Sums",
-    "Taylor", "ThiNet", "Wanda", "criterion", "elementwise", "per_unit", "score",
+    "Taylor", "ThiNet", "UnitScores", "Wanda", "criterion", "elementwise", "per_unit", "score", "unit_vectors",
 ]  # fmt: skip

@@ -1,18 +1,15 @@
-"""What a cut has cost, won back: refit, recalibrate, merge; fine-tune, distill, regularize, iterate; lottery tickets."""
+"""Recover accuracy after a cut: refit, recalibrate, merge; fine-tune, distill, regularize, iterate; lottery tickets."""
 
 from bough.recovery import regularize
-from bough.recovery.distill import Distillation, distill, distillation_loss
-from bough.recovery.features import Features
-from bough.recovery.finetune import finetune
-from bough.recovery.folding import Merged, merge
+from bough.recovery.correspondence import check_cut_shapes as check_cut_shapes
 from bough.recovery.iterate import Iterated, Step, iterate
-from bough.recovery.masks import Sparse, apply_masks_, kept_share, masks_of
+from bough.recovery.merge import Merged, merge
 from bough.recovery.recalibrate import recalibrate
 from bough.recovery.refit import Refit, refit, refit_
-from bough.recovery.regularize import zeros
+from bough.recovery.regularize import Sparse, apply_masks_, kept_share, masks_of, zeros
 from bough.recovery.schedule import budgets, cubic, geometric, linear
 from bough.recovery.tickets import Ticket, find_tickets, magnitude_masks, random_masks, random_plan, rewind_, snapshot
-from bough.recovery.training import Trained, Training
+from bough.recovery.training import Distillation, Features, Trained, Training, distill, distillation_loss, finetune
 
 __all__ = [
     "Distillation", "Features", "Iterated", "Merged", "Refit", "Sparse", "Step", "Ticket", "Trained", "Training",

@@ -1,4 +1,4 @@
-"""`iterate`: cut a little, recover, and again."""
+"""`iterate`: cut in several steps, with recovery after each."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ from bough.cutting import Verification, cut, transfer_optimizer, verify
 from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.importance import Criterion, DataCriterion, Magnitude, score
+from bough.importance import Criterion, DataCriterion, Magnitude, UnitScores, score
 from bough.planning import Budget, Plan, plan
 from bough.planning.compose import compose
-from bough.recovery.attach import check_holds
 from bough.recovery.schedule import Schedule, budgets, geometric
+from bough.recovery.training import check_optimizer
 from bough.tracing import trace
 from bough.tracing.selection import Selection, as_names, selectors
 
-Planner = Callable[[Graph, Any, Budget], Plan]
+Planner = Callable[[Graph, UnitScores, Budget], Plan]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One cut of several: its number from 0, what might remain after it, its plan for the model as it then was, the proof."""
+    """One cut of several.
+
+    Attributes:
+        number: from 0.
+        budget: what may remain after this step.
+        plan: for the model before this step.
+        report: comparison of the cut model with the masked model before it.
+    """
 
     number: int
     budget: Budget
@@ -38,7 +45,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Iterated:
-    """What `iterate` gives: the model, the plan from the original model to it (all steps composed), and each step."""
+    """Result of `iterate`.
+
+    Attributes:
+        model: after the last step.
+        plan: from the original model to `model`, all steps composed.
+        steps: the record of each step.
+    """
 
     model: nn.Module
     plan: Plan
@@ -46,10 +59,11 @@ class Iterated:
 
     @property
     def report(self) -> Verification:
-        """The verification of the first step that is not equal, or of the step with the largest error."""
+        """The verification of the first step whose models differ, else that of the step with the largest error."""
         return max((s.report for s in self.steps), key=lambda report: (not report.equal, report.max_error))
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plan, costs and verifications as plain values, for JSON."""
         steps = [{"cost": s.plan.cost.to_dict(), "verification": s.report.to_dict()} for s in self.steps]
         return {"plan": self.plan.to_dict(), "steps": steps}
 
@@ -74,23 +88,28 @@ def iterate(
     optimizer: Optimizer | None = None,
     on_mismatch: str = "raise",
 ) -> Iterated:
-    """Cuts to `budget` in several steps, each of them scored and planned anew, with recovery after each; `model` stays.
+    """Cut a copy of the model to `budget` in several steps, each scored and planned anew, with recovery after each.
 
     Args:
-        model, example_inputs, ignore, only: as for `trace`.
-        budget: for the last step; its percentages are of the original model, in every step.
-        recover: called with the cut model and the step's number after each cut; trains the model in place.
+        model, example_inputs, ignore, only: as for `trace`; the model stays as it is.
+        budget: for the last step; its percentages are of the original model in every step.
+        recover: called with the cut model and the number of the step, from 0, after each cut; trains the model in place.
         steps: number of cuts.
         schedule: shares kept after each step: `geometric`, `linear`, `cubic` or a function of your own.
-        importance: the criterion, `Magnitude(p=2)` unless given. data: batches for one that needs them, as for `score`.
-        planning: `plan`, or with options: `functools.partial(bough.plan, round_to=8)`.
-        optimizer: of `model`; it is carried through each cut with its state, so `recover` can go on with it.
-        on_mismatch: "raise" where a step's cut model is not the masked model before it (see `verify`), or "return" to go on.
+        importance: the criterion; `Magnitude(p=2)` unless given.
+        data: batches for a criterion that needs them, as for `score`.
+        planning: `plan`, or `plan` with options: `functools.partial(bough.plan, round_to=8)`.
+        optimizer: of `model`; it is transferred through each cut with its state, so `recover` can continue with it.
+        on_mismatch: "raise" if a step's cut model differs from the masked model before it (see `verify`), or "return" to
+            continue.
 
     Raises:
-        BudgetError: the last step's budget can not be reached; told before anything is cut.
+        ArgumentError: an argument of another type.
+        BudgetError: the last step's budget cannot be reached; raised before anything is cut.
         PlanError, ConflictError: as for `plan`.
-        VerificationError: a step's cut does not verify; the steps up to it are attached as `result`. Nothing of it is trained.
+        TrainingError: `optimizer` has no parameter of `model`.
+        VerificationError: a step's cut does not verify; the steps so far are attached as `result`, and the model of the last
+            one has not been trained.
 
     Example:
         >>> import torch, bough
@@ -102,28 +121,28 @@ def iterate(
     check_arguments(iterate, locals())
     check_on_mismatch(on_mismatch)
     if optimizer is not None:
-        check_holds(optimizer, model.parameters(), "model")
+        check_optimizer(optimizer, model.parameters(), "model")
     criterion = importance or Magnitude(p=2)
     ignored, selected = selectors(ignore, "ignore"), None if only is None else selectors(only, "only")
     graph = trace(model, example_inputs, ignore=ignored, only=selected)
     names = as_names(graph.model, ignored, "ignore"), None if selected is None else as_names(graph.model, selected, "only")
-    end = planning(graph, score(graph, criterion, data), budget)  # can it be reached? better told now than after training
-    if end.left_out and steps > 1:
+    last = planning(graph, score(graph, criterion, data), budget)  # fails now, and not after training, if out of reach
+    if last.left_out and steps > 1:
         raise PlanError(
-            f"a plan that leaves out a layer ({next(iter(end.left_out))}) can not be followed by another: cut it out first, "
+            f"a plan that leaves out a layer ({next(iter(last.left_out))}) can not be followed by another: cut it out first, "
             "and iterate from that model"
         )
-    bounds = budgets(budget, end.original, steps, schedule)
-    small, whole, done = model, None, []
+    bounds = budgets(budget, last.original, steps, schedule)
+    small, composed, done = model, None, []
     for number, bound in enumerate(bounds):
         graph = graph if number == 0 else trace(small, example_inputs, ignore=names[0], only=names[1])
-        decided = planning(graph, score(graph, criterion, data), bound)
-        whole = decided if whole is None else compose(whole, decided)
-        before, small = small, cut(small, decided)
-        done.append(Step(number, bound, decided, verify(before, small, decided, example_inputs)))
-        require_equal(done[-1].report, Iterated(small, whole, tuple(done)), on_mismatch)
+        step_plan = planning(graph, score(graph, criterion, data), bound)
+        composed = step_plan if composed is None else compose(composed, step_plan)
+        before, small = small, cut(small, step_plan)
+        done.append(Step(number, bound, step_plan, verify(before, small, step_plan, example_inputs)))
+        require_equal(done[-1].report, Iterated(small, composed, tuple(done)), on_mismatch)
         if optimizer is not None:
-            transfer_optimizer(optimizer, decided)
+            transfer_optimizer(optimizer, step_plan)
         recover(small, number)
-    assert whole is not None
-    return Iterated(small, whole, tuple(done))
+    assert composed is not None
+    return Iterated(small, composed, tuple(done))

@@ -1,4 +1,4 @@
-"""`recalibrate`: statistics of batch norms taken anew on data."""
+"""`recalibrate`: recompute the running statistics of batch norms on data."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from bough.tracing.wrapped import unwrap
 
 
 def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
-    """Sets running means and variances of all batch norms to those of what they read on `data`, in place; gives the model.
+    """Set running means and variances of all batch norms to those of their inputs on `data`, in place; return the model.
 
-    Each norm works with the statistics of the batch meanwhile, as in training; everything else is in eval mode, and nothing
-    else changes; norms that do not run in eval mode, as in auxiliary heads, stay as they are. Mean and (unbiased) variance are
-    over all batches together, samples counted alike. For a model that was cut and not refitted: refit matches outputs already,
-    and by a better measure.
+    During the pass each batch norm normalizes by the statistics of the batch, as in training, and everything else is in eval
+    mode. Batch norms that do not run in eval mode, as in auxiliary heads, stay as they are. Mean and (unbiased) variance are
+    over all batches together, each sample with the same weight. Use this after a cut without refit: refit matches the
+    outputs of layers directly, which is better.
+
+    Args:
+        small: a model with batch norms.
+        data: batches, as for `score`.
 
     Raises:
-        PlanError: the model has no batch norm with running statistics, or the data is empty or gives NaN.
+        ArgumentError: an argument of another type.
+        PlanError: the model has no batch norm with running statistics, the data is empty or gives NaN, or a batch has one
+            value per channel, which has no variance.
 
     Example:
         >>> import torch
@@ -36,7 +42,7 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
         True
     """
     check_arguments(recalibrate, locals())
-    model, stream = unwrap(small), as_data(data)
+    model, batches = unwrap(small), as_data(data)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         raise PlanError(f"{type(model).__name__} has no batch norm with running statistics")
@@ -44,7 +50,7 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
     names = {m: n for n, m in model.named_modules()}
     hooks = [
         m.register_forward_pre_hook(
-            lambda m, args, named: _add(sums[m], args[0] if args else named["input"], names[m]), with_kwargs=True
+            lambda m, args, kwargs: _accumulate(sums[m], args[0] if args else kwargs["input"], names[m]), with_kwargs=True
         )
         for m in norms
     ]
@@ -52,21 +58,22 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
         with torch.no_grad(), preserve_state(model):
             for m in norms:
                 m.training = True
-            for batch in stream.batches:
-                _run(model, stream, batch)
+            for batch in batches.batches:
+                _run(model, batches, batch)
     finally:
         for hook in hooks:
             hook.remove()
-    read = {m: s for m, s in sums.items() if s[0].any()}
-    if not read or not all(s.isfinite().all() for s in read.values()):
+    observed = {m: s for m, s in sums.items() if s[0].any()}
+    if not observed or not all(s.isfinite().all() for s in observed.values()):
         raise PlanError("the batch norms have read nothing, or NaN or infinity, on this data")
     with torch.no_grad():
-        for m, s in read.items():
-            _set(m, *s)
+        for m, s in observed.items():
+            _set_statistics(m, *s)
     return small
 
 
 def _run(model: nn.Module, data: Data, batch: Any) -> None:
+    """Run the model on a batch."""
     if data.forward is not None:
         data.forward(model, batch)
         return
@@ -74,15 +81,16 @@ def _run(model: nn.Module, data: Data, batch: Any) -> None:
     call(model)
 
 
-def _add(sums: Tensor, x: Tensor, name: str) -> None:
-    """Adds the number of values of each channel, their sum and that of their squares."""
+def _accumulate(sums: Tensor, x: Tensor, name: str) -> None:
+    """Add the number of values per channel of x [N, C, ...], their sum and their sum of squares to `sums` [3, C]."""
     values = x.detach().transpose(0, 1).flatten(1).double()
     if values.shape[1] < 2:
         raise PlanError(f"a batch gives {name} one value of each channel: no variance; give larger batches (drop_last)")
     sums += torch.stack([torch.full((len(values),), values.shape[1]).to(values), values.sum(1), values.square().sum(1)]).cpu()
 
 
-def _set(norm: _BatchNorm, count: Tensor, total: Tensor, squares: Tensor) -> None:
+def _set_statistics(norm: _BatchNorm, count: Tensor, total: Tensor, squares: Tensor) -> None:
+    """Set running mean and variance from sums per channel [C]."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean = total / count

@@ -1,9 +1,12 @@
-"""Training that makes units vanish: penalties and proximal steps on typed groups, whose coupled members go together."""
+"""Regularizers that train units to zero: penalties, proximal steps and masks on groups, with their coupled members."""
 
-from bough.recovery.attach import Attachment, Regularizer
+from bough.recovery.regularize.group_units import can_be_zero
+from bough.recovery.regularize.masks import Masks, Sparse, apply_masks_, kept_share, masks_of
 from bough.recovery.regularize.penalties import GroupLasso, GrowingPenalty, Slimming, SparseLearning
 from bough.recovery.regularize.zeroing import ProgressiveZeroing, zeros
+from bough.recovery.training import Attachment, Regularizer
 
 __all__ = [
-    "Attachment", "GroupLasso", "GrowingPenalty", "ProgressiveZeroing", "Regularizer", "Slimming", "SparseLearning", "zeros",
+    "Attachment", "GroupLasso", "GrowingPenalty", "Masks", "ProgressiveZeroing", "Regularizer", "Slimming", "Sparse",
+    "SparseLearning", "apply_masks_", "can_be_zero", "kept_share", "masks_of", "zeros",
 ]  # fmt: skip
