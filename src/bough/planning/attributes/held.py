@@ -67,7 +67,7 @@ class HeldAttributes:
 
     def stale(self, path: Path, value: int, sizes: Sequence[int]) -> Stale:
         """Return an attribute as one that is not set."""
-        return Stale(key_of(path), value, tuple(sizes), _methods(type(self._model.get_submodule(path[0])), path[1]))
+        return Stale(key_of(path), value, tuple(sizes), _methods(type(self._model.get_submodule(path[0])), path))
 
 
 def _named(path: Path) -> str:
@@ -115,16 +115,18 @@ def _of_class(kind: type) -> Iterator[tuple[str, int]]:
                     yield key, value
 
 
-def _methods(kind: type, name: str) -> tuple[str, ...]:
+def _methods(kind: type, path: Path) -> tuple[str, ...]:
     """Return the methods and properties of a class outside torch whose code reads an attribute, without the constructor."""
     found: dict[str, None] = {}
+    named = {path[1], _named(path[1:])}
     for base in kind.__mro__:
         if base is not object and not base.__module__.startswith("torch."):
             for key, value in vars(base).items():
                 function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
                 code = getattr(_unwrapped(function), "__code__", None)
-                if code is not None and name in code.co_names and key != "__init__":
+                if code is not None and named <= {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}:
                     found[key] = None
+    found.pop("__init__", None)
     return tuple(found)
 
 
