@@ -74,6 +74,7 @@ class State:
     itemsize: int
     parameter: bool
     saved: bool
+    floating: bool = True
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -195,7 +196,9 @@ class RecordedRun:
     """One recorded run of the model: its ops are number `start` to `end` - 1.
 
     `call`: the index in `Graph.calls` of the call that was made. `real`: on real values, because the control flow depends on
-    data. `other_mode`: in training mode where the model was in evaluation mode, or the other way round.
+    data. `other_mode`: in training mode where the model was in evaluation mode, or the other way round. `doubled`: with each
+    sample twice, because the model does not run on a batch of one in that mode. `beside`: (module that no call reached, its
+    sibling) of modules that were run on the inputs of a sibling.
     """
 
     call: int
@@ -203,6 +206,19 @@ class RecordedRun:
     end: int
     real: bool
     other_mode: bool = False
+    doubled: bool = False
+    beside: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """A module or tensor that no call reached: its name, and how a cut treats it."""
+
+    name: str
+    treatment: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.treatment}"
 
 
 @dataclass(eq=False, repr=False)
@@ -235,6 +251,7 @@ class Graph:
     modes: dict[str, bool] = field(default_factory=dict)  # module name -> whether it was in training mode
     draw: float | None = None  # what every single random number of the run was
     written: frozenset[str] = frozenset()  # parameters and buffers whose values the run changes
+    unreached: tuple[Unreached, ...] = ()
 
     @property
     def call(self) -> Call:
@@ -291,6 +308,8 @@ class Graph:
             lines += [f"  {f.name} ({f.size} units): {f.reason}" for f in self.frozen]
         if self.unknown_ops:
             lines += ["", "unknown ops (all they touch is frozen):", *(f"  {u}" for u in self.unknown_ops)]
+        if self.unreached:
+            lines += ["", *unreached_lines(self.unreached)]
         if self.notes:
             lines += ["", *self.notes]
         return "\n".join(lines)
@@ -306,7 +325,25 @@ class Graph:
             "unknown_ops": [str(u) for u in self.unknown_ops],
             "cost": self.cost().to_dict(),
             "notes": list(self.notes),
+            "unreached": {u.name: u.treatment for u in self.unreached},
         }
+
+
+_SHOWN = 10  # unreached modules that messages list
+
+
+def unreached_lines(unreached: Sequence[Unreached]) -> list[str]:
+    """Return what is said about modules and tensors that no call reached: how each is treated, and what to do."""
+    if not unreached:
+        return []
+    shown = [f"  {u}" for u in unreached[:_SHOWN]]
+    more = [f"  and {len(unreached) - _SHOWN} more"] if len(unreached) > _SHOWN else []
+    return [
+        f"{len(unreached)} parts of the model are reached by no call. If you use them, give a call that reaches each: "
+        "example_inputs=[bough.Call(...), bough.Call(...)]; otherwise delete them from the model",
+        *shown,
+        *more,
+    ]
 
 
 def held_tensor(model: nn.Module, name: str) -> torch.Tensor:

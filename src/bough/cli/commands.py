@@ -19,6 +19,7 @@ from bough.cli.prune import prune
 from bough.cli.refit import refit
 from bough.cli.table import table
 from bough.cli.train import distill, finetune
+from bough.graph import unreached_lines
 from bough.measuring import latencies
 from bough.report.tables import costs_table, groups_table, layers_table, show
 
@@ -48,8 +49,8 @@ def inspect(model: Model, input_shape: Shape = None, weights: WeightsOf = None, 
         typer.echo(f"frozen: {frozen.name} ({frozen.size} units): {frozen.reason}")
     for op in graph.unknown_ops:
         typer.echo(f"unknown op, all it touches is frozen: {op}")
-    for note in graph.notes:
-        typer.echo(note)
+    for line in (*graph.notes, *unreached_lines(graph.unreached)):
+        typer.echo(line)
     show(costs_table({"cost": graph.cost().to_dict()}))
 
 

@@ -102,6 +102,7 @@ class Draft:
             sequences=sequences,
             inputs=tuple(graph.kwargs) or len(graph.args),
             weights=weights_digest(graph.model),
+            unreached={u.name: u.treatment for u in graph.unreached},
         )
 
     def _cut(self) -> dict[str, dict[int, list[int]]]:

@@ -10,6 +10,7 @@ from bough.arguments import check_arguments
 from bough.cost import Cost, shown
 from bough.errors import PlanError
 from bough.planning.attributes import Stale, stale_lines
+from bough.graph import Unreached, unreached_lines
 from bough.planning.schema import FORMAT, VERSION, checked_plan
 from bough.storage.schema import Invalid, read_json
 
@@ -49,6 +50,7 @@ class Plan:
             known, as on the meta device. A model with other weights may be cut by the plan; `refit` wants these.
         stale: the attributes that equal a width which is cut, which `forward` does not read, and which stay as they are,
             because it is not known that they mean this width: methods and other code that read them may fail.
+        unreached: {module or tensor that no call reached: how it is treated}. Give calls that reach them, see `trace`.
     """
 
     fingerprint: str
@@ -70,6 +72,7 @@ class Plan:
     inputs: int | tuple[str, ...] | None = None
     weights: str | None = None
     stale: tuple[Stale, ...] = ()
+    unreached: dict[str, str] = field(default_factory=dict)
 
     @property
     def removed(self) -> dict[str, dict[int, list[int]]]:
@@ -90,6 +93,10 @@ class Plan:
                 stay = set(kept)
                 found.setdefault(name, {})[dim] = [i for i in range(self.original_shapes[name][dim]) if i not in stay]
         return found
+
+    def unreached_lines(self) -> list[str]:
+        """Return what is said about modules and tensors that no call reached, by lines; none if there are none."""
+        return unreached_lines([Unreached(name, treatment) for name, treatment in self.unreached.items()])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -120,6 +127,7 @@ class Plan:
             "inputs": self.inputs,
             "weights": self.weights,
             "stale": [[s.key, s.value, list(s.sizes), list(s.methods)] for s in self.stale],
+            "unreached": self.unreached,
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -169,6 +177,7 @@ class Plan:
             change = f"{shown(key, before):>16} -> {shown(key, after):>16}  ({after / before:.1%} kept)" if before else "0"
             lines.append(f"{key:20} {change}")
         lines += self.notes
+        lines += self.unreached_lines()
         lines += [f"ragged: {n}, for each of {over}" for n, over in self.ragged.items()]
         lines += [f"not ragged: {n}: {why}" for n, why in self.alike.items()]
         lines += [f"not cut: {n}: {why}" for n, why in self.frozen.items()]

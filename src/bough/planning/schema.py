@@ -121,5 +121,6 @@ _FIELDS = record(
         "inputs": _inputs,
         "weights": nullable(text),
         "stale": items(row(text, whole(), items(whole()), items(text))),
+        "unreached": table(text),
     },
 )

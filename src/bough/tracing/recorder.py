@@ -59,7 +59,7 @@ class Recorder:
         tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
         for name, tensor, parameter, saved in held_tensors(model):
             axes = tied.setdefault(memory(tensor), tuple(self.context.fresh(n) for n in tensor.shape))
-            self.states[name] = State(name, axes, tensor.element_size(), parameter, saved)
+            self.states[name] = State(name, axes, tensor.element_size(), parameter, saved, tensor.is_floating_point())
 
     def begin(self, execution: Execution) -> None:
         """Types the stand-ins of the model's tensors."""

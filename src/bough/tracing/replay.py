@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from bough.graph import Graph, OpRecord, RecordedRun, atoms_of, sizes
 from bough.spaces import Atom, Space, count
 from bough.tracing.execution import Execution, OnStandIns, number_in
 from bough.tracing.held import rewrite
+from bough.tracing.inputs import call_of
 from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path, key_of
+from bough.tracing.siblings import run_beside
 from bough.tracing.stream import OpCall, tensors_in
 from bough.tracing.trace import run, switch
 
@@ -251,16 +254,15 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, flo
     shapes = {s.name: sizes(s.axes, kept) for s in graph.states.values()}
     handler = Replay(graph, kept)
 
-    def prepare() -> None:
+    def prepare(recorded: RecordedRun) -> None:
         for name, module in graph.model.named_modules():  # the model may have been switched since
             module.__dict__["training"] = graph.modes.get(name, module.training)
+        run_beside(graph.model, recorded.beside)
         rewrite(graph.model, *graph.layer_notes)
         rewrite(graph.model, {key_of(p): v for p, v in attributes.items() if type(v) is float}, {})
         leave_out(graph.model, [(x.name, x.form, x.container is not None) for x in graph.left_out])
-
-    def prepare_other_mode() -> None:
-        prepare()
-        switch(graph.model)
+        if recorded.other_mode:
+            switch(graph.model)
 
     def told(path: Path, n: int) -> int:
         return int(attributes.get(path, n))
@@ -268,8 +270,7 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, flo
     try:
         for recorded in graph.runs:
             handler.begin(recorded, Execution(graph.model, False, shapes, graph.draw))
-            prepared = prepare_other_mode if recorded.other_mode else prepare
-            run(handler, handler.execution, graph.model, graph.calls[recorded.call], told, prepared)
+            run(handler, handler.execution, graph.model, call_of(graph.calls, recorded), told, partial(prepare, recorded))
     except Exception as error:
         if not handler.conflicts:
             done = handler.ops[handler.reached - 1] if handler.reached > handler.start else None

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from bough.arguments import check_arguments
 from bough.calls import FORWARD, Call, as_calls
 from bough.errors import TraceError
-from bough.graph import Frozen, Graph, Group, Member, OpRecord, RecordedRun, State, Storage
+from bough.graph import Frozen, Graph, Group, Member, OpRecord, RecordedRun, State, Storage, Unreached
 from bough.rules import KERNEL
 from bough.spaces import Atom, freeze, innermost, normal
+from bough.tracing.attachments import bind_unreached
 from bough.tracing.caches import fresh_caches
 from bough.tracing.contractions import read_by
 from bough.tracing.copies import bind_copies
 from bough.tracing.execution import Execution
 from bough.tracing.fingerprint import fingerprint
 from bough.tracing.held import substituted
-from bough.tracing.inputs import with_tensors
+from bough.tracing.inputs import call_of, with_tensors
 from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
 from bough.tracing.ragged import ragged
@@ -33,8 +34,10 @@ from bough.tracing.randomness import HIGH, LOW, fixed_rng, unchanged_rng
 from bough.tracing.recorder import LEAVING, READING, Recorder
 from bough.tracing.selection import Selection, left_alone, selectors
 from bough.tracing.state import bind_state, state_tensors
+from bough.tracing.siblings import Failed, Ran, no_output, run_beside
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.tree import Returned, state_names, tensors_within
+from bough.tracing.unreached import alike, siblings, tie_beside, tie_siblings, tie_tensors
 from bough.tracing.wrapped import eagerly, traceable
 
 UNUSED = "never summed over: nothing tells what removing its units would mean"
@@ -91,8 +94,12 @@ def trace(
     notes = _real_notes(calls, runs)
     numbers = {recorder.value(recorder.owned(t)).number for tensors in outputs for t in tensors}
     ops, storages = tuple(recorder.ops[: runs[0].end]), _storages(recording, outputs[0])
-    in_mode = tuple(recorder.ops)
     notes += _other_mode(recording)
+    unreached = _beside(recording)
+    unreached += tie_tensors(model, recorder, _unread(recorder))
+    tied = {u.name for u in unreached}
+    unreached += bind_unreached(model, recorder, recording.watch.runs, [n for n in _unread(recorder) if n not in tied])
+    in_mode = tuple(op for r in runs if not r.other_mode for op in recorder.ops[r.start : r.end])
     recorder.equations += bind_copies(model, recorder.equations)
     groups, frozen = _groups(recorder, ops, in_mode)
     graph = Graph(
@@ -101,6 +108,7 @@ def trace(
         ragged=ragged(groups, recorder.states, recorder.ops), further_ops=tuple(recorder.ops[len(ops) :]),
         modes={n: m.training for n, m in model.named_modules()}, draw=recording.draw,
         written=frozenset(recorder.written - {""}),
+        unreached=tuple(unreached),
     )  # fmt: skip
     return _frozen(graph, left_alone(graph, ignored, selected))
 
@@ -178,7 +186,7 @@ def _record_all(recording: _Recording, needs_values: list[bool]) -> int | None:
     """Record all calls; return the index of a call that shapes alone do not carry."""
     for i, real in enumerate(needs_values):
         try:
-            recording.results.append(_record(recording, i, real, recording.watch))
+            recording.results.append(_record(recording, RecordedRun(i, 0, 0, real)))
         except TraceError:
             raise
         except Exception as error:  # control flow reads values, or the model can not run at all
@@ -188,10 +196,13 @@ def _record_all(recording: _Recording, needs_values: list[bool]) -> int | None:
     return None
 
 
-def _record(recording: _Recording, at: int, real: bool, prepare: Callable[[], None], other_mode: bool = False) -> Returned:
-    """Record a run of call number `at`, and return what it returns."""
-    recorder, watch, call = recording.recorder, recording.watch, recording.calls[at]
-    execution = Execution(watch.model, real, draw=recording.draw)
+def _record(recording: _Recording, planned: RecordedRun, ran: Ran = no_output, failed: Failed | None = None) -> Returned:
+    """Record a run as `planned` says, but for its place among the ops, and return what the call returns.
+
+    `ran` and `failed` are as for `run_beside`.
+    """
+    recorder, watch, call = recording.recorder, recording.watch, call_of(recording.calls, planned)
+    execution = Execution(watch.model, planned.real, draw=recording.draw)
     start = len(recorder.ops)
     recorder.begin(execution)
     watch.begin()
@@ -205,6 +216,11 @@ def _record(recording: _Recording, at: int, real: bool, prepare: Callable[[], No
 
     def bind() -> None:
         bind_state(recorder, before, state_tensors(watch.model))
+    def prepare() -> None:
+        run_beside(watch.model, planned.beside, ran, failed)
+        watch()
+        if planned.other_mode:
+            switch(watch.model)
 
     with comparisons() as compared:
         result = run(recorder, execution, watch.model, call, traced, prepare, start, bind)
@@ -214,7 +230,7 @@ def _record(recording: _Recording, at: int, real: bool, prepare: Callable[[], No
                 recorder.equations.append(Equation(one, other.space, "a comparison in the model's Python"))
     if not recording.runs:
         recording.first_storages = len(recorder.storages)
-    recording.runs.append(RecordedRun(at, start, len(recorder.ops), real, other_mode))
+    recording.runs.append(replace(planned, start=start, end=len(recorder.ops)))
     recording.drew |= execution.drew
     return result
 
@@ -247,38 +263,91 @@ def _real_notes(calls: tuple[Call, ...], runs: list[RecordedRun]) -> list[str]:
 
 
 def _unread(recorder: Recorder) -> list[str]:
-    """Return the parameters that no recorded op reads."""
-    read = {name for op in recorder.ops for name in op.states}
-    return [n for n, s in recorder.states.items() if s.parameter and n not in read]
+    """Return the parameters, and the saved buffers of several floats, that no recorded op reads, under any name."""
+    read = {name for op in recorder.ops for name in op.states if name}
+    shared = {id(recorder.states[name].axes) for name in read}  # tensors that share memory share their axes
+    return [s.name for s in recorder.states.values() if _is_learned(s) and id(s.axes) not in shared]
+
+
+def _is_learned(state: State) -> bool:
+    """Return whether a tensor is a parameter, or a buffer that holds what a parameter may, such as a codebook."""
+    return state.parameter or (state.saved and state.floating and any(a.size > 1 for a in state.axes))
 
 
 def _other_mode(recording: _Recording) -> list[str]:
     """Where some parameters are not read, as those of heads for training only: record the calls in the other mode, too."""
     recorder, watch, notes = recording.recorder, recording.watch, list[str]()
-    model = watch.model
-
-    def prepare() -> None:
-        watch()
-        switch(model)
-
-    for at, recorded in enumerate(recording.runs[: len(recording.calls)]):
-        ops, runs, unread = len(recorder.ops), len(recording.runs), _unread(recorder)
+    for recorded in recording.runs[: len(recording.calls)]:
+        unread = _unread(recorder)
         if not unread:
             return []
-        try:
-            result = _record(recording, at, recorded.real, prepare, other_mode=True)
-            _freeze_outputs(recorder, recording.runs[-1], result)
-        except Exception as error:
-            mode = "evaluation" if model.training else "training"
-            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            notes = [
-                f"{unread[0]} (of {len(unread)} such parameters) is not read, and the model does not run in {mode} mode: {why}"
-            ]
-        if unread == _unread(recorder):  # it failed, or the other mode reads no more
-            del recorder.ops[ops:]
-            del recording.runs[runs:]
-            watch.forget()
+        for doubled in (False, True):  # batch norms refuse a batch of one where each channel has one value
+            ops, runs = len(recorder.ops), len(recording.runs)
+            try:
+                result = _record(recording, replace(recorded, other_mode=True, doubled=doubled))
+                _freeze_outputs(recorder, recording.runs[-1], result)
+                error = None
+            except Exception as problem:
+                error = problem
+            if error is not None or unread == _unread(recorder):  # the other mode reads no more
+                del recorder.ops[ops:]
+                del recording.runs[runs:]
+                watch.forget()
+            if error is None:
+                break
+            mode = "evaluation" if watch.model.training else "training"
+            notes = [notes[0] if doubled else f"the model does not run in {mode} mode: {_line_of(error)}"]
     return notes if _unread(recorder) else []
+
+
+def _beside(recording: _Recording) -> list[Unreached]:
+    """Run modules that no call reached on the inputs of siblings that a call reached; return those that run there.
+
+    A module that does not run on its sibling's inputs is left out, and the run recorded once more.
+    """
+    found: list[Unreached] = []
+    called = [frozenset(run) for run in recording.watch.runs]
+    pairs = siblings(recording.watch.model, recording.recorder, frozenset().union(*called))
+    for at, recorded in enumerate(list(recording.runs)):
+        here = tuple((name, others) for name, others in pairs.items() if others[0] in called[at])
+        for name, _ in here:
+            del pairs[name]
+        beside = tuple((name, others[0]) for name, others in here)
+        while beside:
+            failed = _recorded_beside(recording, replace(recorded, beside=beside))
+            if not failed:
+                break
+            beside = tuple(pair for pair in beside if pair[0] not in failed)
+        ran = dict(beside)
+        for name, others in here:
+            if name in ran:
+                tie_siblings(recording.recorder, recording.watch.runs, others)
+                found.append(Unreached(name, f"cut as {others[0]} is, on whose inputs it was run"))
+    return found
+
+
+def _recorded_beside(recording: _Recording, recorded: RecordedRun) -> set[str]:
+    """Record a run with modules beside their siblings; return those that do not run there, for which nothing is recorded."""
+    recorder, failed, ops = recording.recorder, set[str](), len(recording.recorder.ops)
+
+    def ran(name: str, sibling: str, given: Any, result: Any, output: Any) -> None:
+        if alike(recording.watch.model, name, sibling, result, output):
+            tie_beside(recorder, name, sibling, given, result, output)
+        else:
+            failed.add(name)
+
+    result = _record(recording, recorded, ran, lambda name, error: failed.add(name))
+    if failed:
+        del recorder.ops[ops:]
+        recording.runs.pop()
+        recording.watch.forget()
+    else:
+        _freeze_outputs(recorder, recording.runs[-1], result)
+    return failed
+
+
+def _line_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def switch(model: nn.Module) -> None:
