@@ -9,8 +9,8 @@ from typing import Any
 from bough.arguments import check_arguments
 from bough.cost import Cost, shown
 from bough.errors import PlanError
-from bough.planning.attributes import Stale, stale_lines
 from bough.graph import Unreached, unreached_lines
+from bough.planning.attributes import Stale, stale_lines
 from bough.planning.schema import FORMAT, VERSION, checked_plan
 from bough.storage.schema import Invalid, read_json
 

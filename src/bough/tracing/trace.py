@@ -33,8 +33,8 @@ from bough.tracing.ragged import ragged
 from bough.tracing.randomness import HIGH, LOW, fixed_rng, unchanged_rng
 from bough.tracing.recorder import LEAVING, READING, Recorder
 from bough.tracing.selection import Selection, left_alone, selectors
-from bough.tracing.state import bind_state, state_tensors
 from bough.tracing.siblings import Failed, Ran, no_output, run_beside
+from bough.tracing.state import bind_state, state_tensors
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.tree import Returned, state_names, tensors_within
 from bough.tracing.unreached import alike, siblings, tie_beside, tie_siblings, tie_tensors
@@ -216,6 +216,7 @@ def _record(recording: _Recording, planned: RecordedRun, ran: Ran = no_output, f
 
     def bind() -> None:
         bind_state(recorder, before, state_tensors(watch.model))
+
     def prepare() -> None:
         run_beside(watch.model, planned.beside, ran, failed)
         watch()
