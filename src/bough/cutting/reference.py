@@ -16,7 +16,7 @@ from bough.graph import Graph, OpRecord, RecordedRun
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, coordinates, indices, normal
 from bough.tracing.execution import Execution, OnStandIns
-from bough.tracing.stream import OpCall, swap, tensors_in
+from bough.tracing.stream import OpCall, swap, tensors_in, written
 from bough.tracing.trace import run, trace
 
 
@@ -113,6 +113,9 @@ class _KeptOnly(OnStandIns):
         result = call.func(*args, **kwargs)
         results = [self._spread(t, a) for t, a in zip(tensors_in(result), record.results, strict=True)]
         results = [self._numbered(t, r) for t, r in zip(results, record.ranges, strict=True)]
+        results = [
+            target if target is r else target.copy_(r) for r, target in zip(results, written(call, results), strict=True)
+        ]
         return (
             results[0]
             if isinstance(result, Tensor)

@@ -40,6 +40,7 @@ class Typing:
     null: tuple[bool, ...]
     weight: bool = False  # a parameter, or a view of one
     ranges: Space | None = None  # of integers that number the units of a space, as topk gives: that space
+    counted: tuple[Space, ...] = ()  # of integers that depend on how many units these spaces have
 
 
 class Op(Protocol):
@@ -95,6 +96,7 @@ class Context:
         self.marks: list[tuple[str, Space]] = []
         self.multiples: list[tuple[Space, int]] = []
         self.minima: list[tuple[Space, int]] = []
+        self.singled: list[tuple[Space, Reason]] = []  # axes of which an op takes a unit by its index, and that op
         self.notes = Notes()
         self.call: Op | None = None
         self.read: tuple[int, Space] | None = None  # a number that this op reads from a tensor whose values number a space

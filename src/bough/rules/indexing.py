@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from bough.rules import numbers
 from bough.rules.context import Context, Typing, argument, rule
 from bough.spaces import UNIT, Space
@@ -199,11 +201,11 @@ def _ordinal(c: Context, call: Any, result: Any) -> Typing:
 
 @rule("one_hot")
 def _one_hot(c: Context, call: Any, result: Any) -> Typing:
-    """A last axis of the units that the values number."""
+    """A last axis of the units that the values number; no value is the number of a masked unit."""
     x = c.of(call.args[0])
     axis = c.data(result.shape[-1], "numbered by one_hot") if x.ranges is None else c.fresh(result.shape[-1])
     c.pick(axis, x, "used as indices")
-    return Typing((*x.axes, axis), (False,) * result.dim())
+    return Typing((*x.axes, axis), (*(False,) * len(x.axes), x.ranges is not None))
 
 
 @rule("nonzero")
@@ -238,9 +240,10 @@ def _counted(c: Context, call: Any, result: Any) -> Typing:
       "bucketize", "repeat_interleave", "nonzero_static", "histogram", "_histogramdd_bin_edges",
       "_histogramdd_from_bin_cts")  # fmt: skip
 def _data_dependent(c: Context, call: Any, result: Any) -> Any:
-    x = c.of(call.args[0])
-    for axis in x.axes:
-        c.freeze(axis, "chosen by data")
+    """Results of which neither sizes nor values say what they have to do with the units of any argument."""
+    for given in (*call.args, *call.kwargs.values()):
+        for axis in c.of(given).axes if isinstance(given, Tensor) else ():
+            c.freeze(axis, "chosen by data")
 
     def typed(r: Any) -> Typing:
         return Typing(tuple(c.data(n) for n in r.shape), (False,) * r.dim())

@@ -6,6 +6,7 @@ each other goes on as before. One that computes with them in another way does no
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from bough.rules.context import Context, Typing, rule
@@ -28,17 +29,24 @@ _INDEX = {  # of ops that pick: the position of the argument that picks; all oth
     **dict.fromkeys(("index_select", "gather", "scatter", "scatter_add", "scatter_reduce"), 2),
     **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), 2),
 }
-_UNREAD = frozenset(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "_local_scalar_dense"))
+_UNREAD = frozenset(
+    ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
+     "new_empty", "new_empty_strided", "_local_scalar_dense")
+)  # fmt: skip
+_COUNTING = frozenset(("sum", "count_nonzero", "cumsum", "prod"))  # of integers and booleans
 _ORDER = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
+_NUMBERING = frozenset(("bincount", "histc", "one_hot", "tolist", "numpy", "_local_scalar_dense"))  # integers name units
 _READERS = frozenset(("item", "__int__", "__index__", "__float__", "__bool__"))
 
 
 def follow(c: Context, call: Any, operands: list[Typing], typed: list[Typing], results: list[Any]) -> None:
     """Says of the results which space they number, and freezes the spaces whose numbers the op computes with."""
+    name = call.name.rstrip("_") if not call.name.startswith("_") else call.name
+    if name in _COUNTING or any(t.counted for t in operands):
+        _follow_counts(c, call, name, operands, typed, results)
     numbered = [t.ranges for t in operands if t.ranges is not None]
     if not numbered:
         return
-    name = call.name.rstrip("_") if not call.name.startswith("_") else call.name
     if name in _INDEX:
         _freeze(c, _written(c, call, _INDEX[name], name in _MOVED))
     one = all(normal(s) == normal(numbered[0]) for s in numbered)
@@ -49,13 +57,31 @@ def follow(c: Context, call: Any, operands: list[Typing], typed: list[Typing], r
         for i, (t, r) in enumerate(zip(typed, results, strict=True)):
             floats = r.is_floating_point() and name != "_to_copy"
             if t.ranges is None and not floats and (i == 0 or name not in ("sort", "max", "min")):
-                typed[i] = Typing(t.axes, t.null, t.weight, operands[0].ranges)
+                typed[i] = replace(t, ranges=operands[0].ranges)
     elif name in _ORDER and len(operands) == len(numbered) and one:
         for i, other in enumerate(call.args):
             if isinstance(other, (int, float)) and 0 <= other < numbered[0].size:
                 _compared(c, i, other, numbered[0])
     elif name not in _PICKING and name not in _UNREAD:
         _freeze(c, numbered)
+
+
+def _follow_counts(
+    c: Context, call: Any, name: str, operands: list[Typing], typed: list[Typing], results: list[Any]
+) -> None:  # fmt: skip
+    """Note which results depend on how many units there are, and freeze the units if such a result is used as an index.
+
+    Ends of segments compared with a position, and summed over the experts, number the expert that the position belongs to.
+    """
+    counted = tuple(dict.fromkeys(s for t in operands for s in t.counted))
+    index = call.args[_INDEX[name]] if name in _INDEX else call.args[0] if name in _NUMBERING else ()
+    for space in (s for t in _tensors(index) for s in c.of(t).counted):
+        c.freeze(space, "how many of its units there are is used as an index")
+    if name in _COUNTING:
+        counted += tuple(c.notes.renormalized)
+    for i, (t, r) in enumerate(zip(typed, results, strict=True)):
+        if counted and not r.is_floating_point() and not r.is_complex():
+            typed[i] = replace(t, counted=counted)
 
 
 def _written(c: Context, call: Any, index: int, moved: bool) -> list[Space]:
@@ -70,9 +96,11 @@ def _tensors(given: Any) -> list[Any]:
 
 @rule("tolist", "numpy")
 def _listed(c: Context, call: Any, result: Any) -> list[Typing]:
-    """Numbers leave the tensors: Python may do anything with them."""
-    numbered = c.of(call.args[0]).ranges
-    _freeze(c, [] if numbered is None else [numbered])
+    """Values leave the tensors, one for each unit in order: Python may do anything with them."""
+    x = c.of(call.args[0])
+    _freeze(c, [] if x.ranges is None else [x.ranges])
+    for axis in x.axes:
+        c.freeze(axis, "the model's Python gets a value for each of its units, in order")
     return []
 
 

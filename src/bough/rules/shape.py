@@ -173,6 +173,8 @@ def segments(c: Context, axis: Space, sizes: list[int]) -> list[Space]:
     if len(parts) == 1:
         return [axis]
     c.unify(axis, Sum([p for p in parts if p.size]))
+    if any(p.size == 1 for p in parts):
+        c.singled.append((axis, c.reason("the model takes each of these units by its index")))
     return parts
 
 
@@ -191,8 +193,12 @@ def _with(x: Typing, d: int, axis: Space) -> Typing:
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes")
 def _split(c: Context, call: Any, result: Any) -> list[Typing]:
-    x = c.of(call.args[0])
+    x, at = c.of(call.args[0]), call.args[1]
     d = argument(call, 2, "dim", 0) % len(x.axes)
+    if hasattr(at, "dim"):
+        for axis in (x.axes[d], *c.of(at).axes):
+            c.freeze(axis, "split at values of a tensor")
+        return [_with(x, d, c.data(r.shape[d])) for r in result]
     parts = segments(c, x.axes[d], [r.shape[d] for r in result])
     return [_with(x, d, p) for p in parts]
 

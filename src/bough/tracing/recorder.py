@@ -18,10 +18,9 @@ from bough.storage.tensors import memory
 from bough.tracing.arguments import meanings, normalized_shape
 from bough.tracing.execution import Execution, held_tensors, number_in
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
-from bough.tracing.stream import OpCall, tensors_in
+from bough.tracing.stream import OpCall, tensors_in, written
 
-LEAVING = frozenset(("tolist", "numpy"))  # ops that give all numbers of a tensor to Python
-READING = LEAVING | {"_local_scalar_dense"}  # ops that give no tensor, but what is in one
+READING = frozenset(("tolist", "numpy", "_local_scalar_dense"))  # ops that give no tensor, but what is in one
 
 
 class Value:
@@ -107,7 +106,7 @@ class Recorder:
             return typing
         atoms = atoms_of(tuple(value.written))
         null = tuple(n and atoms.isdisjoint(normal(a).atoms) for n, a in zip(typing.null, typing.axes, strict=True))
-        return Typing(typing.axes, null, typing.weight, typing.ranges)
+        return Typing(typing.axes, null, typing.weight, typing.ranges, typing.counted)
 
     # The handler's side of the stream
 
@@ -178,12 +177,12 @@ class Recorder:
         constant = all(v.constant for v in values)
         if call.name == "set_data":
             self.written.add(values[0].held)
-        for tensor, typing in zip(results, typed, strict=True):
-            old = self._known(tensor)
+        for tensor, typing, target in zip(results, typed, written(call, results), strict=True):
+            old = self._known(tensor) or self._known(target)
             if old is not None:  # in place, or handed through
                 for a, b in zip(old.typing.axes, typing.axes, strict=True) if call.writes else ():
                     self.context.unify(a, b)
-                old.typing = Typing(typing.axes, typing.null, old.typing.weight)
+                old.typing = Typing(typing.axes, typing.null, old.typing.weight, typing.ranges, typing.counted)
                 new = self._value(old.typing, tensor.dtype, call.index, old.storage, constant)
                 new.written, new.held = old.written, old.held
                 if call.writes:
@@ -195,10 +194,11 @@ class Recorder:
                 new = self._value(typing, tensor.dtype, call.index, storage, constant)
                 if shared is not None:
                     new.written, new.held = shared.written, shared.held
-            self._attach(tensor, new)
+            for holder in {id(t): t for t in (tensor, target)}.values():
+                self._attach(holder, new)
             numbers.append(new.number)
         notes = self.context.notes
-        if call.name == "reshape":
+        if call.name in ("reshape", "one_hot"):
             self.integers_of_whole(call, results[0], notes)
         module, where = self._locate(call)
         for value in values:

@@ -80,7 +80,7 @@ class Replay(OnStandIns):
         expected = [tuple([self._size(axis) for axis in axes]) for axes in record.results]
         for space in record.told:
             if self._cut((space,)):
-                self._conflict(record, "one of its units is told by number", (space,))
+                self._conflict(record, "the code refers to one of its units by a literal index", (space,))
         if sum(not self._counts(record, call, position, space) for position, space in record.counts):
             return self._expected(call, expected)
         if record.outcome is not None and not call.name.endswith("_"):

@@ -42,10 +42,12 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((Tensor.flatten, torch.flatten), "reshape"),
     Tensor.contiguous: "contiguous",
     Tensor.tolist: "tolist",
-    Tensor.numpy: "numpy",
+    **dict.fromkeys((Tensor.numpy, Tensor.__array__, Tensor.__dlpack__), "numpy"),
+    **dict.fromkeys((torch.tensor_split, Tensor.tensor_split), "tensor_split"),  # where to split may be in a tensor
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
     **dict.fromkeys((torch.take_along_dim, Tensor.take_along_dim), "take_along_dim"),
+    torch._C._nn.one_hot: "one_hot",
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
     **{getattr(torch._VF, name): name for name in _RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
     # the same in an exported program
@@ -68,6 +70,8 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "bmm": ("input", "mat2"),
     "reshape": ("input", "shape"),
     "take_along_dim": ("input", "indices", "dim"),
+    "one_hot": ("input", "num_classes"),
+    "tensor_split": ("input", "tensor_indices_or_sections", "dim"),
 }
 _CHUNKS = {torch.chunk, Tensor.chunk}  # equations hold between their results, whatever the arguments
 _STEP_INTO = {F.__name__, torch.functional.__name__}
@@ -255,6 +259,18 @@ def tensors_in(value: Any) -> list[Tensor]:
             if type(v) not in _PLAIN:
                 found += tensors_in(v)
     return found
+
+
+def written(call: OpCall, results: list[Tensor]) -> list[Tensor]:
+    """Return for each result the argument that it is written to, which a run on shapes may have moved; or the result itself."""
+    if not call.writes:
+        return results
+    overload: Any = call.func
+    arguments = overload._schema.arguments
+    given = {a.name: v for a, v in zip(arguments, call.args, strict=False)} | call.kwargs
+    targets = [given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    found = [t for given in targets for t in tensors_in(given)]
+    return found if len(found) == len(results) else results
 
 
 def _positional(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

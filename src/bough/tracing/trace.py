@@ -17,8 +17,8 @@ from bough.arguments import check_arguments
 from bough.calls import FORWARD, Call, as_calls
 from bough.errors import TraceError
 from bough.graph import Frozen, Graph, Group, Member, OpRecord, RecordedRun, State, Storage, Unreached
-from bough.rules import KERNEL
-from bough.spaces import Atom, freeze, innermost, normal
+from bough.rules import KERNEL, Reason
+from bough.spaces import Atom, Sum, freeze, innermost, normal
 from bough.tracing.attachments import bind_unreached
 from bough.tracing.caches import fresh_caches
 from bough.tracing.contractions import read_by
@@ -31,7 +31,7 @@ from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
 from bough.tracing.ragged import ragged
 from bough.tracing.randomness import HIGH, LOW, fixed_rng, unchanged_rng
-from bough.tracing.recorder import LEAVING, READING, Recorder
+from bough.tracing.recorder import READING, Recorder
 from bough.tracing.selection import Selection, left_alone, selectors
 from bough.tracing.siblings import Failed, Ran, no_output, run_beside
 from bough.tracing.state import bind_state, state_tensors
@@ -237,12 +237,9 @@ def _record(recording: _Recording, planned: RecordedRun, ran: Ran = no_output, f
 
 
 def _freeze_outputs(recorder: Recorder, recorded: RecordedRun, result: Returned) -> list[Tensor]:
-    """Freeze every axis of what a call returns, and the units that numbers in it refer to; return its tensors."""
+    """Freeze every axis of the tensors that a call returns, and the units that their values number; return the tensors."""
     outputs = list(result.tensors().values())
     ops = recorder.ops[recorded.start : recorded.end]
-    if result.numbers or not outputs:
-        for axis in (a for op in ops if op.name in LEAVING for axes in op.arguments for a in axes):
-            freeze(axis, "output of the model, as numbers outside of tensors")
     if not outputs:  # a number or text that was chosen by a number
         for space in (s for op in ops if op.name in READING for s in op.ranges if s is not None):
             freeze(space, "numbered by an output of the model")
@@ -471,7 +468,22 @@ def _groups(
             groups.append(Group(name, kind, atom.size, exact, tuple(places), atom, *limits, max(readers[atom], 1)))
         else:
             frozen.append(Frozen(name, atom.size, str(atom.reason), tuple(places), atom))
-    return tuple(groups), tuple(frozen)
+    return tuple(groups), (*frozen, *_singled(recorder, used))
+
+
+def _singled(recorder: Recorder, used: dict[str, int]) -> Iterator[Frozen]:
+    """Yield the units of parameters that the model takes one by one, such as experts in a loop over a list of modules."""
+    taken = [(normal(axis), reason) for axis, reason in recorder.context.singled]
+    found: dict[int, tuple[int, Reason, list[Member]]] = {}
+    for state in recorder.states.values() if taken else ():
+        for dim, axis in enumerate(state.axes):
+            space = normal(axis)
+            n = sum(t.size == 1 for t in space.terms) if state.parameter and isinstance(space, Sum) else 0
+            at = next((i for i, (other, _) in enumerate(taken) if other is space), None)
+            if n and at is not None:
+                found.setdefault(at, (n, taken[at][1], []))[2].append(Member(state.name, dim))
+    for n, reason, places in found.values():
+        yield Frozen(_name(Atom(n), "", places, recorder.states, used), n, str(reason), tuple(places), Atom(n, reason))
 
 
 def _kind(marks: set[str], places: list[Member], states: dict[str, State]) -> str:

@@ -48,13 +48,11 @@ class Returned:
     Attributes:
         kind: the type of the returned value, by name.
         leaves: (path, tensor or object that cannot be looked into) of each leaf.
-        numbers: whether numbers outside of tensors, or arrays of numpy, are among the leaves.
         scalars: (path, number) of the numbers outside of tensors.
     """
 
     kind: str
     leaves: tuple[tuple[str, Any], ...]
-    numbers: bool
     scalars: tuple[tuple[str, Number], ...] = ()
 
     @staticmethod
@@ -68,9 +66,8 @@ class Returned:
         """
         state = {step for name in parameters for step in (f".{name}", f"[{name!r}]")}
         found = list(_leaves(value, state))
-        numbers = any(isinstance(leaf, Number) or _is_array(leaf) for _, leaf in found)
         scalars = tuple(x for x in found if isinstance(x[1], Number))
-        return Returned(_kind(value), tuple(x for x in found if not isinstance(x[1], Number)), numbers, scalars)
+        return Returned(_kind(value), tuple(x for x in found if not isinstance(x[1], Number)), scalars)
 
     def compared(self) -> dict[str, Tensor]:
         """Return what `verify` compares, by path: the tensors; of a value without tensors, its numbers as tensors."""
