@@ -132,5 +132,3 @@ def _lower_bound(program: Program, blocks: Mapping[int, Block], gaps: Gaps) -> i
             total += max(0, blocks[k].size - blocks[target].size)
         bound = max(bound, total)
     return bound
-
-

@@ -161,8 +161,8 @@ def _add(writer: Writer, op: p.Add, name: str) -> str:
     return _repeated(
         writer, op,
         lambda a, b, out, size: [
-            a, b, _offset(op.inputs[0]), m[0], s[0], _offset(op.inputs[1]), m[1], s[1], op.left_shift, out, r.offset, m[2], s[2],
-            r.low, r.high, size,
+            a, b, _offset(op.inputs[0]), m[0], s[0], _offset(op.inputs[1]), m[1], s[1], op.left_shift, out, r.offset,
+            m[2], s[2], r.low, r.high, size,
         ],
         "arm_elementwise_add_s8",
     )  # fmt: skip
@@ -188,7 +188,8 @@ def _pool(writer: Writer, op: p.Pool, name: str) -> str:
     )
     arguments = [
         "&context", params, _dims(writer, f"{name}_in", op.in_dims), writer.pointer(op.inputs[0]),
-        _dims(writer, f"{name}_filter", (1, *w.kernel, 1)), _dims(writer, f"{name}_out", op.out_dims), writer.pointer(op.output),
+        _dims(writer, f"{name}_filter", (1, *w.kernel, 1)), _dims(writer, f"{name}_out", op.out_dims),
+        writer.pointer(op.output),
     ]  # fmt: skip
     if op.maximum:
         return _by_rows(writer, op, "arm_max_pool_s8", "bough_max_pool_rows_s8", arguments)

@@ -93,8 +93,11 @@ def source(program: Program, arena: Arena) -> tuple[str, Writer]:
         "/* Made by bough. */", '#include "model.h"', "", "#include <string.h>", "",
         '#include "arm_nnfunctions.h"', '#include "bough_kernels.h"', "",
     ]  # fmt: skip
-    if arena.size or "SCRATCH(" in body:
-        lines += ["static union {", "    int8_t bytes[MODEL_ARENA_BYTES];", "    int64_t aligned;", "} arena;", ""]
+    memory = ["static union {", "    int8_t bytes[MODEL_ARENA_BYTES];", "    int64_t aligned;", "} arena;", ""]
+    if arena.size:
+        lines += memory
+    elif "SCRATCH(" in body:
+        lines += ["#if defined(MODEL_CMSIS_NN)", *memory[:-1], "#endif", ""]
     lines += [text for mark, text in (("SCRATCH(", _SCRATCH), ("KERNEL_SUMS(", _KERNEL_SUMS)) if mark in body]
     lines += [writer.constants.text(), *writer.structs, "", signature(single), "{"]
     if "status |=" in body:
@@ -128,7 +131,10 @@ def _run_vector(program: Program) -> str:
     if len(program.inputs) == len(program.outputs) == 1:
         return f"{head}    return model_run(input, output);\n}}\n"
     lines = []
-    for kind, ports, qualifier in (("input", program.inputs, "const int8_t *const"), ("output", program.outputs, "int8_t *const")):
+    for kind, ports, qualifier in (
+        ("input", program.inputs, "const int8_t *const"),
+        ("output", program.outputs, "int8_t *const"),
+    ):
         starts = np.cumsum([0, *(q.tensor.size for q in ports)])[:-1]
         lines.append(f"    {qualifier} {kind}s[] = {{{', '.join(f'{kind} + {s}' for s in starts)}}};\n")
     return f"{head}{''.join(lines)}    return model_run(inputs, outputs);\n}}\n"

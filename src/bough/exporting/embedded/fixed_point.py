@@ -62,7 +62,8 @@ def quantized(values: ArrayLike, quantization: Quantization) -> NDArray[np.int8]
     # torch multiplies by the inverse in float32
     inverse = np.float32(1.0) / np.float32(quantization.scale)
     rounded = np.rint(np.asarray(values, dtype=np.float32) * inverse) + quantization.zero_point
-    return np.clip(rounded, LOWEST, HIGHEST).astype(np.int8)
+    result: NDArray[np.int8] = np.clip(rounded, LOWEST, HIGHEST).astype(np.int8)
+    return result
 
 
 def dequantized(values: ArrayLike, quantization: Quantization) -> NDArray[np.float32]:

@@ -81,8 +81,8 @@ def clamp_bounds(node: fx.Node) -> tuple[float, float]:
     low = node.kwargs.get("min", given[0])
     high = node.kwargs.get("max", given[1])
     return (
-        float("-inf") if low is None else float(low),  # type: ignore[arg-type]
-        float("inf") if high is None else float(high),  # type: ignore[arg-type]
+        float("-inf") if low is None else float(low),
+        float("inf") if high is None else float(high),
     )
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from bough.calibration import select_inputs
 from bough.errors import ExportError
 from bough.exporting.embedded.fixed_point import HIGHEST, LOWEST
 from bough.exporting.embedded.folding import BATCH_NORMS, fused_activations
 from bough.exporting.embedded.program import Quantization
 from bough.exporting.embedded.reading import Reading, op_name, requantized, where
-from bough.importance.data import parts_of
 
 FIXED = {
     "sigmoid": Quantization(1 / 256, -128), "softmax": Quantization(1 / 256, -128), "_softmax": Quantization(1 / 256, -128),
@@ -23,9 +23,10 @@ FIXED = {
 """Parameters of operators whose results have known bounds."""
 
 INHERITING = {
-    "view", "reshape", "_unsafe_view", "flatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "slice", "select", "split",
-    "split_with_sizes", "chunk", "unbind", "expand", "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "avg_pool1d",
-    "avg_pool2d", "adaptive_max_pool2d", "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "getitem",
+    "view", "reshape", "_unsafe_view", "flatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "slice", "select",
+    "split", "split_with_sizes", "chunk", "unbind", "expand", "pad", "constant_pad_nd", "max_pool1d", "max_pool2d",
+    "avg_pool1d", "avg_pool2d", "adaptive_max_pool2d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "getitem",
     "max_pool2d_with_indices", "repeat",
 }  # fmt: skip
 """Operators whose results keep the parameters of their (first) input."""
@@ -142,7 +143,7 @@ def samples(model: nn.Module, inputs: Inputs, data: Iterable[Any]) -> Iterator[t
     args, kwargs = inputs
     size = next((len(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()), 1)
     for batch in data:
-        given, named = parts_of(model, batch, len(args), tuple(kwargs))
+        given, named = select_inputs(model, batch, len(args), tuple(kwargs))
         parts = [*given, *named.values()]
         for start in range(0, len(parts[0]) - size + 1, size):
             yield tuple(part[start : start + size] for part in parts)

@@ -62,12 +62,17 @@ def op_name(node: fx.Node) -> str:
     return str(getattr(packet, "__name__", getattr(node.target, "__name__", node.target)))
 
 
+def argument(node: fx.Node, index: int, name: str = "", default: Any = None) -> Any:
+    """Return an argument of an op by place or name."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
 def where(node: fx.Node) -> str:
     """Return module path and source line of a node, for messages."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((str(entry[0]) for entry in reversed(list(stack.values()))), "") if stack else ""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File ")]
-    own = [line for line in lines if f"{'torch'}/nn/" not in line.replace("\\", "/")]
+    own = [line for line in lines if "/torch/" not in line.replace("\\", "/")]
     line = (own or lines or [""])[-1]
     module = f"module {path!r}" if path else "the model itself"
     return f"{module}, {line}" if line else module
@@ -103,7 +108,7 @@ def read(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Re
     live = set(module.graph.nodes)
     for table in (reading.constants, reading.weights, reading.parameters):
         for node in [n for n in table if n not in live]:
-            del table[node]  # type: ignore[attr-defined]
+            del table[node]
     return reading
 
 
@@ -152,6 +157,8 @@ def _drop_identities(reading: Reading) -> None:
         first = node.args[0] if node.args else None
         if op_name(node) in _NOTHING and isinstance(first, fx.Node):
             node.replace_all_uses_with(first)
+        elif op_name(node) in ("view", "_unsafe_view"):
+            node.target = torch.ops.aten.reshape.default  # the copy that made the input contiguous may be gone
 
 
 def _take_out_quantization(reading: Reading) -> None:
@@ -183,9 +190,9 @@ def requantized(value: Tensor) -> Tensor:
 
 def _quantization(reading: Reading, node: fx.Node) -> Quantization:
     """Return the parameters of a quantize op as those of int8 values; unsigned ones are moved down by 128."""
-    numbers = [reading.constants[a] if isinstance(a, fx.Node) else a for a in node.args[1:3]]
+    numbers = [reading.constants[a] if isinstance(a, fx.Node) else a for a in (argument(node, 1), argument(node, 2))]
     scale, zero_point = float(numbers[0]), int(numbers[1])
-    dtype = node.args[5] if len(node.args) > 5 else node.kwargs.get("dtype")
+    dtype = argument(node, 5, "dtype")
     if dtype not in (torch.int8, torch.uint8):
         raise ExportError(f"{where(node)}: activations are quantized to {dtype}; the microcontroller's kernels take int8")
     return Quantization(scale, zero_point - (128 if dtype == torch.uint8 else 0))

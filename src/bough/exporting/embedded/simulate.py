@@ -131,7 +131,8 @@ def _resize(op: p.Resize, out: NDArray[np.int8], x: NDArray[np.int8]) -> None:
 
     def across(rows: NDArray[np.int64]) -> NDArray[np.int64]:
         w = weight_x[None, None, :, None]
-        return image[:, rows][:, :, low_x] * (2048 - w) + image[:, rows][:, :, high_x] * w
+        result: NDArray[np.int64] = image[:, rows][:, :, low_x] * (2048 - w) + image[:, rows][:, :, high_x] * w
+        return result
 
     w = weight_y[None, :, None, None]
     total = across(low_y) * (2048 - w) + across(high_y) * w

@@ -75,10 +75,6 @@ class Context:
         """Return the error for an operator that can not be lowered; raise it."""
         return ExportError(f"{op_name(node)} in {where(node)}: {reason}")
 
-    def argument(self, node: fx.Node, index: int, name: str, default: Any = None) -> Any:
-        """Return an argument of an operator by place or name."""
-        return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
-
     def value(self, node: Any) -> Value:
         """Return the value of a node; constants become int8 tensors of the program."""
         if node in self.values:
@@ -137,7 +133,9 @@ class Context:
         if value.tensor.constant is not None:
             array = value.tensor.constant.reshape(value.memory_shape)
             array = array.transpose([value.order.index(d) for d in order])
-            tensor = Tensor(f"{value.tensor.name}_moved", array.size, value.quantization, np.ascontiguousarray(array).reshape(-1))
+            tensor = Tensor(
+                f"{value.tensor.name}_moved", array.size, value.quantization, np.ascontiguousarray(array).reshape(-1)
+            )
             return Value(tensor, value.shape, order)
         tensor = self.tensor(node, value.tensor.size, value.quantization)
         result = Value(tensor, value.shape, order)
@@ -186,7 +184,9 @@ class Context:
     def image(self, node: fx.Node, value: Value) -> Value:
         """Return a value of rank 3 or 4 with its channels (dimension 1) innermost."""
         if len(value.shape) not in (3, 4):
-            raise self.refuse(node, f"its input has {len(value.shape)} dimensions; 3 ([N, C, L]) or 4 ([N, C, H, W]) are supported")
+            raise self.refuse(
+                node, f"its input has {len(value.shape)} dimensions; 3 ([N, C, L]) or 4 ([N, C, H, W]) are supported"
+            )
         return self.arranged(node, value, layout.channels_last(len(value.shape)))
 
 

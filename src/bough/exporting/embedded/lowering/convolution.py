@@ -13,19 +13,20 @@ from bough.exporting.embedded.lowering import layout
 from bough.exporting.embedded.lowering.context import Context, Value, image_dims, lowers, pair
 from bough.exporting.embedded.lowering.weights import Layer, quantized_layer
 from bough.exporting.embedded.program import Conv, Fill, Window
+from bough.exporting.embedded.reading import argument
 
 
 @lowers("conv1d", "conv2d")
 def convolution(context: Context, node: fx.Node) -> Value:
     """Lower a convolution; depthwise ones have kernels of their own."""
-    x = context.image(node, context.value(node.args[0]))
+    x = context.image(node, context.value(argument(node, 0)))
     rank = len(x.shape)
-    bias, groups = context.argument(node, 2, "bias"), context.argument(node, 6, "groups", 1)
-    stride = pair(context.argument(node, 3, "stride", 1), rank, 1)
-    dilation = pair(context.argument(node, 5, "dilation", 1), rank, 1)
-    layer = quantized_layer(context, node, node.args[1], bias, x.quantization)
+    bias, groups = argument(node, 2, "bias"), argument(node, 6, "groups", 1)
+    stride = pair(argument(node, 3, "stride", 1), rank, 1)
+    dilation = pair(argument(node, 5, "dilation", 1), rank, 1)
+    layer = quantized_layer(context, node, argument(node, 1), bias, x.quantization)
     kernel = pair(layer.weight.shape[2:], rank, 1)
-    padding = _padding(context.argument(node, 4, "padding", 0), rank, kernel, dilation)
+    padding = _padding(argument(node, 4, "padding", 0), rank, kernel, dilation)
     return _convolved(context, node, x, layer, Window(kernel, stride, padding, dilation), groups)
 
 
@@ -59,14 +60,14 @@ def _convolved(context: Context, node: fx.Node, x: Value, layer: Layer, window: 
 @lowers("conv_transpose1d", "conv_transpose2d")
 def transposed_convolution(context: Context, node: fx.Node) -> Value:
     """Lower a transposed convolution: spread the input by the stride, then convolve with the kernel turned around."""
-    x = context.image(node, context.value(node.args[0]))
+    x = context.image(node, context.value(argument(node, 0)))
     rank = len(x.shape)
-    if context.argument(node, 6, "groups", 1) != 1:
+    if argument(node, 6, "groups", 1) != 1:
         raise context.refuse(node, "transposed convolutions in groups are not supported")
-    stride = pair(context.argument(node, 3, "stride", 1), rank, 1)
-    padding = pair(context.argument(node, 4, "padding", 0), rank, 0)
-    dilation = pair(context.argument(node, 7, "dilation", 1), rank, 1)
-    layer = quantized_layer(context, node, node.args[1], context.argument(node, 2, "bias"), x.quantization, transposed=True)
+    stride = pair(argument(node, 3, "stride", 1), rank, 1)
+    padding = pair(argument(node, 4, "padding", 0), rank, 0)
+    dilation = pair(argument(node, 7, "dilation", 1), rank, 1)
+    layer = quantized_layer(context, node, argument(node, 1), argument(node, 2, "bias"), x.quantization, transposed=True)
     spatial = tuple(range(2, layer.weight.ndim))
     layer = Layer(np.flip(layer.weight, spatial), layer.bias, layer.factors, layer.range)
     kernel = pair(layer.weight.shape[2:], rank, 1)
@@ -102,7 +103,7 @@ def batch_norm(context: Context, node: fx.Node) -> Value | tuple[Value, ...]:
     scale, shift = (t.numpy() for t in affine(context.reading, node))
     item = next((u for u in node.users if u.name.startswith("getitem")), node)
     quantization = context.result(item)[0]
-    x = context.value(node.args[0])
+    x = context.value(argument(node, 0))
     if len(x.shape) == 2:
         dims = (1, 1, x.shape[0], x.shape[1])
         x = context.arranged(node, x, layout.row_major(2))

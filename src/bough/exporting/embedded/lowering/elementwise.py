@@ -17,6 +17,7 @@ from bough.exporting.embedded.lowering import layout
 from bough.exporting.embedded.lowering.context import Context, Value, lowers
 from bough.exporting.embedded.observing import FIXED
 from bough.exporting.embedded.program import Add, Mul, Tensor
+from bough.exporting.embedded.reading import argument, op_name
 
 _LEFT_SHIFT = 20  # bits of precision that both summands are given before they are scaled
 
@@ -32,15 +33,14 @@ def _aten(node: fx.Node) -> Callable[[Any], Any]:
 
 
 @lowers(
-    *CLAMPS, "sigmoid", "tanh", "hardswish", "hardsigmoid", "silu", "gelu", "elu", "leaky_relu", "softplus", "mish", "neg", "abs",
-    "exp", "sqrt", "rsqrt", "square", "clamp_min", "clamp_max", "log", "selu", "celu", "hardshrink", "relu_", "erf", "requantized",
-    "logit", "reciprocal", "sin", "cos", "log_sigmoid", "softsign",
+    *CLAMPS, "sigmoid", "tanh", "hardswish", "hardsigmoid", "silu", "gelu", "elu", "leaky_relu", "softplus", "mish", "neg",
+    "abs", "exp", "sqrt", "rsqrt", "square", "clamp_min", "clamp_max", "log", "selu", "celu", "hardshrink", "erf",
+    "requantized", "logit", "reciprocal", "sin", "cos", "log_sigmoid", "softsign",
 )  # fmt: skip
 def function_of_one(context: Context, node: fx.Node) -> Value:
     """Lower any function of one value to a table."""
-    x = context.value(node.args[0])
-    name = str(getattr(getattr(node.target, "overloadpacket", None), "__name__", ""))
-    quantization = context.reading.parameters.get(node) or FIXED.get(name)
+    x = context.value(argument(node, 0))
+    quantization = context.reading.parameters.get(node) or FIXED.get(op_name(node))
     if quantization is None:
         raise context.refuse(node, "it has no quantization parameters")
     return context.lookup(node, x, _aten(node), quantization)
@@ -50,7 +50,7 @@ def function_of_one(context: Context, node: fx.Node) -> Value:
 def two_operands(context: Context, node: fx.Node) -> Value:
     """Lower a sum or product of two tensors to kernels, one with a number to a table."""
     a, b = node.args[:2]
-    name = str(node.target.overloadpacket.__name__)  # type: ignore[union-attr]
+    name = op_name(node)
     quantization, low, high = context.result(node)
     tensors = [n for n in (a, b) if isinstance(n, fx.Node)]
     varying = [n for n in tensors if n not in context.reading.constants]
@@ -69,7 +69,11 @@ def _with_number(context: Context, node: fx.Node, low: float, high: float) -> Ca
     def apply(values: Any) -> Any:
         given = torch.as_tensor(np.asarray(values, dtype=np.float32))
         args = [
-            a if not isinstance(a, fx.Node) else context.reading.constants[a].reshape(()) if a in context.reading.constants else given
+            a
+            if not isinstance(a, fx.Node)
+            else context.reading.constants[a].reshape(())
+            if a in context.reading.constants
+            else given
             for a in node.args
         ]
         return np.clip(node.target(*args, **node.kwargs).numpy(), low, high)  # type: ignore[operator]
@@ -137,4 +141,4 @@ def _expanded(context: Context, node: fx.Node, value: Value, shape: tuple[int, .
 def expand(context: Context, node: fx.Node) -> Value:
     """Lower an expansion by a copy with strides of zero."""
     shape = tuple(int(s) for s in node.meta["val"].shape)
-    return _expanded(context, node, _of_rank(context.value(node.args[0]), len(shape)), shape, None)
+    return _expanded(context, node, _of_rank(context.value(argument(node, 0)), len(shape)), shape, None)

@@ -13,6 +13,7 @@ from bough.exporting.embedded.lowering.context import Context, Value, lowers
 from bough.exporting.embedded.lowering.weights import quantized_layer
 from bough.exporting.embedded.observing import FIXED
 from bough.exporting.embedded.program import FullyConnected, Softmax
+from bough.exporting.embedded.reading import argument
 
 _ONE = 2**23  # exp(0) in the table of a softmax; a sum over 2**40 of them fits 64 bits
 
@@ -20,8 +21,8 @@ _ONE = 2**23  # exp(0) in the table of a softmax; a sum over 2**40 of them fits 
 @lowers("linear")
 def linear(context: Context, node: fx.Node) -> Value:
     """Lower a linear layer over the last dimension."""
-    x = context.value(node.args[0])
-    layer = quantized_layer(context, node, node.args[1], context.argument(node, 2, "bias"), x.quantization)
+    x = context.value(argument(node, 0))
+    layer = quantized_layer(context, node, argument(node, 1), argument(node, 2, "bias"), x.quantization)
     weight = layer.weight
     if x.columns is not None:
         weight = weight[:, x.columns]
@@ -31,7 +32,14 @@ def linear(context: Context, node: fx.Node) -> Value:
     tensor = context.tensor(node, rows * size, context.result(node)[0])
     context.program.ops.append(
         FullyConnected(
-            context.source(node), (x.tensor,), tensor, rows, np.ascontiguousarray(weight), layer.bias, layer.factors, layer.range
+            context.source(node),
+            (x.tensor,),
+            tensor,
+            rows,
+            np.ascontiguousarray(weight),
+            layer.bias,
+            layer.factors,
+            layer.range,
         )
     )
     return Value(tensor, (*x.shape[:-1], size), x.order)
@@ -50,8 +58,8 @@ def _last_innermost(context: Context, node: fx.Node, x: Value, dim: int) -> Valu
 @lowers("softmax", "_softmax")
 def softmax(context: Context, node: fx.Node) -> Value:
     """Lower a softmax: a table of exponentials, their sum, and an integer division."""
-    x = context.value(node.args[0])
-    dim = int(node.args[1]) % len(x.shape)  # type: ignore[call-overload]
+    x = context.value(argument(node, 0))
+    dim = int(argument(node, 1)) % len(x.shape)
     x = _last_innermost(context, node, x, dim)
     table = np.round(np.exp(-np.arange(256) * x.quantization.scale) * _ONE).astype(np.int32)
     tensor = context.tensor(node, x.tensor.size, FIXED["softmax"])

@@ -13,13 +13,14 @@ from bough.exporting.embedded.lowering import layout
 from bough.exporting.embedded.lowering.context import Context, Value, image_dims, lowers, pair
 from bough.exporting.embedded.lowering.shapes import padded
 from bough.exporting.embedded.program import Mean, Pool, Range, Window
+from bough.exporting.embedded.reading import argument
 
 
 @lowers("max_pool1d", "max_pool2d")
 def max_pool(context: Context, node: fx.Node) -> Value:
     """Lower a maximum over windows."""
-    x = context.image(node, context.value(node.args[0]))
-    if any(d != 1 for d in _list(context.argument(node, 4, "dilation", 1))):
+    x = context.image(node, context.value(argument(node, 0)))
+    if any(d != 1 for d in _list(argument(node, 4, "dilation", 1))):
         raise context.refuse(node, "dilation is not supported in pooling")
     return _pooled(context, node, x, _window(context, node, x), maximum=True)
 
@@ -27,12 +28,12 @@ def max_pool(context: Context, node: fx.Node) -> Value:
 @lowers("avg_pool1d", "avg_pool2d")
 def average_pool(context: Context, node: fx.Node) -> Value:
     """Lower an average over windows; padding that counts is written out first."""
-    x = context.image(node, context.value(node.args[0]))
-    if context.argument(node, 6, "divisor_override") is not None:
+    x = context.image(node, context.value(argument(node, 0)))
+    if argument(node, 6, "divisor_override") is not None:
         raise context.refuse(node, "divisor_override is not supported")
     window = _window(context, node, x)
-    if any(window.padding) and context.argument(node, 5, "count_include_pad", True):
-        if context.argument(node, 4, "ceil_mode", False):
+    if any(window.padding) and argument(node, 5, "count_include_pad", True):
+        if argument(node, 4, "ceil_mode", False):
             raise context.refuse(node, "ceil_mode with padding that counts is not supported")
         height, width = window.padding
         sides = [(width, width), (height, height)] if len(x.shape) == 4 else [(width, width)]
@@ -44,10 +45,10 @@ def average_pool(context: Context, node: fx.Node) -> Value:
 @lowers("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
 def adaptive_pool(context: Context, node: fx.Node) -> Value | tuple[Value, ...]:
     """Lower pooling to a given size, where all windows are alike; to one element with the precision of a mean."""
-    x = context.image(node, context.value(node.args[0]))
+    x = context.image(node, context.value(argument(node, 0)))
     maximum = "max" in str(node.target)
     _, height, width, _ = image_dims(x.shape)
-    rows, columns = pair(node.args[1], len(x.shape), 1)
+    rows, columns = pair(argument(node, 1), len(x.shape), 1)
     if height % rows or width % columns:
         raise context.refuse(node, f"{height}x{width} does not divide into {rows}x{columns} windows of one size")
     if rows == columns == 1 and not maximum:
@@ -61,10 +62,10 @@ def adaptive_pool(context: Context, node: fx.Node) -> Value | tuple[Value, ...]:
 @lowers("mean")
 def mean(context: Context, node: fx.Node) -> Value:
     """Lower a mean over adjacent dimensions."""
-    x = context.value(node.args[0])
+    x = context.value(argument(node, 0))
     rank = len(x.shape)
-    dims = _list(context.argument(node, 1, "dim")) if context.argument(node, 1, "dim") is not None else list(range(rank))
-    return _mean(context, node, x, tuple(d % rank for d in dims), keep=bool(context.argument(node, 2, "keepdim", False)))
+    dims = _list(argument(node, 1, "dim")) if argument(node, 1, "dim") is not None else list(range(rank))
+    return _mean(context, node, x, tuple(d % rank for d in dims), keep=bool(argument(node, 2, "keepdim", False)))
 
 
 def _mean(context: Context, node: fx.Node, x: Value, dims: tuple[int, ...], *, keep: bool) -> Value:
@@ -94,9 +95,9 @@ def _mean(context: Context, node: fx.Node, x: Value, dims: tuple[int, ...], *, k
 
 def _window(context: Context, node: fx.Node, x: Value) -> Window:
     rank = len(x.shape)
-    kernel = pair(node.args[1], rank, 1)
-    stride = context.argument(node, 2, "stride") or node.args[1]
-    return Window(kernel, pair(stride, rank, 1), pair(context.argument(node, 3, "padding", 0), rank, 0))
+    kernel = pair(argument(node, 1), rank, 1)
+    stride = argument(node, 2, "stride") or argument(node, 1)
+    return Window(kernel, pair(stride, rank, 1), pair(argument(node, 3, "padding", 0), rank, 0))
 
 
 def _pooled(

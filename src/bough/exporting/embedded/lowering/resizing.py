@@ -13,6 +13,7 @@ from torch.nn import functional
 from bough.exporting.embedded.lowering import layout
 from bough.exporting.embedded.lowering.context import Context, Value, image_dims, lowers
 from bough.exporting.embedded.program import Resize
+from bough.exporting.embedded.reading import argument
 
 _UNIT = 2048  # of the weights of an interpolation
 
@@ -20,7 +21,7 @@ _UNIT = 2048  # of the weights of an interpolation
 @lowers("upsample_nearest1d", "upsample_nearest2d")
 def nearest(context: Context, node: fx.Node) -> Value:
     """Lower to copies where each element is repeated a whole number of times."""
-    x = context.image(node, context.value(node.args[0]))
+    x = context.image(node, context.value(argument(node, 0)))
     shape = tuple(int(s) for s in node.meta["val"].shape)
     n, height, width, channels = image_dims(x.shape)
     _, rows, columns, _ = image_dims(shape)
@@ -40,11 +41,11 @@ def nearest(context: Context, node: fx.Node) -> Value:
 @lowers("upsample_bilinear2d")
 def bilinear(context: Context, node: fx.Node) -> Value:
     """Lower to integer interpolation; indices and weights are read off PyTorch's own resize of a ramp."""
-    x = context.image(node, context.value(node.args[0]))
+    x = context.image(node, context.value(argument(node, 0)))
     shape = tuple(int(s) for s in node.meta["val"].shape)
     in_dims, out_dims = image_dims(x.shape), image_dims(shape)
-    corners = bool(node.args[2])
-    scales = context.argument(node, 3, "scale_factors")
+    corners = bool(argument(node, 2))
+    scales = argument(node, 3, "scale_factors")
     tensor = context.tensor(node, math.prod(shape), x.quantization)
     rows = _taps(in_dims[1], out_dims[1], corners, None if not isinstance(scales, (list, tuple)) else float(scales[0]))
     columns = _taps(in_dims[2], out_dims[2], corners, None if not isinstance(scales, (list, tuple)) else float(scales[1]))
