@@ -304,3 +304,29 @@ def test_source_of_a_class():
     assert (("conv",), "Conv2d", "groups") in found["groups"]
     assert (("identity",), "BatchNorm2d", 0) in found["in_channels"]
     assert uses_of(type("Made", (nn.Module,), {})) == {}  # a class without source
+
+
+class Reassigned(nn.Module):
+    """A local name with several values, of which the attribute has the last, and a width computed from an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        last, layers = 8, []
+        for width in (32, 32):
+            layers.append(nn.Linear(last, width))
+            last = width
+        self.features = nn.Sequential(*layers)
+        self.out_dim = last
+        both = self.out_dim * 2
+        self.glu = nn.Sequential(nn.Linear(last, both), nn.GLU())
+        self.fc = nn.Linear(last, 4)
+
+    def forward(self, x):
+        return self.fc(x + self.glu(x)) if x.shape[-1] == self.out_dim else self.forward(self.features(x))
+
+
+def test_a_name_is_followed_behind_its_last_assignment():
+    uses = {(u.children, u.function, u.argument) for u in uses_of(Reassigned)["out_dim"]}
+    assert uses == {(("fc",), "Linear", 0), (("glu",), "Linear", 0), (("glu",), "Linear", None)}
+    plan = half(Reassigned(), torch.randn(2, 8), keep={"features.0": 9})
+    assert plan.attributes.get(":out_dim", 32) == plan.groups["features.1"][0]

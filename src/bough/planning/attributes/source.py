@@ -1,7 +1,8 @@
 """Which submodules a class makes from an attribute, as its source code says.
 
 `self.fc = nn.Linear(self.num_features, classes)`, in any method, says that `num_features` is a width of `fc`. A local name
-that is assigned once stands for the attribute that it is assigned to, as in `self.width = width; self.fc = Linear(width, 4)`.
+stands for the attribute that it is assigned to, as in `self.width = width; self.fc = Linear(width, 4)`, if the name is not
+assigned again later.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class _Reader:
             for call in (n for n in ast.walk(value) if isinstance(n, ast.Call)):
                 named = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
                 for at, argument in [*enumerate(call.args), *((k.arg, k.value) for k in call.keywords)]:
-                    plain = scope.symbol(argument) is not None
+                    plain = not scope.computed(argument)
                     self._uses += [(s, Use(children, named, at if plain else None)) for s in scope.within(argument)]
 
     def _root(self, symbol: Symbol) -> Symbol:
@@ -96,25 +97,40 @@ class _Scope:
         self.me = function.args.args[0].arg
         self._name = function.name, str(function.lineno)
         arguments = (*function.args.args, *function.args.kwonlyargs, *function.args.posonlyargs)
-        times = Counter(a.arg for a in arguments)
-        times.update(n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
-        self._once = {n for n, k in times.items() if k == 1} - {self.me}
+        stores = [n for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        times = Counter([*(a.arg for a in arguments), *(n.id for n in stores)])
+        last = {n.id: max(m.lineno for m in stores if m.id == n.id) for n in stores if times[n.id] > 1}
+        self._settled = {**dict.fromkeys(times, 0), **last}  # a name has one value behind this line
+        self._settled.pop(self.me, None)
         self.assignments = [pair for n in ast.walk(function) for pair in _pairs(n)]
         self._calls = [n.value for n in ast.walk(function) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
         self._lists = self._grown()
+        self._computed = {
+            t.id: value
+            for targets, value in self.assignments
+            for t in targets
+            if isinstance(t, ast.Name) and isinstance(value, ast.BinOp) and times[t.id] == 1
+        }
 
     def symbol(self, node: ast.expr) -> Symbol | None:
         """Return what a plain name or `self.name` refers to."""
         child = self._child(node)
         if child is not None:
             return "self", child
-        return (*self._name, node.id) if isinstance(node, ast.Name) and node.id in self._once else None
+        settled = isinstance(node, ast.Name) and node.lineno > self._settled.get(node.id, node.lineno)
+        return (*self._name, node.id) if settled else None  # type: ignore[attr-defined]
+
+    def computed(self, node: ast.expr) -> bool:
+        """Return whether an argument is computed from symbols, rather than one."""
+        return isinstance(node, ast.BinOp) or (isinstance(node, ast.Name) and node.id in self._computed)
 
     def within(self, node: ast.expr) -> Iterator[Symbol]:
         """Yield the symbols of an argument: itself, or those that arithmetic in it combines."""
         if isinstance(node, ast.BinOp):
             yield from self.within(node.left)
             yield from self.within(node.right)
+        elif isinstance(node, ast.Name) and node.id in self._computed:
+            yield from self.within(self._computed[node.id])
         else:
             symbol = self.symbol(node)
             if symbol is not None:
