@@ -15,8 +15,7 @@ from bough.cutting import Verification, cut, rebuild, verify
 from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.defaults import Choice, Chosen, Sample, candidates, choose, sample_of
 from bough.errors import PlanError, TraceError
-from bough.importance import Criterion, DataCriterion
-from bough.importance.score import called
+from bough.importance import Criterion, DataCriterion, resolve_criterion
 from bough.latency import LatencyTable
 from bough.planning import Allocator, Budget, Options, Plan
 from bough.planning.allocation import LeastError, allocator
@@ -122,7 +121,7 @@ def prune(
         round_to=round_to, minimum=minimum, drop=drop, exact_only=exact_only, uniform=uniform, ragged=ragged,
         on_conflict=on_conflict, table=table, energy=energy,
     )  # fmt: skip
-    criterion = None if importance is None else called(importance)
+    criterion = None if importance is None else resolve_criterion(importance)
     _check_errors(criterion, allocation, data)
     graph = trace(model, example_inputs, ignore=ignore, only=only)
     sample = None

@@ -12,7 +12,7 @@ import bough
 from bough.calibration import Data
 from bough.errors import PlanError, TraceError
 from bough.importance import criterion
-from tests.test_importance import loss, output, scored, tiny
+from tests.importance.test_criteria import loss, output, scored, tiny
 from tests.zoo import randomize
 
 

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from bough.calibration import Data, Loss, as_data, copy_to_device
 from bough.cli.references import call, find, is_reference, with_options
 from bough.errors import ModelReferenceError
-from bough.importance import CRITERIA, criterion
-from bough.importance.registry import parsed
+from bough.importance import CRITERIA, criterion, parse_criterion
 from bough.recovery.training import logits_of
 
 KNOWN = (
@@ -52,7 +51,7 @@ def calibration(data: str | None, loss: str | None, criteria: Iterable[str], *, 
         if not callable(given):
             raise ModelReferenceError(f"--loss: {loss} is a {type(given).__name__}: fn(model, batch) is wanted")
         return Calibration(made, given)
-    if made is not None and any(parsed(n)[0].needs == "loss" for n in criteria if not is_reference(n)):
+    if made is not None and any(parse_criterion(n)[0].needs == "loss" for n in criteria if not is_reference(n)):
         _pairs(made)
     return Calibration(made, cross_entropy)
 

@@ -9,9 +9,8 @@ from typing import Any
 from bough.calibration import Data, Loss
 from bough.comparing.naming import Many, by_name
 from bough.errors import ComparisonError
-from bough.importance import CRITERIA, BlockInfluence, Random
+from bough.importance import CRITERIA, BlockInfluence, Random, parse_criterion
 from bough.importance import criterion as made
-from bough.importance.registry import parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def contenders(criteria: Many[Any], seeds: Sequence[int], loss: Loss | None, dat
 
 
 def _ready(name: str, criterion: Any, loss: Loss | None, data: Data | None) -> Any:
-    if isinstance(criterion, str) and parsed(criterion)[0].needs == "loss" and loss is None:
+    if isinstance(criterion, str) and parse_criterion(criterion)[0].needs == "loss" and loss is None:
         raise ComparisonError(f"the criterion {name!r} needs a loss: give loss=fn with fn(model, batch) -> a number (--loss)")
     ready = made(criterion, loss) if isinstance(criterion, str) else criterion
     if not callable(ready):

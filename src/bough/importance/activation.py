@@ -1,13 +1,13 @@
-"""Criteria from what units do on data: statistics of the activations that their consumers read, and gradients of them.
+"""Criteria from activations: statistics of the inputs of a group's consumers, and gradients with respect to them.
 
-An activation is what a consumer reads: the input of the linear layer, convolution or product that sums over the units,
-so after the nonlinearity (see `readings`). Units with several positions (heads) and groups with several consumers (a
-residual stream) take the mean over both.
+The activation of a unit is observed where a consumer reads it: at the input of the linear layer, convolution or product that
+sums over the units, hence after the nonlinearity (see `bough.calibration.consumer_inputs`). Scores are averaged over the
+positions of a unit (the dims of a head) and over the consumers of a group (of a residual stream).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,89 +30,105 @@ from bough.calibration import (
     observed_axes,
     preserve_state,
     tapped,
-)
+    tapped_pass,
+)  # fmt: skip
 from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord
-from bough.importance.score import UnitScores
-from bough.spaces import unit_means, unit_positions
-
-
-def averaged(graph: Graph, values: Mapping[InputAxis, NDArray[np.float64]]) -> UnitScores:
-    """Per unit the mean over its positions and over the group's readings."""
-    means = {}
-    for group, found in zip(graph.groups, consumer_inputs(graph).values(), strict=True):
-        there = observed_axes(group.name, found, values)
-        means[group.name] = np.mean([unit_means(r.space(graph), group.atom, values[r]) for r in there], axis=0)
-    return means
+from bough.importance.protocols import UnitScores
+from bough.importance.reduce import mean_over_axes
+from bough.spaces import unit_positions
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationMean:
-    """Mean magnitude of the activation: I_u = E|a_u| (Molchanov et al., 2017; NNI's ActivationMeanRank)."""
+    """Mean magnitude of the activation: I_u = E|a_u|.
 
-    needs_data: ClassVar[bool] = True
-
-    def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return averaged(graph, {r: s.magnitude for r, s in activation_statistics(graph, data).items()})
-
-
-@dataclass(frozen=True, slots=True)
-class APoZ:
-    """Average percentage of zeros, as what remains: I_u = 1 - APoZ_u = the share of activations above zero (Hu et al.,
-    2016; NNI's ActivationAPoZRank). Meant for ReLU; of other nonlinearities, values at or below zero count as zeros."""
-
-    needs_data: ClassVar[bool] = True
-
-    def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return averaged(graph, {r: s.positive for r, s in activation_statistics(graph, data).items()})
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationVariance:
-    """Variance of the activation: I_u = Var(a_u) (VBP): a unit that is nearly constant is replaced by its mean in the
-    consumers' biases (see refit)."""
-
-    needs_data: ClassVar[bool] = True
-
-    def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return averaged(graph, {r: s.variance for r, s in activation_statistics(graph, data).items()})
-
-
-@dataclass(frozen=True, slots=True)
-class HRank:
-    """Mean rank of the feature map: I_u = E[rank(a_u)] (Lin et al., 2020).
-
-    The map of a unit in one sample is a matrix of the second axis that is left (rows of an image, tokens) by all others and
-    the unit's positions; a head's is tokens by dims. Slow: one singular value decomposition per unit and sample.
+    Source: Molchanov et al., 2017; NNI's ActivationMeanRank.
     """
 
     needs_data: ClassVar[bool] = True
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        sums = Sums()
-        found = consumer_inputs(graph)
+        """Return the scores of all groups."""
+        return mean_over_axes(graph, {axis: s.magnitude for axis, s in activation_statistics(graph, data).items()})
 
-        def tap(group: Group, reading: InputAxis) -> Tap:
-            index = unit_positions(reading.space(graph), group.atom)
+
+@dataclass(frozen=True, slots=True)
+class APoZ:
+    """Average percentage of zeros, counted as what remains: I_u = 1 - APoZ_u, the share of activations above zero.
+
+    Meant for ReLU; with other nonlinearities, values at or below zero count as zeros.
+
+    Source: Hu et al., 2016; NNI's ActivationAPoZRank.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        """Return the scores of all groups."""
+        return mean_over_axes(graph, {axis: s.positive for axis, s in activation_statistics(graph, data).items()})
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationVariance:
+    """Variance of the activation: I_u = Var(a_u). A unit that is nearly constant can be replaced by its mean in biases.
+
+    Source: VBP (variance-based pruning); use it with a refit, which moves the means into the consumers' biases.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        """Return the scores of all groups."""
+        return mean_over_axes(graph, {axis: s.variance for axis, s in activation_statistics(graph, data).items()})
+
+
+@dataclass(frozen=True, slots=True)
+class HRank:
+    """Mean rank of the feature map: I_u = E[rank(a_u)].
+
+    The map of a unit in one sample is a matrix: its rows are the second remaining axis (rows of an image, tokens), its columns
+    all others and the unit's positions; for a head, tokens by dims. Slow: one singular value decomposition per unit and
+    sample.
+
+    Source: Lin et al., 2020.
+
+    Raises:
+        PlanError: from its call: an activation is not finite.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        """Return the scores of all groups."""
+        sums = Sums()
+        axes_by_group = consumer_inputs(graph)
+
+        def tap(group: Group, axis: InputAxis) -> Tap:
+            index = unit_positions(axis.space(graph), group.atom)
 
             def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-                sums.plus(f"{group.name} {reading.key}", _ranks(tensors[reading.argument].movedim(reading.dim, -1), index))
+                sums.plus(f"{group.name} {axis.key}", _rank_sums(tensors[axis.argument].movedim(axis.dim, -1), index))
 
-            return Tap(reading.op, read)
+            return Tap(axis.op, read)
 
-        taps = [tap(g, r) for g in graph.groups for r in found[g.name]]
-        with torch.no_grad(), preserve_state(graph.model, graph.written), tapped(graph, taps):
-            for batch in data.stream(graph, sums, "HRank"):
-                data.run(graph, batch)
+        taps = [tap(g, axis) for g in graph.groups for axis in axes_by_group[g.name]]
+        tapped_pass(graph, data, taps, sums, "HRank")
         means = {}
-        for name, rs in found.items():
-            ranks = {r: sums[key] for r in rs if (key := f"{name} {r.key}") in sums}
-            means[name] = np.mean([ranks[r].cpu().numpy() for r in observed_axes(name, rs, ranks)], axis=0) / sums.samples
+        for name, axes in axes_by_group.items():
+            ranks = {axis: sums[key] for axis in axes if (key := f"{name} {axis.key}") in sums}
+            observed = [ranks[axis].cpu().numpy() for axis in observed_axes(name, axes, ranks)]
+            means[name] = np.mean(observed, axis=0) / sums.samples
         return means
 
 
-def _ranks(x: Tensor, index: NDArray[np.int64]) -> Tensor:
-    """[units]: the sum of ranks over samples, of x with its read axis last."""
+def _rank_sums(x: Tensor, index: NDArray[np.int64]) -> Tensor:
+    """Return the sum over samples of the rank of each unit's feature map: [units].
+
+    Args:
+        x: activation [samples, ..., size of the axis].
+        index: [units, positions], positions of each unit along the last axis.
+    """
     x = x if x.dim() > 1 else x[None]
     x = x[..., torch.from_numpy(index).to(x.device)]  # [samples, ..., units, positions]
     x = x.movedim(-2, 1)  # [samples, units, ..., positions]
@@ -124,10 +140,16 @@ def _ranks(x: Tensor, index: NDArray[np.int64]) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """Mean magnitude of the loss's gradient for the activation: I_u = mean over samples of sum over positions of |dL_n/da_u|
-    (Mittal et al., 2018; TorchPruner's Sensitivity). Groups with several consumers take the mean over them.
+    """Mean magnitude of the loss's gradient with respect to the activation: I_u = E[sum over positions of |dL_n/da_u|].
 
-    `loss` is the mean over a batch, whose gradients are multiplied by its size to be those of samples."""
+    Source: Mittal et al., 2018; TorchPruner's Sensitivity.
+
+    Attributes:
+        loss: mean over a batch; gradients are multiplied by the batch size to get those of samples.
+
+    Raises:
+        ArgumentError: an argument of another type.
+    """
 
     loss: Loss
     needs_data: ClassVar[bool] = True
@@ -136,29 +158,31 @@ class Sensitivity:
         check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        """Return the scores of all groups."""
         loss = data.loss(graph, self.loss)
-        found = consumer_inputs(graph)
-        wanted = list(dict.fromkeys(r for rs in found.values() for r in rs))
-        sums, size = Sums(), [0]
+        wanted = list(dict.fromkeys(axis for axes in consumer_inputs(graph).values() for axis in axes))
+        sums, size = Sums(), 0
 
-        def hooked(reading: InputAxis) -> Tap:
+        def tap(axis: InputAxis) -> Tap:
             def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-                if tensors[reading.argument].requires_grad:
-                    tensors[reading.argument].register_hook(lambda g: add(reading, g))
+                if tensors[axis.argument].requires_grad:
+                    tensors[axis.argument].register_hook(lambda gradient: add(axis, gradient))
 
-            return Tap(reading.op, read)
+            return Tap(axis.op, read)
 
-        def add(reading: InputAxis, gradient: Tensor | None) -> None:
+        def add(axis: InputAxis, gradient: Tensor | None) -> None:
             if gradient is None:
                 return
-            others = gradient.detach().abs().movedim(reading.dim, 0).flatten(1)
-            sums.plus(reading.key, others.sum(1, dtype=torch.float64) * size[0])
+            rows = gradient.detach().abs().movedim(axis.dim, 0).flatten(1)
+            sums.plus(axis.key, rows.sum(1, dtype=torch.float64) * size)
 
         names = [n for n, s in graph.states.items() if s.parameter and graph.tensor(n).is_floating_point()]
-        with preserve_state(graph.model, graph.written), tapped(graph, [hooked(r) for r in wanted]):
+        with preserve_state(graph.model, graph.written), tapped(graph, [tap(axis) for axis in wanted]):
             for batch in data.stream(graph, sums, "Sensitivity"):
-                size[0] = batch_size(batch)
+                size = batch_size(batch)
                 loss_gradients(graph, loss, batch, names)
-        zeros = {r: np.zeros(r.space(graph).size) for r in wanted}
-        values = {r: sums[r.key].cpu().numpy() / sums.samples if r.key in sums else zeros[r] for r in wanted}
-        return averaged(graph, values)
+        values = {
+            axis: sums[axis.key].cpu().numpy() / sums.samples if axis.key in sums else np.zeros(axis.space(graph).size)
+            for axis in wanted
+        }
+        return mean_over_axes(graph, values)

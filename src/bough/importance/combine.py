@@ -1,4 +1,4 @@
-"""Criteria made of criteria."""
+"""`Combined`: a weighted sum of criteria."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from bough.arguments import check_fields
 from bough.calibration import Data
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.importance.score import Criterion, DataCriterion, UnitScores, called, score
+from bough.importance.protocols import Criterion, DataCriterion, UnitScores
+from bough.importance.registry import resolve_criterion
+from bough.importance.score import score
 
 NORMALIZERS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "none": lambda s: s,
@@ -27,13 +29,19 @@ NORMALIZERS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """A weighted sum of criteria, each normalized within a group first: I_u = sum over i of weight_i * norm(I_i)_u (OTO).
+    """A weighted sum of criteria, each normalized within a group: I_u = sum over i of weight_i * norm(I_i)_u.
+
+    Source: Chen et al., 2021 (OTO), for the combination of several criteria.
 
     Args:
-        parts: criteria or their names, or (criterion, weight) pairs; a negative weight removes what a criterion finds
+        parts: criteria or their names, or (criterion, weight) pairs; a negative weight removes first what the criterion finds
             important.
-        normalize: "mean", "max", "sum", "l2" (each by that of the magnitudes), "standard" ((I - mean) / std), "rank" (0 to 1)
-            or "none". One part alone is that criterion, normalized.
+        normalize: "mean", "max", "sum" or "l2" (division by that of the magnitudes), "standard" ((I - mean) / std), "rank"
+            (0 to 1) or "none". A single part gives that criterion, normalized.
+
+    Raises:
+        ArgumentError: an argument of another type.
+        PlanError: no parts, or an unknown normalization.
 
     Example:
         >>> import torch, bough
@@ -57,17 +65,19 @@ class Combined:
 
     @property
     def needs_data(self) -> bool:
-        return any(getattr(c, "needs_data", False) for c, _ in self._weighted())
+        """True if one of the criteria needs data."""
+        return any(getattr(c, "needs_data", False) for c, _ in self._weighted_parts())
 
     def __call__(self, graph: Graph, data: Data | None = None) -> UnitScores:
-        change = NORMALIZERS[self.normalize]
+        """Return the weighted sum of the normalized scores."""
+        normalize = NORMALIZERS[self.normalize]
         total: UnitScores = {}
-        for criterion, weight in self._weighted():
+        for criterion, weight in self._weighted_parts():
             for name, values in score(graph, criterion, data).items():
-                term = weight * change(values)
+                term = weight * normalize(values)
                 total[name] = total[name] + term if name in total else term
         return total
 
-    def _weighted(self) -> list[tuple[Criterion | DataCriterion, float]]:
+    def _weighted_parts(self) -> list[tuple[Criterion | DataCriterion, float]]:
         pairs = [p if isinstance(p, tuple) else (p, 1.0) for p in self.parts]
-        return [(called(c), weight) for c, weight in pairs]
+        return [(resolve_criterion(c), weight) for c, weight in pairs]

@@ -1,4 +1,4 @@
-"""Criteria for whole layers: what does each of `graph.layers` change?"""
+"""Criteria for whole layers: how much each of `graph.layers` changes its input."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from bough.calibration import Data, Reader, Sums, Tap, preserve_state, tapped
+from bough.calibration import Data, Reader, Sums, Tap, tapped_pass
 from bough.errors import PlanError
 from bough.graph import Graph, Layer, OpRecord
-from bough.importance.score import UnitScores
+from bough.importance.protocols import UnitScores
 from bough.spaces import normal
 
 
 @dataclass(frozen=True, slots=True)
 class BlockInfluence:
-    """How far a layer turns what it is given: I = 1 - E[cos(x_in, x_out)] over tokens or positions (ShortGPT; Men
-    et al., 2024).
+    """Block influence: I = 1 - E[cos(x_in, x_out)] of a layer's input and output, over tokens or positions.
 
-    Gives {list of layers: float64 [entries that can be left out]}, as `plan(keep={list: n})` reads, and {layer: float64 [1]}
-    for layers that stand alone and are no such lists themselves.
+    Called by `score`, it returns {list of layers: float64 [entries that can be left out]}, which `plan(keep={list: n})` reads,
+    and {layer: float64 [1]} for layers that stand alone.
+
+    Source: Men et al., 2024 (ShortGPT).
+
+    Raises:
+        PlanError: from its call: no layer can be left out, or as `Data.stream`.
 
     Example:
         >>> import torch, bough
@@ -43,59 +47,60 @@ class BlockInfluence:
     needs_data: ClassVar[bool] = True
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        """Return the influence of all layers that can be left out."""
         if not graph.layers:
             raise PlanError(f"{type(graph.model).__name__} has no layers that can be left out")
         sums = Sums()
-        taps = [t for layer in graph.layers for t in _taps(graph, layer, sums)]
-        with torch.no_grad(), preserve_state(graph.model, graph.written), tapped(graph, taps):
-            for batch in data.stream(graph, sums, "BlockInfluence"):
-                data.run(graph, batch)
-        found: dict[str, list[float]] = {x.container: [] for x in graph.layers if x.container is not None}
-        lists = set(found)
+        taps = [t for layer in graph.layers for t in _layer_taps(graph, layer, sums)]
+        tapped_pass(graph, data, taps, sums, "BlockInfluence")
+        influences: dict[str, list[float]] = {x.container: [] for x in graph.layers if x.container is not None}
+        containers = set(influences)
         for layer in graph.layers:
-            if layer.container is not None or layer.name not in lists:
+            if layer.container is not None or layer.name not in containers:
                 influence = 1 - float(sums[layer.name] / sums[f"{layer.name} count"])
-                found.setdefault(layer.name if layer.container is None else layer.container, []).append(influence)
-        return {name: np.array(values) for name, values in found.items()}
+                influences.setdefault(layer.name if layer.container is None else layer.container, []).append(influence)
+        return {name: np.array(values) for name, values in influences.items()}
 
 
-def _taps(graph: Graph, layer: Layer, sums: Sums) -> list[Tap]:
-    """Keeps what enters the layer until it has left, then adds up the cosines."""
-    entered: list[Tensor] = []
-    dims = _hidden(graph, layer)
+def _layer_taps(graph: Graph, layer: Layer, sums: Sums) -> list[Tap]:
+    """Return taps that store a layer's input and add the cosines of input and output to `sums`."""
+    inputs: list[Tensor] = []
+    dims = _feature_dims(graph, layer)
 
-    def wide(x: Tensor) -> Tensor:
+    def as_columns(x: Tensor) -> Tensor:
         return x.detach().double().movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1)
 
-    def leave(x: Tensor) -> None:
-        cosines = torch.nn.functional.cosine_similarity(wide(entered.pop()), wide(x), dim=0)
+    def add_cosines(output: Tensor) -> None:
+        cosines = F.cosine_similarity(as_columns(inputs.pop()), as_columns(output), dim=0)
         sums.plus(layer.name, cosines.sum())
         sums.plus(f"{layer.name} count", cosines.numel())
 
     passage = layer.passages[0]
-    enter = _value(graph, passage.enters, lambda x: entered.append(x.detach().clone()))
-    return [enter, _value(graph, passage.leaves, leave)]
+    input_tap = _value_tap(graph, passage.enters, lambda x: inputs.append(x.detach().clone()))
+    return [input_tap, _value_tap(graph, passage.leaves, add_cosines)]
 
 
-def _hidden(graph: Graph, layer: Layer) -> tuple[int, ...]:
-    """The dims of what passes through that parameters know: the width, not batch or positions."""
-    known = {a for s in graph.states.values() if s.parameter for axis in s.axes for a in normal(axis).atoms}
-    leaves = layer.passages[0].leaves
-    axes = next(axes for op in graph.ops for n, axes in zip(op.values, op.results, strict=True) if n == leaves)
-    return tuple(d for d, axis in enumerate(axes) if known.intersection(normal(axis).atoms)) or (len(axes) - 1,)
+def _feature_dims(graph: Graph, layer: Layer) -> tuple[int, ...]:
+    """Return the dims of a layer's output that parameters have too: the width, and not batch or positions."""
+    parameter_atoms = {a for s in graph.states.values() if s.parameter for axis in s.axes for a in normal(axis).atoms}
+    output = layer.passages[0].leaves
+    axes = next(axes for op in graph.ops for n, axes in zip(op.values, op.results, strict=True) if n == output)
+    return tuple(d for d, axis in enumerate(axes) if parameter_atoms.intersection(normal(axis).atoms)) or (len(axes) - 1,)
 
 
-def _value(graph: Graph, number: int, show: Callable[[Tensor], None]) -> Tap:
-    """A tap on the value `number`, where it is made, or first read where it is an input of the model."""
+def _value_tap(graph: Graph, value: int, observe: Callable[[Tensor], None]) -> Tap:
+    """Return a tap on a value of the run: on the operator that computes it, or on the first reader of a model input."""
     for op in graph.ops:
-        if number in op.values:
-            return Tap(op.index, _only(op.values.index(number), show), results=True)
-    op = next(op for op in graph.ops if number in op.inputs)
-    return Tap(op.index, _only(op.inputs.index(number), show))
+        if value in op.values:
+            return Tap(op.index, _tensor_reader(op.values.index(value), observe), results=True)
+    op = next(op for op in graph.ops if value in op.inputs)
+    return Tap(op.index, _tensor_reader(op.inputs.index(value), observe))
 
 
-def _only(place: int, show: Callable[[Tensor], None]) -> Reader:
+def _tensor_reader(index: int, observe: Callable[[Tensor], None]) -> Reader:
+    """Return a reader that passes tensor number `index` to `observe`."""
+
     def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-        show(tensors[place])
+        observe(tensors[index])
 
     return read

@@ -1,8 +1,8 @@
-"""Criteria from gradients of the loss: what would it change if a unit were zero?
+"""Criteria from gradients of the loss: the estimated change of the loss if a unit were zero.
 
-Gradients come from the loss's own backward pass, in eval mode; those of the model's parameters stay as they are. A gate
-m_u = 1 on a unit has the derivative dL/dm_u = sum of w * dL/dw over the weights that read the unit: so what gates tell
-of activations follows from the gradients of weights, for every architecture.
+Gradients come from the loss's own backward pass in eval mode; `.grad` of the model's parameters stays as it is. A gate m_u = 1
+that multiplies a unit has the derivative dL/dm_u = sum of w * dL/dw over the weights that consume the unit, so gates on
+activations need no change to the model: their derivatives follow from the gradients of weights, for every architecture.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bough.arguments import check_fields
 from bough.calibration import Data, Loss, Sums, batch_size, loss_gradients, preserve_state, sample_gradients
 from bough.errors import PlanError
 from bough.graph import Graph, Group
-from bough.importance.reduce import Reduce, elementwise, members, per_unit
-from bough.importance.score import UnitScores
+from bough.importance.protocols import UnitScores
+from bough.importance.reduce import Reduce, elementwise, group_members, per_unit
 from bough.spaces import unit_positions
 
 _SUM: Reduce = elementwise(lambda w: w)
@@ -31,12 +31,17 @@ _SUM: Reduce = elementwise(lambda w: w)
 class Taylor:
     """First-order Taylor expansion of the loss, from g = dL/dw over all data; sums run over all members of a unit.
 
-    form:
-        "element": I_u = sum of |w g| (Torch-Pruning's GroupTaylorImportance as it is by default). The best of the three
-            where it was measured (`benchmarks/defaults.py`).
-        "group": I_u = sum over members of |sum of w g|, the magnitude after the sum (LLM-Pruner's vector form): products of
-            unlike signs cancel.
-        "square": I_u = sum of (w g)^2 (Molchanov et al., 2019; NNI's TaylorFOWeight).
+    Source: Molchanov et al., 2019; Ma et al., 2023 (LLM-Pruner).
+
+    Attributes:
+        loss: mean over a batch.
+        form: "element": I_u = sum of |w g| (the default of Torch-Pruning's GroupTaylorImportance), the best of the three in
+            `benchmarks/defaults.py`. "group": I_u = sum over members of |sum of w g| (LLM-Pruner's vector form), in which
+            products of opposite sign cancel. "square": I_u = sum of (w g)^2 (NNI's TaylorFOWeight).
+
+    Raises:
+        ArgumentError: an argument of another type.
+        PlanError: an unknown form.
 
     Example:
         >>> import torch, bough
@@ -56,7 +61,8 @@ class Taylor:
             raise PlanError(f"Taylor(form={self.form!r}) is unknown: use 'group', 'element' or 'square'")
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        names, loss = _trained(graph), data.loss(graph, self.loss)
+        """Return the scores of all groups."""
+        names, loss = _float_members(graph), data.loss(graph, self.loss)
         sums = Sums()
         with preserve_state(graph.model, graph.written):
             for batch in data.stream(graph, sums, "Taylor"):
@@ -71,10 +77,18 @@ class Taylor:
 
 @dataclass(frozen=True, slots=True)
 class OBD:
-    """Optimal brain damage with the empirical Fisher diagonal: I_u = sum over all members of w^2 mean_n(g_n^2), g_n the
-    gradient of sample n alone (LeCun et al., 1990; the group form of PruningBench).
+    """Optimal brain damage with the empirical Fisher diagonal: I_u = sum over all members of w^2 mean_n(g_n^2).
 
-    One backward pass a sample."""
+    g_n is the gradient of sample n alone, which takes one backward pass per sample.
+
+    Source: LeCun et al., 1990; the group form of PruningBench.
+
+    Attributes:
+        loss: mean over a batch.
+
+    Raises:
+        ArgumentError: an argument of another type.
+    """
 
     loss: Loss
     needs_data: ClassVar[bool] = True
@@ -83,12 +97,13 @@ class OBD:
         check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        names, loss = _trained(graph), data.loss(graph, self.loss)
+        """Return the scores of all groups."""
+        names, loss = _float_members(graph), data.loss(graph, self.loss)
         sums = Sums()
         with preserve_state(graph.model, graph.written):
             for batch in data.stream(graph, sums, "OBD"):
-                for found in sample_gradients(graph, loss, batch, names):
-                    for name, g in zip(names, found, strict=True):
+                for gradients in sample_gradients(graph, loss, batch, names):
+                    for name, g in zip(names, gradients, strict=True):
                         sums.plus(name, g.square(), g.dtype)
         damages = {n: graph.tensor(n).detach().square() * (sums[n] / sums.samples) for n in names}
         return per_unit(graph, _SUM, inputs=True, tensors=damages)
@@ -96,11 +111,19 @@ class OBD:
 
 @dataclass(frozen=True, slots=True)
 class Fisher:
-    """The Fisher information of a gate on the unit: I_u = 1/(2N) sum over samples n of (sum over coupled members of
-    dL_n/dm_u)^2 (Fisher pruning, 2018; group Fisher, Liu et al., 2021).
+    """Fisher information of a gate on the unit: I_u = 1/(2N) sum over samples n of (sum over members of dL_n/dm_u)^2.
 
-    Members are the weights that read the unit; where none does (the dims of queries and keys), those that make it. One
-    backward pass a sample."""
+    Members are the weights that consume the unit; if there are none (dims of queries and keys), those that produce it. One
+    backward pass per sample.
+
+    Source: Fisher pruning (2018); Liu et al., 2021 (group Fisher).
+
+    Attributes:
+        loss: mean over a batch.
+
+    Raises:
+        ArgumentError: an argument of another type.
+    """
 
     loss: Loss
     needs_data: ClassVar[bool] = True
@@ -109,15 +132,25 @@ class Fisher:
         check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return {n: v / 2 for n, v in _gates(graph, self.loss, data, "Fisher", np.square).items()}
+        """Return the scores of all groups."""
+        return {n: v / 2 for n, v in _mean_over_samples(graph, self.loss, data, "Fisher", np.square).items()}
 
 
 @dataclass(frozen=True, slots=True)
 class GateTaylor:
-    """First-order Taylor on activations: I_u = mean over samples n of |dL_n/dm_u|, where dL_n/dm_u = sum over positions of
-    a dL_n/da (Molchanov et al., 2017; TorchPruner's Taylor). `signed`: the mean of -dL_n/dm_u, the loss gained by removal.
+    """First-order Taylor expansion in activations: I_u = mean over samples n of |dL_n/dm_u|.
 
-    Members as for `Fisher`; one backward pass a sample."""
+    dL_n/dm_u is the sum over positions of a dL_n/da. Members are as for `Fisher`; one backward pass per sample.
+
+    Source: Molchanov et al., 2017; TorchPruner's Taylor.
+
+    Attributes:
+        loss: mean over a batch.
+        signed: whether to take the mean of -dL_n/dm_u instead, the increase of the loss by removing the unit.
+
+    Raises:
+        ArgumentError: an argument of another type.
+    """
 
     loss: Loss
     signed: bool = False
@@ -127,40 +160,43 @@ class GateTaylor:
         check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        return _gates(graph, self.loss, data, f"GateTaylor {self.signed}", np.negative if self.signed else np.abs)
+        """Return the scores of all groups."""
+        change = np.negative if self.signed else np.abs
+        return _mean_over_samples(graph, self.loss, data, f"GateTaylor {self.signed}", change)
 
 
-def _trained(graph: Graph) -> list[str]:
-    """The parameters of floats in which groups occur."""
-    names = dict.fromkeys(name for name, _ in members(graph, inputs=True))
+def _float_members(graph: Graph) -> list[str]:
+    """Return the names of floating-point parameters that are members of groups."""
+    names = dict.fromkeys(name for name, _ in group_members(graph, inputs=True))
     return [n for n in names if graph.tensor(n).is_floating_point()]
 
 
-def _gates(graph: Graph, loss: Loss, data: Data, title: str, change: np.ufunc) -> UnitScores:
-    """mean_n change(dL_n/dm_u) for each unit."""
+def _mean_over_samples(graph: Graph, loss: Loss, data: Data, title: str, change: np.ufunc) -> UnitScores:
+    """Return mean_n change(dL_n/dm_u) for each unit."""
     sums, loss = Sums(), data.loss(graph, loss)
     gates = [_Gate(graph, g) for g in graph.groups]
-    names = [n for n in _trained(graph) if any(n == name for gate in gates for name, _, _ in gate.places)]
+    names = [n for n in _float_members(graph) if any(n == name for gate in gates for name, _, _ in gate.places)]
     with preserve_state(graph.model, graph.written):
         for batch in data.stream(graph, sums, title):
-            for found in sample_gradients(graph, loss, batch, names):
-                products = {n: graph.tensor(n).detach() * g for n, g in zip(names, found, strict=True)}
+            for gradients in sample_gradients(graph, loss, batch, names):
+                products = {n: graph.tensor(n).detach() * g for n, g in zip(names, gradients, strict=True)}
                 for gate in gates:
                     sums.plus(gate.group.name, torch.from_numpy(change(gate.derivative(products))))
     return {g.name: sums[g.name].numpy() / sums.samples for g in graph.groups}
 
 
 class _Gate:
-    """Where a group's gate acts: on the weights that read its units, or on what makes them where none does."""
+    """The weights whose gradients give the derivative of a group's gates: those that consume its units, or produce them."""
 
     def __init__(self, graph: Graph, group: Group) -> None:
         self.group = group
-        own = {(m.name, m.dim) for m in group.members}
-        reading = [p for p in members(graph, inputs=True, outputs=False) if p in own]
-        places = reading or [p for p in members(graph, inputs=False) if p in own]
+        members = {(m.name, m.dim) for m in group.members}
+        consuming = [p for p in group_members(graph, inputs=True, outputs=False) if p in members]
+        places = consuming or [p for p in group_members(graph, inputs=False) if p in members]
         self.places = [(n, d, unit_positions(graph.states[n].axes[d], group.atom)) for n, d in places]
 
     def derivative(self, products: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        """Return dL/dm, [units], from the products w * dL/dw by parameter."""
         total = np.zeros(self.group.size)
         for name, dim, index in self.places:
             if name in products:

@@ -1,5 +1,7 @@
-"""Criteria that try it: units are set to zero wherever their consumers read them, and the loss is measured. The most honest,
-and the slowest."""
+"""Criteria by ablation: units are set to zero at the inputs of their consumers, and the loss is measured.
+
+These need no approximation, and are the slowest.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bough.arguments import check_fields
-from bough.calibration import Data, InputAxis, Loss, Reader, Sums, Tap, batch_size, consumer_inputs, preserve_state, tapped
+from bough.calibration import (
+    Data,
+    InputAxis,
+    Loss,
+    Reader,
+    Sums,
+    Tap,
+    batch_size,
+    consumer_inputs,
+    preserve_state,
+    tapped,
+)  # fmt: skip
 from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord
-from bough.importance.score import UnitScores
+from bough.importance.protocols import UnitScores
 from bough.spaces import unit_positions
+
+Units = Sequence[int] | NDArray[np.int64]
+
+LossIncrease = Callable[[Units], float]
+"""Units of a group -> increase of the loss on a batch if these are removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedLoss:
-    """Loss sensitivity: I_u = L(without unit u) - L, the mean over all samples (ablation; brute-force oracle of pruning).
+    """Increase of the loss without the unit: I_u = L(without u) - L, the mean over all samples (ablation).
 
-    `signed=False` takes the magnitude. As many forward passes a batch as there are units, and one.
+    Takes one forward pass per batch and unit, and one more per batch.
+
+    Attributes:
+        loss: mean over a batch.
+        signed: whether the sign is kept; False takes the magnitude.
+
+    Raises:
+        ArgumentError: an argument of another type.
+        PlanError: from its call: the loss is no single number, or as `Data.stream`.
     """
 
     loss: Loss
@@ -36,20 +62,32 @@ class MaskedLoss:
         check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        def each(group: Group, gained: Gained) -> NDArray[np.float64]:
-            return np.array([gained([unit]) for unit in range(group.size)])
+        """Return the scores of all groups."""
 
-        found = _tried(graph, self.loss, data, "MaskedLoss", each)
-        return found if self.signed else {n: np.abs(v) for n, v in found.items()}
+        def increases(group: Group, increase: LossIncrease) -> NDArray[np.float64]:
+            return np.array([increase([unit]) for unit in range(group.size)])
+
+        scores = _mean_over_batches(graph, self.loss, data, "MaskedLoss", increases)
+        return scores if self.signed else {n: np.abs(v) for n, v in scores.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Shapley:
-    """Sampled Shapley values: I_u = mean over random orders of L(units up to u removed) - L(units before u removed)
-    (Ancona et al., 2020; TorchPruner's Shapley).
+    """Sampled Shapley values: I_u = mean over random orders of L(units up to u removed) - L(units before u removed).
 
-    The values of a group add up to the loss of removing it whole. `permutations` orders a group, the same for all batches;
-    each costs as many forward passes a batch as there are units: for small groups.
+    The values of a group add up to the increase of the loss if the whole group is removed. Takes `permutations` forward passes
+    per batch and unit: for small groups.
+
+    Source: Ancona et al., 2020; TorchPruner's Shapley.
+
+    Attributes:
+        loss: mean over a batch.
+        permutations: number of random orders per group, the same for all batches.
+        seed: of the orders.
+
+    Raises:
+        ArgumentError: an argument of another type.
+        PlanError: `permutations` is below 1; from its call, as `MaskedLoss`.
     """
 
     loss: Loss
@@ -63,69 +101,70 @@ class Shapley:
             raise PlanError(f"Shapley(permutations={self.permutations}): there must be at least one")
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        """Return the scores of all groups."""
         orders = {g.name: self.orders(g.size, i) for i, g in enumerate(graph.groups)}
 
-        def each(group: Group, gained: Gained) -> NDArray[np.float64]:
+        def values(group: Group, increase: LossIncrease) -> NDArray[np.float64]:
             total = np.zeros(group.size)
             for order in orders[group.name]:
-                so_far = [0.0, *(gained(order[: i + 1]) for i in range(group.size))]
-                total[order] += np.diff(so_far) / self.permutations
+                cumulative = [0.0, *(increase(order[: i + 1]) for i in range(group.size))]
+                total[order] += np.diff(cumulative) / self.permutations
             return total
 
-        return _tried(graph, self.loss, data, f"Shapley {self.permutations} {self.seed}", each)
+        return _mean_over_batches(graph, self.loss, data, f"Shapley {self.permutations} {self.seed}", values)
 
     def orders(self, size: int, group: int) -> list[NDArray[np.int64]]:
-        """The orders in which the units of group number `group` leave."""
+        """Return the random orders of the `size` units of group number `group`."""
         generator = np.random.default_rng((self.seed, group))
         return [generator.permutation(size) for _ in range(self.permutations)]
 
 
-Gained = Callable[[Sequence[int] | NDArray[np.int64]], float]
-"""Units of a group to remove -> what the loss on a batch gains."""
-
-
-def _tried(
-    graph: Graph, loss: Loss, data: Data, title: str, each: Callable[[Group, Gained], NDArray[np.float64]]
+def _mean_over_batches(
+    graph: Graph, loss: Loss, data: Data, title: str, measure: Callable[[Group, LossIncrease], NDArray[np.float64]]
 ) -> UnitScores:
-    """The mean over samples of what `each` finds for the units of a group on one batch."""
+    """Return the mean over samples of what `measure` returns for the units of a group on each batch."""
     sums, loss = Sums(), data.loss(graph, loss)
-    masks = [_Mask(graph, g, rs) for g, rs in zip(graph.groups, consumer_inputs(graph).values(), strict=True)]
+    masks = [_Mask(graph, g, axes) for g, axes in zip(graph.groups, consumer_inputs(graph).values(), strict=True)]
     with torch.no_grad(), preserve_state(graph.model, graph.written):
         for batch in data.stream(graph, sums, title):
-            whole = _one(loss(graph.model, batch))
+            unmasked = _as_number(loss(graph.model, batch))
             for mask in masks:
                 with tapped(graph, mask.taps):
-                    values = each(mask.group, mask.gained(partial(loss, graph.model, batch), whole))
+                    values = measure(mask.group, mask.loss_increase(partial(loss, graph.model, batch), unmasked))
                 sums.plus(mask.group.name, torch.from_numpy(values) * batch_size(batch))
     return {g.name: sums[g.name].numpy() / sums.samples for g in graph.groups}
 
 
 class _Mask:
-    """Sets units to zero wherever they are read."""
+    """Sets units of a group to zero at the inputs of all consumers."""
 
-    def __init__(self, graph: Graph, group: Group, found: Sequence[InputAxis]) -> None:
+    def __init__(self, graph: Graph, group: Group, axes: Sequence[InputAxis]) -> None:
         self.group = group
-        self.taps = [Tap(r.op, self._zeroing(r, unit_positions(r.space(graph), group.atom))) for r in found]
-        self._gone: Sequence[int] | NDArray[np.int64] = []
+        self.taps = [Tap(axis.op, self._zeroing(axis, unit_positions(axis.space(graph), group.atom))) for axis in axes]
+        self._removed: Units = []
 
-    def _zeroing(self, reading: InputAxis, index: NDArray[np.int64]) -> Reader:
-        def zeroed(op: OpRecord, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-            x = tensors[reading.argument]
-            gone = torch.from_numpy(index[self._gone].reshape(-1)).to(x.device)
-            return [x.index_fill(reading.dim, gone, 0) if i == reading.argument else t for i, t in enumerate(tensors)]
+    def _zeroing(self, axis: InputAxis, index: NDArray[np.int64]) -> Reader:
+        """Return a reader that sets the removed units to zero in an input."""
 
-        return zeroed
+        def set_to_zero(op: OpRecord, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+            x = tensors[axis.argument]
+            removed = torch.from_numpy(index[self._removed].reshape(-1)).to(x.device)
+            return [x.index_fill(axis.dim, removed, 0) if i == axis.argument else t for i, t in enumerate(tensors)]
 
-    def gained(self, loss: Callable[[], Tensor], whole: float) -> Gained:
-        def gained(units: Sequence[int] | NDArray[np.int64]) -> float:
-            self._gone = units
-            return float(loss()) - whole
+        return set_to_zero
 
-        return gained
+    def loss_increase(self, loss: Callable[[], Tensor], unmasked: float) -> LossIncrease:
+        """Return the function from removed units to the increase of the loss over `unmasked`."""
+
+        def increase(units: Units) -> float:
+            self._removed = units
+            return float(loss()) - unmasked
+
+        return increase
 
 
-def _one(value: object) -> float:
-    """A loss as a number."""
+def _as_number(value: object) -> float:
+    """Return a loss as a number, or raise PlanError."""
     if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
         return float(value)
     what = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

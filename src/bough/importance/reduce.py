@@ -1,4 +1,4 @@
-"""Saliency is elementwise; types say which unit each element belongs to."""
+"""Reduction of elementwise saliency, and of statistics of input axes, to one score per unit of each group."""
 
 from __future__ import annotations
 
@@ -9,37 +9,48 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bough.graph import Graph
-from bough.importance.finite import check_finite
-from bough.spaces import Space, coordinates, normal, unit_sums
+from bough.calibration import InputAxis, consumer_inputs, observed_axes
+from bough.graph import Graph, Group
+from bough.importance.protocols import UnitScores
+from bough.importance.weight_checks import check_finite
+from bough.spaces import Space, coordinates, normal, unit_means, unit_sums
 from bough.tracing.contractions import consumed
 
-_CHUNK = 1 << 18  # elements at a time: 1 MB of float32, which stays in the processor's cache
+_CHUNK = 1 << 18  # elements at a time: 1 MB of float32, which fits into the processor's cache
 
 Reduce = Callable[[Tensor, int], Tensor]
 """(tensor, dim) -> its saliency summed over all other dims: float [size of dim]."""
 
 
-def in_parts(reduce: Reduce) -> Reduce:
-    """The same `Reduce`, of one part of a large tensor after the other, so that memory stays small."""
+def in_chunks(reduce: Reduce) -> Reduce:
+    """Return a `Reduce` that processes a large tensor in chunks, so that little memory is needed."""
 
-    def reduced(tensor: Tensor, dim: int) -> Tensor:
+    def reduce_chunks(tensor: Tensor, dim: int) -> Tensor:
         rows = max(1, _CHUNK * len(tensor) // max(tensor.numel(), 1))
-        sums = [reduce(part, dim) for part in tensor.split(rows)]
+        sums = [reduce(chunk, dim) for chunk in tensor.split(rows)]
         return torch.cat(sums) if dim == 0 else torch.stack(sums).sum(0)
 
-    return reduced
+    return reduce_chunks
 
 
 def elementwise(saliency: Callable[[Tensor], Tensor]) -> Reduce:
-    """A `Reduce` from a saliency that maps a tensor to one of the same shape."""
-    return in_parts(lambda tensor, dim: summed(saliency(tensor), dim))
+    """Return a `Reduce` from an elementwise saliency.
+
+    Args:
+        saliency: maps a tensor to one of the same shape.
+
+    Example:
+        >>> import torch
+        >>> elementwise(torch.abs)(torch.tensor([[1.0, -2.0], [3.0, -4.0]]), 1)
+        tensor([4., 6.])
+    """
+    return in_chunks(lambda tensor, dim: sum_to_dim(saliency(tensor), dim))
 
 
-def summed(values: Tensor, dim: int) -> Tensor:
+def sum_to_dim(values: Tensor, dim: int) -> Tensor:
     """Return the sum of `values` over all dims but `dim`: [size of dim].
 
-    The leading dims are summed first, which adds whole contiguous rows: torch is several times slower on all at once.
+    Leading dims are summed first, which adds whole contiguous rows: torch is several times slower on all dims at once.
     """
     if dim:
         values = values.sum(tuple(range(dim)))
@@ -55,25 +66,32 @@ def per_unit(
     outputs: bool = True,
     tensors: Mapping[str, Tensor] | None = None,
     each: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
-) -> dict[str, NDArray[np.float64]]:
-    """Adds a saliency up over each group's members: {group: float64 [units]}.
+) -> UnitScores:
+    """Sum a saliency over the members of each group: {group: float64 [units]}.
 
-    And of groups whose units may differ for each unit of another: {its `Ragged.scores`: float64 [units of it, units]}.
+    For groups whose units may differ for each unit of another group, the result also has
+    {`Ragged.scores`: float64 [units of the other group, units]}, unless `each` is given.
 
     Args:
         graph: of the model.
         reduce: gives the saliency of a parameter along one dim.
-        inputs: whether members that read the units (the weights of consumers) count too.
-        outputs: whether members that make the units count.
-        tensors: what to reduce in place of the parameters, by their names; those without an entry do not count.
+        inputs: whether members that consume the units count (the weights of consumers).
+        outputs: whether members that produce the units count.
+        tensors: values to reduce in place of the parameters, by name; parameters without an entry do not count.
         each: applied to each member's sums per unit before they are added.
 
     Raises:
         PlanError: a sum is not finite because a parameter holds NaN or infinity.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> per_unit(bough.trace(net, torch.randn(1, 4)), elementwise(torch.ones_like), inputs=True)["0"].tolist()
+        [7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0]
     """
     totals = {g.atom: np.zeros(g.size) for g in graph.groups}
-    others = _Each(graph)
-    for name, dim in members(graph, inputs=inputs, outputs=outputs):
+    ragged = _RaggedSums(graph)
+    for name, dim in group_members(graph, inputs=inputs, outputs=outputs):
         tensor = graph.tensor(name).detach() if tensors is None else tensors.get(name)
         if tensor is None:
             continue
@@ -86,19 +104,58 @@ def per_unit(
                 sums = unit_sums(space, atom, values)
                 totals[atom] += sums if each is None else each(sums)
         if each is None:
-            others.add(space, values)
-    return {**{g.name: totals[g.atom] for g in graph.groups}, **(others.totals if each is None else {})}
+            ragged.add(space, values)
+    return {**{g.name: totals[g.atom] for g in graph.groups}, **(ragged.totals if each is None else {})}
 
 
-def members(graph: Graph, *, inputs: bool, outputs: bool = True) -> list[tuple[str, int]]:
-    """The (parameter, dim)s of all groups, each once: those that read units (`inputs`), those that make them (`outputs`)."""
-    read = consumed(graph)
-    every = dict.fromkeys((m.name, m.dim) for g in graph.groups for m in g.members if graph.states[m.name].parameter)
-    return [place for place in every if (inputs if place in read else outputs)]
+def group_members(graph: Graph, *, inputs: bool, outputs: bool = True) -> list[tuple[str, int]]:
+    """Return the (parameter, dim) pairs of all groups, each once.
+
+    Args:
+        graph: of the model.
+        inputs: whether to include members that consume units.
+        outputs: whether to include members that produce units.
+    """
+    consuming = consumed(graph)
+    pairs = dict.fromkeys((m.name, m.dim) for g in graph.groups for m in g.members if graph.states[m.name].parameter)
+    return [pair for pair in pairs if (inputs if pair in consuming else outputs)]
 
 
-class _Each:
-    """Sums per unit of a group for each unit of another, where they may differ."""
+def mean_over_axes(graph: Graph, values: Mapping[InputAxis, NDArray[np.float64]]) -> UnitScores:
+    """Return the mean of values per index over each unit's positions and over the observed input axes of its group.
+
+    Args:
+        graph: of the model.
+        values: [size of the axis] for each observed axis.
+
+    Raises:
+        PlanError: no input axis of a group was observed.
+    """
+    return {
+        group.name: np.mean([unit_means(axis.space(graph), group.atom, values[axis]) for axis in axes], axis=0)
+        for group, axes in _observed(graph, values)
+    }
+
+
+def sum_over_axes(graph: Graph, values: Mapping[InputAxis, NDArray[np.float64]]) -> UnitScores:
+    """Return the sum of values per index over each unit's positions and over the observed input axes of its group.
+
+    Args and Raises: as `mean_over_axes`.
+    """
+    return {
+        group.name: np.sum([unit_sums(axis.space(graph), group.atom, values[axis]) for axis in axes], axis=0)
+        for group, axes in _observed(graph, values)
+    }
+
+
+def _observed(graph: Graph, values: Mapping[InputAxis, NDArray[np.float64]]) -> list[tuple[Group, list[InputAxis]]]:
+    """Return each group with its observed input axes."""
+    axes = consumer_inputs(graph)
+    return [(group, observed_axes(group.name, axes[group.name], values)) for group in graph.groups]
+
+
+class _RaggedSums:
+    """Sums per unit of a group and unit of another group, for groups whose units may differ for each unit of the other."""
 
     def __init__(self, graph: Graph) -> None:
         atoms = {g.name: g.atom for g in graph.groups}
@@ -107,9 +164,10 @@ class _Each:
         self.totals = {key: np.zeros((over.size, atom.size)) for atom, over, key in pairs}
 
     def add(self, space: Space, values: NDArray[np.float64]) -> None:
+        """Add values [size of the space]."""
         for atom in space.atoms:
             if atom in self._over:
                 over, key = self._over[atom]
                 units, others = coordinates(space, atom)[0], coordinates(space, over)[0]  # each unit has one other
-                there = units >= 0
-                np.add.at(self.totals[key], (others[there], units[there]), values[there])
+                belongs = units >= 0
+                np.add.at(self.totals[key], (others[belongs], units[belongs]), values[belongs])

@@ -1,4 +1,4 @@
-"""Every criterion by name, with what it needs: one table for the command line, the tests and docs/criteria.md."""
+"""All criteria by name, with what they need: the table behind the command line, the tests and docs/criteria.md."""
 
 from __future__ import annotations
 
@@ -13,22 +13,29 @@ from bough.arguments import check_arguments
 from bough.calibration import Loss
 from bough.errors import PlanError
 from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank, Sensitivity
-from bough.importance.consumer import FLAP, Wanda
 from bough.importance.depth import BlockInfluence
 from bough.importance.gradient import OBD, Fisher, GateTaylor, Taylor
 from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Random
 from bough.importance.masking import MaskedLoss, Shapley
+from bough.importance.protocols import Criterion, DataCriterion
 from bough.importance.reconstruction import OBS, ThiNet
 from bough.importance.redundancy import CosineRedundancy, GeometricMedian
+from bough.importance.weighted_activation import FLAP, Wanda
 
 Needs = Literal["weights", "inputs", "loss"]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A criterion: how it is made (with a loss where it needs one), and what it scores: units, or whole layers."""
+    """A criterion of the registry.
 
-    make: Callable[..., Any]
+    Attributes:
+        make: constructor; its first argument is the loss, if the criterion needs one.
+        needs: whether the criterion reads weights alone, inputs (data without labels), or a loss (data with labels).
+        scores: whether it scores units or whole layers.
+    """
+
+    make: Callable[..., Criterion | DataCriterion]
     needs: Needs
     scores: Literal["units", "layers"] = "units"
 
@@ -66,39 +73,44 @@ CRITERIA: dict[str, Entry] = {
 
 
 def criterion(name: str, loss: Loss | None = None) -> Any:
-    """The criterion called `name`, as its defaults make it but for options in brackets.
+    """Return the criterion called `name`, with its defaults except for options in parentheses.
+
+    Args:
+        name: a key of `CRITERIA`, with options as in "obs(relative=True)".
+        loss: for criteria that need one, see `bough.calibration.losses`.
 
     Raises:
-        PlanError: an unknown name or option, or one that needs a loss and is given none.
+        ArgumentError: an argument of another type.
+        PlanError: an unknown name or option, or a criterion that needs a loss without one.
 
     Example:
         >>> criterion("l1"), criterion("thinet(sites=64, relative=True)")
         (Magnitude(p=1), ThiNet(sites=64, step=1, relative=True, probes=0))
     """
     check_arguments(criterion, locals())
-    entry, options = parsed(name)
+    entry, options = parse_criterion(name)
     if entry.needs == "loss" and loss is None:
         raise PlanError(f"the criterion {name!r} needs a loss: criterion({name!r}, loss) with loss(model, batch) -> a number")
-    there = [n for n in signature(entry.make).parameters if n != "loss"]
-    unknown = [n for n in options if n not in there]
+    known = [n for n in signature(entry.make).parameters if n != "loss"]
+    unknown = [n for n in options if n not in known]
     if unknown:
-        raise PlanError(f"the criterion {name!r} has no option {unknown[0]!r}: {', '.join(there) or 'it has none'}")
+        raise PlanError(f"the criterion {name!r} has no option {unknown[0]!r}: {', '.join(known) or 'it has none'}")
     try:
         return entry.make(*([loss] if entry.needs == "loss" else []), **options)
     except TypeError as error:
         raise PlanError(f"the criterion {name!r}: {error}") from error
 
 
-def parsed(name: str) -> tuple[Entry, dict[str, Any]]:
-    """The entry of a criterion's name, and the options behind it: "obs(relative=True)".
+def parse_criterion(name: str) -> tuple[Entry, dict[str, Any]]:
+    """Return the entry of a criterion's name and the options in parentheses, as in "obs(relative=True)".
 
     Raises:
-        PlanError: an unknown name, or brackets that hold no options.
+        PlanError: an unknown name, or parentheses that hold no options.
     """
-    plain, bracket, _ = name.partition("(")
+    plain, parenthesis, _ = name.partition("(")
     if plain.strip() not in CRITERIA:
         raise PlanError(f"there is no criterion {plain.strip()!r}: use one of {', '.join(CRITERIA)}")
-    if not bracket:
+    if not parenthesis:
         return CRITERIA[name.strip()], {}
     try:
         call = ast.parse(name.strip(), mode="eval").body
@@ -110,3 +122,15 @@ def parsed(name: str) -> tuple[Entry, dict[str, Any]]:
             f"{name!r}: options are numbers, strings, True or False, as in thinet(sites=64, relative=True)"
         ) from None
     return CRITERIA[plain.strip()], options
+
+
+def resolve_criterion(given: str | Criterion | DataCriterion) -> Criterion | DataCriterion:
+    """Return the criterion of a name, or a criterion object as it is.
+
+    Raises:
+        PlanError: as `criterion`.
+    """
+    if not isinstance(given, str):
+        return given
+    named: Criterion | DataCriterion = criterion(given)
+    return named

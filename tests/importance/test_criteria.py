@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 import bough
 from bough.errors import PlanError
-from bough.importance import CRITERIA, Combined, criterion
-from bough.importance.reconstruction import lost_signal
+from bough.importance import CRITERIA, Combined, criterion, lost_signal
 from tests import pages
 from tests.zoo import randomize
 from tests.zoo.small import ZOO

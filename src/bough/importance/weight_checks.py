@@ -1,4 +1,4 @@
-"""Check that weights have values, and finite ones."""
+"""Checks that weights have values and that these are finite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from bough.graph import Graph
 
 
 def check_weights(graph: Graph, checked_later: frozenset[str]) -> None:
-    """Check the parameters of all groups; those in `checked_later` only for whether they have values.
+    """Check that the parameters of all groups have values, and finite ones.
+
+    Args:
+        graph: of the model.
+        checked_later: names of parameters that are only checked for whether they have values.
 
     Raises:
         PlanError: a parameter is on the meta device, or holds NaN or infinity.
@@ -23,6 +27,6 @@ def check_weights(graph: Graph, checked_later: frozenset[str]) -> None:
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise PlanError if the parameter `name` holds NaN or infinity, at the price of a sum, which those make non-finite."""
+    """Raise PlanError if the parameter `name` holds NaN or infinity; the cost is that of a sum."""
     if not (tensor.sum().isfinite() or tensor.isfinite().all()):  # a sum of finite values may overflow
         raise PlanError(f"{name} is not finite: it holds NaN or infinity, and scores would mean nothing")
