@@ -155,6 +155,64 @@ def copied(q: nn.Parameter, k: nn.Parameter) -> None:
     k.copy_(torch.lerp(k, q, 0.1))
 
 
+class Feedback(nn.Module):
+    """Has no state before its first call, which takes another path than those after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.back, self.head = nn.Linear(24, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.prev: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x.flatten(1)).relu()
+        self.prev = y if self.prev is None else y + self.back(self.prev).tanh()
+        return self.head(self.prev)
+
+
+class Alternating(nn.Module):
+    """Takes turns between two branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.left, self.right, self.b = nn.Linear(24, 16), nn.Linear(16, 12), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.left if self.calls % 2 == 0 else self.right
+        self.calls += 1
+        return self.b(branch(self.a(x.flatten(1)).relu()).relu())
+
+
+class Cache(nn.Module):
+    """Attention over the keys and values of all calls so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.out, self.dim = nn.Linear(6, 16), nn.Linear(6, 28), nn.Linear(12, 3), 16
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = self.kv(x).split([self.dim, self.kv.out_features - self.dim], -1)
+        if self.cache:
+            k, v = torch.cat([self.cache["k"], k], 1), torch.cat([self.cache["v"], v], 1)
+        self.cache.update(k=k, v=v)
+        return self.out((self.q(x) @ k.transpose(1, 2)).softmax(-1) @ v)
+
+
+class Slots(nn.Module):
+    """Writes each call's activations to the next slot of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.at = nn.Linear(24, 16), nn.Linear(16 * 5, 3), 0
+        self.register_buffer("slots", torch.zeros(5, 1, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.slots[self.at] = self.a(x.flatten(1)).relu()
+        self.at = (self.at + 1) % 5
+        return self.b(self.slots.transpose(0, 1).flatten(1))
+
+
 class Clamped(nn.Linear):
     """Projects its own weights in each call, as constrained layers do."""
 
@@ -175,6 +233,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "momentum encoder, data replaced": lambda: Momentum(replaced),
     "momentum encoder, in place": lambda: Momentum(in_place),
     "momentum encoder, copied": lambda: Momentum(copied),
+    "no state before the first call": Feedback,
+    "branches that take turns": Alternating,
+    "cache of keys and values": Cache,
+    "slots of a buffer": Slots,
     "constrained weights": lambda: nn.Sequential(nn.Flatten(), Clamped(24, 16), nn.ReLU(), Clamped(16, 3)),
 }  # fmt: skip
 X = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -184,7 +246,7 @@ def flat(output: Any) -> list[Tensor]:
     return list(output) if isinstance(output, tuple) else [output]
 
 
-def inputs(calls: int = 3) -> Iterator[Tensor]:
+def inputs(calls: int = 6) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return (torch.randn(X.shape, generator=generator) for _ in range(calls))
 
@@ -203,7 +265,9 @@ def test_calls_in_a_row_equal_those_of_the_masked_original(name: str) -> None:
     assert sum(k < n for k, n in plan.groups.values()) == len(plan.groups) > 0, "every group is cut"
     assert not plan.renormalizing
     small, full = bough.cut(model, plan), bough.mask(model, plan)
-    assert bough.verify(model, small, plan, X).equal
+    report = bough.verify(model, small, plan, X)
+    assert report.equal
+    assert report.calls == 2, "the call, and the same three times in a row"
     with torch.no_grad():
         for x in inputs():
             for a, b in zip(flat(full(x)), flat(small(x)), strict=True):
@@ -260,6 +324,46 @@ def test_scores_and_refits_leave_the_state_as_it_was(name: str, data: bool) -> N
     with torch.no_grad():
         for x in inputs():
             result.model(x)
+
+
+def test_verify_finds_a_difference_of_a_later_call() -> None:
+    torch.manual_seed(0)
+    model = Feedback().eval()
+    graph = bough.trace(model, X)
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep=0.5)
+    small = bough.cut(model, plan)
+    with torch.no_grad():
+        small.back.bias += 1.0  # the first call does not read it
+    report = bough.verify(model, small, plan, X)
+    assert not report.equal
+    assert [o.path for o in report.outputs if not o.equal] == ["[1]", "[2]"]
+    assert "call 2 of 2, 3 times in a row forward" in str(report)
+
+
+def test_what_no_later_call_reads_is_no_state() -> None:
+    class Noting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.features = super().forward(x)
+            return self.features
+
+    graph = bough.trace(nn.Sequential(Noting(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
+    assert len(graph.calls) == len(graph.runs) == 1
+    assert graph.groups
+
+
+def test_a_call_that_can_not_be_repeated_is_noted() -> None:
+    class Once(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if hasattr(self, "done"):
+                raise RuntimeError("reset me")
+            self.done = True
+            return super().forward(x)
+
+    model = nn.Sequential(Once(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    graph = bough.trace(model, torch.randn(1, 4))
+    assert [g.name for g in graph.groups] == ["0"]
+    assert any("can not be made again on the same inputs: RuntimeError: reset me" in n for n in graph.notes)
+    assert bough.prune(model, torch.randn(1, 4), bough.Budget(params="60%")).report.equal
 
 
 def test_a_run_on_real_values_leaves_parameters_as_they_were() -> None:

@@ -26,7 +26,7 @@ class Reference:
     Args:
         masked: the original with zeros for all that the plan removes; in eval mode.
         plan: the plan that it was masked by.
-        calls: the calls to make.
+        calls: the calls to make; a call that leaves state behind is made several times in a row, too (see `Graph.calls`).
     """
 
     def __init__(self, masked: nn.Module, plan: Plan, calls: Sequence[Call]) -> None:
@@ -53,7 +53,7 @@ class Reference:
 
     def _run(self) -> list[dict[str, Tensor]]:
         found = []
-        for call, recorded in zip(self.calls, self.graph.runs, strict=False):
+        for call, recorded in zip(self.graph.calls, self.graph.runs, strict=False):
             execution = Execution(self.masked, True)
             handler = _KeptOnly(self.graph, recorded, self.kept, execution)
             returned = run(handler, execution, self.masked, call, lambda path, n: n, first=recorded.start)

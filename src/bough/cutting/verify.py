@@ -115,6 +115,7 @@ class _Comparison:
     ) -> None:
         self.model, self.small, self.plan, self.dtype = model, small, plan, dtype
         self.calls = as_calls(example_inputs)
+        self.written: frozenset[str] = frozenset()
         self.fallback, self.slicer = fallback, Slicer(plan)
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()] or [torch.get_default_dtype()]
         self.precision = dtype or max(floats, key=lambda d: torch.finfo(d).eps)
@@ -183,7 +184,9 @@ class _Comparison:
 
     def _reference(self, full: nn.Module) -> Reference:
         with self.running():
-            return Reference(full, self.plan, self.given())
+            reference = Reference(full, self.plan, self.given())
+        self.calls, self.written = reference.graph.calls, reference.graph.written
+        return reference
 
     def _outputs(self, reference: Reference) -> Outputs:
         with self.running():
@@ -312,24 +315,27 @@ class _Candidate:
             if change is not None:
                 change(tensors_within((call.args, call.kwargs)))
             method = call.bound(self.model)
-            with substituted(self.model, lambda path, n: n), fresh_caches(self.model), _unwritten(self.model):
+            with substituted(self.model, lambda path, n: n), fresh_caches(self.model), self._unwritten():
                 with self.comparison.running():
                     returned = Returned.of(method(*call.args, **call.kwargs), state_names(self.model, method))
                 found.append({path: plain(t).clone() for path, t in returned.compared().items()})
         return self.comparison.named(found)
 
-
-@contextmanager
-def _unwritten(model: nn.Module) -> Iterator[None]:
-    """Put back what is written in place to tensors that a model holds beside its parameters."""
-    before = [(plain(t), plain(t).clone()) for _, t, parameter, _ in held_tensors(model) if not parameter]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in before:
-                if tensor.shape == value.shape and not _same(value, tensor):
-                    tensor.copy_(value)
+    @contextmanager
+    def _unwritten(self) -> Iterator[None]:
+        """Put back the values of tensors that the model holds, parameters that `forward` changes included."""
+        written = self.comparison.written
+        held = [(n, t, parameter) for n, t, parameter, _ in held_tensors(self.model)]
+        before = [(t, t.detach(), plain(t).clone()) for n, t, p in held if not p or self.names.get(n, n) in written]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, data, value in before:
+                    if tensor.data_ptr() != data.data_ptr():
+                        tensor.data = data
+                    if not _same(value, plain(tensor)):
+                        plain(tensor).copy_(value)
 
 
 class _Precisely(TorchDispatchMode):

@@ -165,10 +165,15 @@ def _stack(c: Context, call: Any, result: Any) -> Typing:
     return Typing((*axes[:d], new, *axes[d:]), (*null[:d], True, *null[d:]), all(p.weight for p in parts))
 
 
+def _why_frozen(axis: Space) -> Any:
+    """The reason of a frozen axis, for parts of it."""
+    return next((a.reason for a in normal(axis).atoms), "data")
+
+
 def segments(c: Context, axis: Space, sizes: list[int]) -> list[Space]:
     """`axis` as consecutive segments; data stays data and is not told apart."""
     if is_frozen(axis) and len(normal(axis).atoms) <= 1:
-        return [c.data(n) for n in sizes]
+        return [c.data(n, _why_frozen(axis)) for n in sizes]
     parts = [c.fresh(n) if n else c.data(0) for n in sizes]
     if len(parts) == 1:
         return [axis]
@@ -220,7 +225,7 @@ def _slice(c: Context, call: Any, result: Any) -> Typing:
     if step == 1:
         return _with(x, d, part(c, axis, start, size))
     if is_frozen(axis) and len(normal(axis).atoms) <= 1:
-        return _with(x, d, c.data(size))
+        return _with(x, d, c.data(size, _why_frozen(axis)))
     if n % step or start >= step:
         c.freeze(axis, f"sliced with step {step}, which does not divide {n}")
         return _with(x, d, c.data(size))

@@ -53,7 +53,7 @@ class Recorder:
         self._mark = object()  # in place of the recorder itself, which holds all values
         self._count = 0
         self._alive: list[Tensor] = []
-        self.written: set[str] = set()  # names of the model's tensors whose values the runs change
+        self.written: set[str] = set()  # names of the model's tensors whose values the run changes
         self.last = Notes()  # what the rule told about the last op
         tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
         for name, tensor, parameter, saved in held_tensors(model):
@@ -63,6 +63,7 @@ class Recorder:
     def begin(self, execution: Execution) -> None:
         """Types the stand-ins of the model's tensors."""
         self.execution = execution
+        self.written.clear()
         for name, state in self.states.items():
             typing = Typing(state.axes, (state.parameter,) * len(state.axes), weight=True)
             self._attach(execution.names[name], Value(typing, -1, -1, name))
@@ -176,7 +177,7 @@ class Recorder:
         numbers = []
         constant = all(v.constant for v in values)
         if call.name == "set_data":
-            self.written.add(values[0].held)
+            self._write(values[0].held)
         for tensor, typing, target in zip(results, typed, written(call, results), strict=True):
             old = self._known(tensor) or self._known(target)
             if old is not None:  # in place, or handed through
@@ -186,7 +187,7 @@ class Recorder:
                 new = self._value(old.typing, tensor.dtype, call.index, old.storage, constant)
                 new.written, new.held = old.written, old.held
                 if call.writes:
-                    self.written.add(old.held)
+                    self._write(old.held)
                     new.written += [a for a, n in zip(typing.axes, typing.null, strict=True) if not n]
             else:
                 shared = _viewed(tensor, tensors, values)
@@ -225,6 +226,10 @@ class Recorder:
             )
         )  # fmt: skip
         self.last = notes
+
+    def _write(self, name: str) -> None:
+        if name:
+            self.written.add(name)
 
     def _scalars(self, call: OpCall, floats: bool) -> Iterator[tuple[int | str, float]]:
         """The numbers among the arguments that are not sizes: floats, factors of pointwise ops, constants of no dims."""

@@ -53,17 +53,32 @@ def _within(name: str, value: Any, depth: int, seen: set[int]) -> Iterator[tuple
         yield from _within(f"{name}[{key}]", inner, depth + 1, seen)
 
 
-def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that `model` holds now, by the names of their places."""
-    found: dict[str, Tensor] = {}
+def held_state(model: nn.Module) -> dict[str, Any]:
+    """Return the tensors, numbers, texts and None that `model` holds now, by the names of their places."""
+    found: dict[str, Any] = {}
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
         for places in (module._parameters.items(), module._buffers.items(), attribute_values(module)):
-            found.update({dot + key: value for key, value in places if isinstance(value, Tensor)})
+            found.update({dot + key: value for key, value in places})
     return found
 
 
-def bind_state(recorder: Recorder, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+def same_form(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a model holds tensors of the same shapes, and the same numbers and texts, at the same places."""
+    return _form(before) == _form(after)
+
+
+def _form(state: Mapping[str, Any]) -> dict[str, Any]:
+    form: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            form[name] = tuple(map(int, value.shape))
+        else:
+            form[name] = str(int(value)) if isinstance(value, int) else repr(value)
+    return form
+
+
+def bind_state(recorder: Recorder, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Give what a place held before a recorded call and what it holds afterwards the same types, wherever these differ.
 
     Axes whose sizes changed are frozen: the size depends on more than the widths of layers.
@@ -71,7 +86,8 @@ def bind_state(recorder: Recorder, before: Mapping[str, Tensor], after: Mapping[
     Returns:
         The names of the places that hold another tensor afterwards.
     """
-    changed = [name for name, tensor in after.items() if name in before and before[name] is not tensor]
+    tensors = {n: t for n, t in before.items() if isinstance(t, Tensor)}
+    changed = [n for n, t in after.items() if isinstance(t, Tensor) and n in tensors and tensors[n] is not t]
     for name in changed:
         old, new = (recorder.typing(recorder.owned(t)).axes for t in (before[name], after[name]))
         reason = Reason(f"forward gives {name} another shape")

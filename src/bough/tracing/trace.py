@@ -26,6 +26,7 @@ from bough.tracing.copies import bind_copies
 from bough.tracing.execution import Execution
 from bough.tracing.fingerprint import fingerprint
 from bough.tracing.held import substituted
+from bough.tracing.in_a_row import InARow, carries_state, freeze_moving_positions, in_a_row
 from bough.tracing.inputs import call_of, with_tensors
 from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
@@ -34,7 +35,7 @@ from bough.tracing.randomness import HIGH, LOW, fixed_rng, unchanged_rng
 from bough.tracing.recorder import READING, Recorder
 from bough.tracing.selection import Selection, left_alone, selectors
 from bough.tracing.siblings import Failed, Ran, no_output, run_beside
-from bough.tracing.state import bind_state, state_tensors
+from bough.tracing.state import bind_state, held_state, same_form
 from bough.tracing.stream import Handler, Stream
 from bough.tracing.tree import Returned, state_names, tensors_within
 from bough.tracing.unreached import alike, siblings, tie_beside, tie_siblings, tie_tensors
@@ -83,6 +84,7 @@ def trace(
         other = _recorded(model, calls, real, LOW)
         if len(_unread(other.recorder)) < len(_unread(recording.recorder)):
             recording = other
+    notes = _record_in_a_row(recording)
     recorder, runs = recording.recorder, recording.runs
     outputs = [_freeze_outputs(recorder, run, result) for run, result in zip(runs, recording.results, strict=True)]
     returned = [isinstance(leaf, Tensor) for result in recording.results for _, leaf in result.leaves]
@@ -91,7 +93,7 @@ def trace(
             f"{type(model).__name__} returns no tensor: its output is of type {recording.results[0].kind}; return tensors, or "
             "dicts, tuples, dataclasses or plain objects that hold them"
         )
-    notes = _real_notes(calls, runs)
+    notes += _real_notes(recording.calls, runs)
     numbers = {recorder.value(recorder.owned(t)).number for tensors in outputs for t in tensors}
     ops, storages = tuple(recorder.ops[: runs[0].end]), _storages(recording, outputs[0])
     notes += _other_mode(recording)
@@ -103,11 +105,11 @@ def trace(
     recorder.equations += bind_copies(model, recorder.equations)
     groups, frozen = _groups(recorder, ops, in_mode)
     graph = Graph(
-        model, calls, tuple(runs), ops, storages, recorder.states, tuple(recorder.equations), groups, frozen,
+        model, recording.calls, tuple(runs), ops, storages, recorder.states, tuple(recorder.equations), groups, frozen,
         tuple(recorder.unknown), fingerprint(model), notes, recording.watch.layers(numbers),
         ragged=ragged(groups, recorder.states, recorder.ops), further_ops=tuple(recorder.ops[len(ops) :]),
         modes={n: m.training for n, m in model.named_modules()}, draw=recording.draw,
-        written=frozenset(recorder.written - {""}),
+        written=frozenset(recording.written),
         unreached=tuple(unreached),
     )  # fmt: skip
     return _frozen(graph, left_alone(graph, ignored, selected))
@@ -165,6 +167,8 @@ class _Recording:
     results: list[Returned] = field(default_factory=list)
     drew: bool = False
     first_storages: int = 0  # number of storages of the first run
+    written: set[str] = field(default_factory=set)  # names of the model's tensors whose values the runs change
+    stateful: dict[int, bool] = field(default_factory=dict)  # indices of calls that leave state: whether it is surely read
 
 
 def _recorded(model: nn.Module, calls: tuple[Call, ...], real: bool, draw: float) -> _Recording:
@@ -212,10 +216,15 @@ def _record(recording: _Recording, planned: RecordedRun, ran: Ran = no_output, f
     def traced(path: Path, n: int) -> int:
         return TracedInt(n, Attribute(path, n))
 
-    before = state_tensors(watch.model)
+    before = held_state(watch.model)
 
     def bind() -> None:
-        bind_state(recorder, before, state_tensors(watch.model))
+        after = held_state(watch.model)
+        read = {name for op in recorder.ops[start:] for name in op.states}
+        replaced = read.intersection(bind_state(recorder, before, after))
+        written = {name for name in read & recorder.written if recorder.states[name].axes}
+        if not (planned.other_mode or planned.beside) and (replaced or written or not same_form(before, after)):
+            recording.stateful[planned.call] = bool(written)
 
     def prepare() -> None:
         run_beside(watch.model, planned.beside, ran, failed)
@@ -233,7 +242,39 @@ def _record(recording: _Recording, planned: RecordedRun, ran: Ran = no_output, f
         recording.first_storages = len(recorder.storages)
     recording.runs.append(replace(planned, start=start, end=len(recorder.ops)))
     recording.drew |= execution.drew
+    recording.written |= recorder.written
     return result
+
+
+def _record_in_a_row(recording: _Recording) -> list[str]:
+    """Record calls that leave state behind several times in a row, too: what a later call finds binds the types as well."""
+    recorder, watch, notes = recording.recorder, recording.watch, list[str]()
+    if any(isinstance(call.method, InARow) for call in recording.calls):
+        return notes
+    for at in [i for i in range(len(recording.calls)) if i in recording.stateful]:
+        once, ops, runs, given = recording.runs[at], len(recorder.ops), len(recording.runs), recording.calls
+        recording.calls = (*given, in_a_row(given[at]))
+        for real in dict.fromkeys((once.real, True)):
+            try:
+                result, why = _record(recording, RecordedRun(len(given), 0, 0, real)), ""
+                break
+            except Exception as error:
+                why = _line_of(error)
+                del recorder.ops[ops:]
+                watch.forget()
+        single = recorder.ops[once.start : once.end]
+        if why:
+            notes.append(f"{given[at]} leaves state on the model, and can not be made again on the same inputs: {why}")
+        elif recording.stateful[at] or carries_state(single, recorder.ops[ops:]):
+            freeze_moving_positions(single, recorder.ops[ops:])
+            recording.results.append(result)
+            continue
+        else:
+            watch.forget()
+        recording.calls = given
+        del recorder.ops[ops:]
+        del recording.runs[runs:]
+    return notes
 
 
 def _freeze_outputs(recorder: Recorder, recorded: RecordedRun, result: Returned) -> list[Tensor]:

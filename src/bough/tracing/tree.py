@@ -41,6 +41,10 @@ def tensors_within(value: Any) -> Iterator[Tensor]:
             yield leaf
 
 
+class Successive(list[Any]):
+    """What several calls in a row returned."""
+
+
 @dataclass(frozen=True, slots=True)
 class Returned:
     """What a model returned, looked into: what it noted in an object that it holds may be gone when its run is over.
@@ -65,6 +69,8 @@ class Returned:
                 names is state for the model's next call, such as a cache of keys and values, and no output.
         """
         state = {step for name in parameters for step in (f".{name}", f"[{name!r}]")}
+        if isinstance(value, Successive):
+            state = {f"[{i}]{step}" for i in range(len(value)) for step in state}
         found = list(_leaves(value, state))
         scalars = tuple(x for x in found if isinstance(x[1], Number))
         return Returned(_kind(value), tuple(x for x in found if not isinstance(x[1], Number)), scalars)
