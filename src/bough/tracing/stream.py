@@ -263,10 +263,10 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def written(call: OpCall, results: list[Tensor]) -> list[Tensor]:
     """Return for each result the argument that it is written to, which a run on shapes may have moved; or the result itself."""
-    if not call.writes:
+    schema = getattr(call.func, "_schema", None)
+    if not call.writes or schema is None:
         return results
-    overload: Any = call.func
-    arguments = overload._schema.arguments
+    arguments = schema.arguments
     given = {a.name: v for a, v in zip(arguments, call.args, strict=False)} | call.kwargs
     targets = [given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
     found = [t for given in targets for t in tensors_in(given)]
