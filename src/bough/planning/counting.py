@@ -43,7 +43,9 @@ class Counting:
         limits = self.goal.limits(self.original)
         found = allocated(self.decide, self.form, columns(classes, self.scores, allowed), limits)
         if not found.met:
-            raise BudgetError(self._unreachable(tied, limits, self.cost(found.counts)))
+            why = self._unreachable(tied, limits, self.cost(found.counts))
+            refused = "; ".join(f"{n}: {', '.join(map(str, sorted(k)))}" for n, k in allowed.refused.items())
+            raise BudgetError(f"{why} Counts that the model's Python contradicts: {refused}." if refused else why)
         return found
 
     def cost(self, counts: Mapping[str, int]) -> Cost:

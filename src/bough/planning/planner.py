@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -26,9 +27,12 @@ from bough.planning.named import held, least
 from bough.planning.options import Options
 from bough.planning.plan import Plan
 from bough.planning.ragged import Differing, differing
+from bough.planning.refused_counts import Learned, learned
 from bough.planning.uniform import Uniform
 from bough.tracing.selection import Selection, left_alone
 from bough.tracing.trace import uncollected
+
+_ROUNDS = 8  # conflicts from which counts of a group are learned; at the next one the group is held
 
 
 def plan(
@@ -130,27 +134,39 @@ class _Search:
     on_conflict: str
 
     def agreed(self, held: dict[str, str]) -> Plan:
-        """Plans anew, with ever more groups held, until nothing contradicts the plan."""
-        contradicted = False
-        for _ in range(len(self.graph.groups) + 1 + (self.even.patience if self.even else 0)):
+        """Plan anew, with counts refused and groups held that the model's Python contradicts, until nothing contradicts."""
+        allowed, rounds, contradicted = self.allowed, Counter[str](), False
+        tries = (len(self.graph.groups) + 1) * (_ROUNDS + 1) + (self.even.patience if self.even else 0)
+        for _ in range(tries):
             tied = self._tied(held)
-            found = self.counting(tied, replace(self.allowed, steps=self.even.steps if self.even else {}))
+            allowed = replace(allowed, steps=self.even.steps if self.even else {})
+            found = self.counting(tied, allowed)
             draft = self._draft(found.counts)
             if draft is None:
                 continue  # the model's class refuses these widths, and `even` is stricter now
             if not draft.conflicts:
-                return self._finished(draft, tied, found.note)
+                return self._finished(draft, tied, (found.note, *_refusals(allowed)))
             if not contradicted:
                 self._check_traced()
                 contradicted = True
             if self.on_conflict == "rebuild":
-                return replace(self._finished(draft.for_rebuild(), tied, found.note), rebuild=True)
+                return replace(self._finished(draft.for_rebuild(), tied, (found.note,)), rebuild=True)
             if self.on_conflict == "raise":
                 told = "; ".join(dict.fromkeys(map(str, draft.conflicts)))
                 raise ConflictError(f"the model's Python contradicts the plan: {told}")
-            fresh = _blamed(draft, held) or isolate(self.graph, draft.sizes, tied, str(draft.conflicts[0]))
+            why = _blamed(draft, held) or isolate(self.graph, draft.sizes, tied, str(draft.conflicts[0]))
+            known = self._learned(draft, {n for n in why if rounds[n] < _ROUNDS}, tied, allowed)
+            rounds.update([*known.refused])
+            allowed = replace(allowed, refused=_joined(allowed.refused, known.refused))
+            fresh = {n: w for n, w in why.items() if not known.refused or n in known.held or rounds[n] >= _ROUNDS}
             held = {**tied.held, **held, **fresh}
         raise ConflictError("no plan agrees with the model's Python")
+
+    def _learned(self, draft: Draft, blamed: set[str], tied: Ties, allowed: Allowed) -> Learned:
+        """Return what other counts of the blamed groups show; nothing where a config has to tell the counts."""
+        if self.even and self.even.tells:
+            return Learned({}, frozenset())
+        return learned(self.graph, draft.counts, blamed, tied, allowed, self._draft)
 
     def _check_traced(self) -> None:
         """Whether it is the plan that the model's Python contradicts, or already what was traced."""
@@ -178,11 +194,11 @@ class _Search:
         kept = {**chosen_units(self.graph, self.scores, counts), **self.free.chosen(self.graph, counts)}
         return Draft.of(self.graph, counts, kept, told)
 
-    def _finished(self, draft: Draft, tied: Ties, note: str) -> Plan:
+    def _finished(self, draft: Draft, tied: Ties, notes: Iterable[str]) -> Plan:
         if not (self.on_conflict == "rebuild" and draft.conflicts) and not (self.even and self.even.tells):
             draft = draft.following(HeldAttributes(self.graph))
         plan = draft.plan(tied, self.counting.cost(draft.counts), self.counting.original)
-        return replace(self.free.noted(plan), notes=(note,) if note else ())
+        return replace(self.free.noted(plan), notes=tuple(n for n in notes if n))
 
 
 def _blamed(draft: Draft, held: Mapping[str, str]) -> dict[str, str]:
@@ -193,3 +209,15 @@ def _blamed(draft: Draft, held: Mapping[str, str]) -> dict[str, str]:
             if g.atom in conflict.atoms and g.name not in held:
                 fresh.setdefault(g.name, str(conflict))
     return fresh
+
+
+def _joined(one: Mapping[str, frozenset[int]], other: Mapping[str, frozenset[int]]) -> dict[str, frozenset[int]]:
+    return {n: one.get(n, frozenset()) | other.get(n, frozenset()) for n in {**one, **other}}
+
+
+def _refusals(allowed: Allowed) -> tuple[str, ...]:
+    """Say which counts the model's Python contradicts."""
+    refused = {name: ", ".join(map(str, sorted(counts))) for name, counts in allowed.refused.items()}
+    return tuple(
+        f"{name} can not have a count of {counts}: the model's Python contradicts it" for name, counts in refused.items()
+    )

@@ -62,11 +62,13 @@ class Allowed:
 
     `round_to`: widths that are cut are multiples of this (heads, counted one by one, excepted). `least`: least units kept, by
     group name (1 unless told). `steps`: into how many equal ones the units of some groups may be divided at the most.
+    `refused`: counts that the model's Python contradicts, by group name.
     """
 
     round_to: int = 1
     least: Mapping[str, int] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def widths(self, groups: Sequence[Group]) -> NDArray[np.int64]:
         """The counts [widths, groups] that tied groups may have, from all units down."""
@@ -78,6 +80,7 @@ class Allowed:
             allowed &= kept * unit >= min(max(g.least, self.least.get(g.name, 1)), g.size)
             step = g.multiple if g.kind == "head" else lcm(g.multiple, self.round_to)
             allowed &= (kept * unit) % step == 0
+            allowed &= ~np.isin(kept * unit, [*self.refused.get(g.name, ())])
         allowed[0] = True
         return np.asarray(kept[allowed][:, None] * sizes[None, :])
 
