@@ -44,6 +44,12 @@ APIS = {
     },
     "refit": {refit_: ({}, {"example_inputs": INPUTS, "small": CHECKPOINT, "plan": CHECKPOINT})},
     "finetune": {bough.finetune: ({}, TRAINING), Training: ({"folder": "out"}, TRAINING)},
+    "export": {
+        bough.export: (
+            {"path": "out"},
+            {"example_inputs": INPUTS, "more_inputs": "batches of other sizes: --dynamic-batch checks two, else use the API"},
+        )
+    },
     "distill": {
         bough.distill: ({}, {**TRAINING, "small": CHECKPOINT, "distillation": "its fields are options"}),
         Training: ({"folder": "out"}, TRAINING),

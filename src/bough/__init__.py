@@ -11,7 +11,7 @@ from bough.comparing import Comparison, compare
 from bough.cost import Cost, EnergyModel
 from bough.cutting import Verification, cut, cut_, mask, rebuild, transfer_optimizer, verify
 from bough.errors import BoughError
-from bough.exporting import load, save
+from bough.exporting import Exported, export, load, save
 from bough.graph import Frozen, Graph, Group, Layer, Member
 from bough.importance import score
 from bough.latency import LatencyTable
@@ -22,9 +22,10 @@ from bough.targeting import correct_table, meet_latency
 from bough.tracing import trace
 
 __all__ = [
-    "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Frozen", "Graph", "Group", "LatencyTable", "Layer",
-    "Member", "Plan", "Result", "Training", "Verification", "allocation", "compare", "correct_table", "cut", "cut_",
-    "distill", "errors", "finetune", "importance", "iterate", "load", "mask", "meet_latency", "plan", "prune", "rebuild",
-    "recalibrate", "recovery", "refit", "save", "score", "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
+    "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
+    "LatencyTable", "Layer", "Member", "Plan", "Result", "Training", "Verification", "allocation", "compare", "correct_table",
+    "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask", "meet_latency", "plan",
+    "prune", "rebuild", "recalibrate", "recovery", "refit", "save", "score", "sensitivity", "synthesize", "trace",
+    "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

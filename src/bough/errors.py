@@ -3,7 +3,7 @@
 BoughError
 ├── ArgumentError         an argument of the wrong type (a TypeError, too)
 ├── TraceError            the model could not be run, or the example inputs do not fit it
-├── ExportError           torch.export can not make a program of the model
+├── ExportError           a model that can not be exported, or a file that is damaged or differs from the model
 ├── BudgetError           a budget that cannot be read, or cannot be reached
 ├── PlanError             a plan that does not fit: another model, no prunable group, an unknown name
 │   └── ConflictError     the model's own Python contradicts the plan
@@ -35,7 +35,7 @@ class TraceError(BoughError):
 
 
 class ExportError(BoughError):
-    """torch.export can not make a program of the model, or one that bough can not follow."""
+    """A model that can not be exported, or an exported file that is damaged or gives other outputs than the model."""
 
 
 class BudgetError(BoughError, ValueError):

@@ -12,6 +12,7 @@ import typer
 
 import bough
 from bough.cli.compare import compare
+from bough.cli.export import export
 from bough.cli.models import pruned, resolve
 from bough.cli.options import Json, Model, Shape, WeightsOf
 from bough.cli.outputs import writable
@@ -103,6 +104,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
         "--criteria wanda --data mypackage.data:batches --out compared"
     ),
     table: "bough table mypackage.models:build --out table.json --backend onnxruntime",
+    export: "bough export mypackage.models:build --checkpoint small --out model.onnx",
     demo: "bough demo --seeds 1",
 }
 for command, example in EXAMPLES.items():

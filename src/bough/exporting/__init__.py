@@ -1,5 +1,7 @@
-"""What leaves bough: checkpoints."""
+"""What leaves bough: checkpoints, and files for other runtimes."""
 
+from bough.exporting.artifact import Exported, run_artifact
 from bough.exporting.checkpoint import load, load_plan, refuse_checkpoint, save
+from bough.exporting.export import export
 
-__all__ = ["load", "load_plan", "refuse_checkpoint", "save"]
+__all__ = ["Exported", "export", "load", "load_plan", "refuse_checkpoint", "run_artifact", "save"]

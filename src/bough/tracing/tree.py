@@ -133,6 +133,7 @@ def output_tensors(value: Any, parameters: Collection[str] = ()) -> dict[str, Te
     return Returned.of(value, parameters).tensors()
 
 
+_FAKE = "torch._subclasses.fake_tensor"  # whose attributes are those of torch.export, not the model's
 _NOTE = "._bough"  # what the recorder notes on the tensors of its own run
 
 
@@ -153,7 +154,8 @@ def _leaves(value: Any, state: Collection[str] = ()) -> Iterator[tuple[str, Any]
         seen[id(here)] = here
         if isinstance(here, Tensor):
             yield path, here
-            children: list[tuple[str, Any]] | None = [c for c in _attributes(here) if c[0] != _NOTE]
+            fake = type(here).__module__ == _FAKE
+            children: list[tuple[str, Any]] | None = [] if fake else [c for c in _attributes(here) if c[0] != _NOTE]
         else:
             children = [] if path in state and _is_plain(here) else _children(here)
         if children is None:

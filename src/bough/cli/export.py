@@ -1,0 +1,60 @@
+"""`bough export`: a model, or its pruned form, as an ONNX or ExecuTorch file that was run and compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import bough
+from bough.cli.models import pruned, resolve
+from bough.cli.options import Json, Model, Shape, WeightsOf, chosen
+from bough.cli.outputs import writable
+from bough.errors import ModelReferenceError
+
+
+def export(
+    model: Model,
+    *,
+    out: Annotated[Path, typer.Option(help="the file: its ending, .onnx or .pte (ExecuTorch), is the format")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="a folder that `bough prune --out` wrote, to export in place of MODEL")
+    ] = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="let the size of the batch vary")] = False,
+    dynamic_shapes: Annotated[
+        list[str] | None,
+        typer.Option(help="dims of an input that may vary, as in input_ids=0:batch,1:sequence; may be repeated"),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="largest difference to the model that is accepted, as a share of the output's range")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="timed runs at most", min=0)] = None,
+    input_shape: Shape = None,
+    weights: WeightsOf = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file --out")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model as a file for onnxruntime or ExecuTorch, run the file, and compare it with the model."""
+    writable(out, folder=False)
+    given = resolve(model, input_shape, weights, quiet=as_json)
+    exported = given.model if checkpoint is None else pruned(given, checkpoint).model
+    shapes = None if dynamic_shapes is None else dict(map(_dims, dynamic_shapes))
+    options = chosen(dynamic_shapes=shapes, tolerance=tolerance, repeats=repeats)
+    done = bough.export(exported, given.inputs, out, dynamic_batch=dynamic_batch, overwrite=overwrite, **options)
+    typer.echo(json.dumps({**done.to_dict(), "weights": given.weights.to_dict()}) if as_json else str(done))
+
+
+def _dims(text: str) -> tuple[str, dict[int, str]]:
+    """Return (input name, {dim: name}) of a text such as "input_ids=0:batch,1:sequence".
+
+    Example:
+        >>> _dims("input_ids=0:batch,1:sequence")
+        ('input_ids', {0: 'batch', 1: 'sequence'})
+    """
+    name, _, dims = text.partition("=")
+    try:
+        return name, {int(dim): symbol for dim, _, symbol in (part.partition(":") for part in dims.split(",")) if symbol}
+    except ValueError:
+        raise ModelReferenceError(f"--dynamic-shapes {text!r}: write NAME=DIM:SIZE,DIM:SIZE, such as x=0:batch") from None

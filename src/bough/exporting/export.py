@@ -1,0 +1,213 @@
+"""`export`: a model as a file that another runtime runs, checked by running it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from bough.arguments import check_arguments
+from bough.errors import ExportError, WriteError
+from bough.exporting.artifact import ArtifactRun, Exported, run_artifact
+from bough.exporting.dynamic import DynamicDims, dynamic_dims, resized, specification
+from bough.exporting.flat import FlatModel
+from bough.exporting.onnx_file import require_onnx, write_onnx
+from bough.exporting.pte_file import require_executorch, write_pte
+from bough.measuring import eval_mode, largest_error, signal_to_noise
+from bough.storage import write_files
+from bough.tracing.randomness import unchanged_rng
+from bough.tracing.wrapped import unwrap
+
+FORMATS = ("onnx", "pte")
+TOLERANCE = 1e-4
+_REPEATS = 30
+
+
+def export(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    *,
+    dynamic_batch: bool = False,
+    dynamic_shapes: Mapping[str, Mapping[int, str]] | None = None,
+    more_inputs: Iterable[Any] = (),
+    tolerance: float | None = None,
+    repeats: int = _REPEATS,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model as an ONNX file (`path` ends in .onnx) or an ExecuTorch file (.pte), after running it against the model.
+
+    The file is run in a process of its own, by onnxruntime or by ExecuTorch, on the example inputs; it is put in its place only
+    if its outputs are those of the model in eval mode. Caches, dicts and dataclasses become named tensors, such as
+    "past_key_values.layers.0.keys".
+
+    Args:
+        model: what `prune`, `cut`, `load`, `refit` or a loop of your own gave; it stays as it is.
+        example_inputs: as for `trace`.
+        path: the file; its ending is the format.
+        dynamic_batch: the batch, dim 0 of every input that has the size of the first input's dim 0, may vary. The file is
+            checked at two sizes more.
+        dynamic_shapes: further dims that may vary: {input name: {dim: name of the size}}. ONNX only.
+        more_inputs: further inputs, structured as the example inputs and of other sizes where dims may vary, that the file is
+            checked with.
+        tolerance: the largest `Exported.error` that is accepted; 1e-4 unless given.
+        repeats: timed runs at most; they end after two seconds.
+        overwrite: replace a file that is there.
+
+    Raises:
+        ExportError: a package is not installed, the model can not be written in this format, or the file's outputs differ
+            from the model's. No file is left.
+        WriteError: the file can not be written, or is there already.
+
+    Example:
+        >>> import tempfile, torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     made = bough.export(net, torch.randn(1, 4), f"{folder}/net.onnx")
+        >>> made.error <= 1e-4, made.inputs
+        (True, {'input': [1, 4]})
+    """
+    check_arguments(export, locals())
+    place = _place(path, overwrite)
+    limit = TOLERANCE if tolerance is None else tolerance
+    if not limit >= 0 or repeats < 0:
+        raise ExportError(f"export(tolerance={tolerance}, repeats={repeats}): neither may be negative")
+    inner = unwrap(model)
+    with eval_mode(inner), unchanged_rng():
+        flat = FlatModel(inner, example_inputs)
+        examples = flat.examples
+        _require_readable(flat, examples)
+        dims = dynamic_dims(flat.input_names, examples, dynamic_batch, dynamic_shapes)
+        job = _Job(flat, examples, dims, [flat.flatten(x) for x in more_inputs], limit, repeats)
+        return _written(job, place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What to write and how to check it. `more`: further inputs to check with."""
+
+    flat: FlatModel
+    examples: tuple[Tensor, ...]
+    dims: DynamicDims
+    more: list[tuple[Tensor, ...]]
+    tolerance: float
+    repeats: int
+
+
+def _place(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    place = Path(path)
+    kind = place.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise ExportError(f"export(path={str(path)!r}): the file must end in {' or '.join('.' + f for f in FORMATS)}")
+    if not place.parent.is_dir():
+        raise WriteError(f"{place} can not be written: there is no folder {place.parent}")
+    if place.exists() and (not overwrite or place.is_dir()):
+        raise WriteError(f"{place} is there already: give another path, or export(..., overwrite=True)")
+    require_onnx() if kind == "onnx" else require_executorch()
+    return place
+
+
+def _written(job: _Job, place: Path) -> Exported:
+    """Write into a folder of its own beside the place, check, and move to the place."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".bough-", dir=place.parent))
+    except OSError as error:
+        raise WriteError(f"{place} can not be written: {error.strerror}") from error
+    try:
+        file = folder / place.name
+        expected = job.flat.run(job.examples)
+        program = _program(job)
+        if place.suffix == ".onnx":
+            write_onnx(program, job.flat, job.dims, file)
+            notes: tuple[str, ...] = ()
+        else:
+            notes = write_pte(program, job.flat, file)
+        first, error, ratio = _checked(job, file, expected)
+        made = sorted(folder.iterdir(), key=lambda p: p == file)  # weights that lie beside it come first
+        size = sum(p.stat().st_size for p in made)
+        write_files([(place.parent / p.name, _mover(p)) for p in made])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    inputs = _shapes(job.flat.input_names, job.examples, job.dims)
+    outputs = {name: list(t.shape) for name, t in expected.items()}
+    return Exported(
+        place, place.suffix[1:], "float", size, error, ratio, first.latency, first.peak_memory, inputs, outputs, notes
+    )  # fmt: skip
+
+
+def _program(job: _Job) -> ExportedProgram:
+    """Return the flat model as an exported program whose dims may vary where they should.
+
+    Raises:
+        ExportError: torch.export can not make one, or the model's Python fixes a dim that should vary.
+    """
+    flat, dims = job.flat, job.dims
+    examples = resized(flat.input_names, job.examples, dims)
+    try:
+        return torch.export.export(flat, examples, dynamic_shapes=specification(flat.input_names, dims), strict=False)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = next((line for line in lines if line.startswith("-") or "dim" in line.lower()), lines[0] if lines else "")
+        asked = f" with dims that vary ({', '.join(dims)})" if dims else ""
+        raise ExportError(
+            f"torch.export can not make a program of {type(flat.model).__name__}{asked}: {type(error).__name__}: {told[:400]}"
+        ) from error
+
+
+def _checked(job: _Job, file: Path, expected: Mapping[str, Tensor]) -> tuple[ArtifactRun, float, float]:
+    """Run the file on all inputs; the first run, the largest error, and the smallest ratio of signal to noise.
+
+    Raises:
+        ExportError: an output differs from the model's by more than the tolerance.
+    """
+    flat = job.flat
+    others = list(job.more)
+    if job.dims and not others and all(list(d.values()) == ["batch"] for d in job.dims.values()):
+        others = [resized(flat.input_names, job.examples, job.dims, size) for size in (1, 3)]
+    first = _run(flat, file, job.examples, job.repeats)
+    pairs = [(expected, first.outputs), *((flat.run(x), _run(flat, file, x, 0).outputs) for x in others)]
+    errors = [largest_error(wanted, found) for wanted, found in pairs]
+    if not max(errors) <= job.tolerance:
+        at = errors.index(max(errors))
+        which = "the example inputs" if at == 0 else f"inputs {', '.join(str(list(t.shape)) for t in others[at - 1])}"
+        raise ExportError(
+            f"{file.name} gives other outputs than {type(flat.model).__name__}: on {which} the largest difference is "
+            f"{max(errors):.2e} of the output's range, and tolerance={job.tolerance:g}; nothing is written"
+        )
+    return first, max(errors), min(signal_to_noise(wanted, found) for wanted, found in pairs)
+
+
+def _run(flat: FlatModel, file: Path, tensors: tuple[Tensor, ...], repeats: int) -> ArtifactRun:
+    run = run_artifact(file, dict(zip(flat.input_names, tensors, strict=True)), repeats=repeats)
+    if file.suffix == ".onnx":
+        return run
+    named = dict(zip(flat.output_names, run.outputs.values(), strict=True))
+    return ArtifactRun(named, run.latency, run.peak_memory)
+
+
+def _require_readable(flat: FlatModel, examples: tuple[Tensor, ...]) -> None:
+    for name, tensor in zip(flat.input_names, examples, strict=True):
+        if tensor.device.type == "meta":
+            raise ExportError(f"the input {name} is on the meta device: the file is checked on real values")
+    empty = next((n for n, p in flat.model.named_parameters() if p.device.type == "meta"), None)
+    if empty is not None:
+        raise ExportError(f"{empty} is on the meta device and has no values to write: load the weights first")
+
+
+def _shapes(names: tuple[str, ...], tensors: tuple[Tensor, ...], dims: DynamicDims) -> dict[str, list[int | str]]:
+    return {
+        name: [dims.get(name, {}).get(d, size) for d, size in enumerate(t.shape)]
+        for name, t in zip(names, tensors, strict=True)
+    }
+
+
+def _mover(source: Path) -> Any:
+    return lambda part: os.replace(source, part)

@@ -1,0 +1,75 @@
+"""ONNX files by torch's exporter, opset 18."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from bough.errors import ExportError
+from bough.exporting.dynamic import DynamicDims
+from bough.exporting.flat import FlatModel
+
+OPSET = 18
+_WHOLE = 1_500_000_000  # bytes of weights that one file holds; protobuf ends at 2 GiB
+
+
+def require_onnx() -> None:
+    """Raise an ExportError unless the packages that ONNX export needs are there."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"export to ONNX needs {error.name}: pip install bough[onnx]") from None
+
+
+def write_onnx(program: ExportedProgram, flat: FlatModel, dims: DynamicDims, path: Path) -> None:
+    """Write a program as an ONNX file, with its weights in the file, or in a second file beside it if they are large.
+
+    Raises:
+        ExportError: torch's exporter does not know an operator of the model, or fails.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made: Any = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, input_names=list(flat.input_names),
+                output_names=list(flat.output_names), custom_translation_table=_translations(), verbose=False,
+            )  # fmt: skip
+    except Exception as error:
+        cause = error.__cause__ or error
+        first = next((line for line in str(cause).splitlines() if line.strip()), "no reason given")
+        raise ExportError(
+            f"{type(flat.model).__name__} can not be written as ONNX: {type(cause).__name__}: {first.strip()[:400]}"
+        ) from error
+    _name_dims(made.model, dims)
+    size = sum(value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value is not None)
+    made.save(str(path), external_data=size > _WHOLE)
+
+
+def _translations() -> dict[Any, Any]:
+    return {}
+
+
+def _name_dims(model: Any, dims: DynamicDims) -> None:
+    """Give symbolic sizes the names that the user chose, in all shapes of the graph."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for dim, name in dims.get(value.name, {}).items():
+            symbol = getattr(value.shape[dim], "value", None)
+            if isinstance(symbol, str):
+                names.setdefault(symbol, name)
+    values = [*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:  # shapes may be frozen, so each is made anew
+            value.shape = type(value.shape)([_renamed(size, names) for size in value.shape])
+
+
+def _renamed(size: Any, names: dict[str, str]) -> Any:
+    symbol = getattr(size, "value", None)
+    return re.sub(r"\w+", lambda match: names.get(match[0], match[0]), symbol) if isinstance(symbol, str) else size

@@ -1,0 +1,62 @@
+"""ExecuTorch files, lowered to XNNPACK."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+from torch.export import ExportedProgram
+
+from bough.errors import ExportError
+from bough.exporting.flat import FlatModel
+
+
+def require_executorch() -> None:
+    """Raise an ExportError unless ExecuTorch is there."""
+    try:
+        import executorch.exir  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"export to .pte needs {error.name}: pip install bough[executorch]") from None
+
+
+def write_pte(program: ExportedProgram, flat: FlatModel, path: Path) -> tuple[str, ...]:
+    """Write a program as an ExecuTorch file; operators that XNNPACK does not know run in ExecuTorch's portable kernels.
+
+    Returns:
+        A note with the operators that were not lowered to XNNPACK; none if all were.
+
+    Raises:
+        ExportError: ExecuTorch has no kernel of an operator of the model, or fails.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    level = logging.root.manager.disable
+    try:
+        logging.disable(logging.WARNING)  # of each operator that is not lowered
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            edge = to_edge_transform_and_lower(
+                program, partitioner=[XnnpackPartitioner()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
+            )
+            left = _left(edge.exported_program())
+            path.write_bytes(edge.to_executorch().buffer)
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise ExportError(
+            f"{type(flat.model).__name__} can not be written for ExecuTorch: {type(error).__name__}: {first.strip()[:400]}"
+        ) from error
+    finally:
+        logging.disable(level)
+    return (f"in portable kernels, which are slow: {', '.join(f'{n} ({count})' for n, count in left.items())}",) if left else ()
+
+
+def _left(program: ExportedProgram) -> dict[str, int]:
+    """Return the operators outside of XNNPACK and how often each occurs, the most frequent first."""
+    found: dict[str, int] = {}
+    for node in program.graph.nodes:
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.op == "call_function" and "getitem" not in name and "executorch_call_delegate" not in name:
+            found[name] = found.get(name, 0) + 1
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
