@@ -9,10 +9,10 @@ import bough
 def test_public_names():
     assert sorted(bough.__all__) == [
         "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
-        "LatencyTable", "Layer", "Member", "Plan", "Result", "Training", "Verification", "allocation", "compare",
+        "LatencyTable", "Layer", "Member", "Plan", "Quantized", "Result", "Training", "Verification", "allocation", "compare",
         "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask",
-        "meet_latency", "plan", "prune", "rebuild", "recalibrate", "recovery", "refit", "save", "score", "sensitivity",
-        "synthesize", "trace", "transfer_optimizer", "verify",
+        "meet_latency", "plan", "prune", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save", "score",
+        "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
     ]  # fmt: skip
     assert all(hasattr(bough, name) for name in bough.__all__)
 

@@ -17,15 +17,16 @@ from bough.importance import score
 from bough.latency import LatencyTable
 from bough.pipeline import Result, prune
 from bough.planning import Budget, Plan, plan
+from bough.quantization import Quantized, quantize
 from bough.recovery import Training, distill, finetune, iterate, recalibrate, refit
 from bough.targeting import correct_table, meet_latency
 from bough.tracing import trace
 
 __all__ = [
     "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
-    "LatencyTable", "Layer", "Member", "Plan", "Result", "Training", "Verification", "allocation", "compare", "correct_table",
-    "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask", "meet_latency", "plan",
-    "prune", "rebuild", "recalibrate", "recovery", "refit", "save", "score", "sensitivity", "synthesize", "trace",
-    "transfer_optimizer", "verify",
+    "LatencyTable", "Layer", "Member", "Plan", "Quantized", "Result", "Training", "Verification", "allocation", "compare",
+    "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask",
+    "meet_latency", "plan", "prune", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save", "score",
+    "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -4,6 +4,7 @@ BoughError
 ├── ArgumentError         an argument of the wrong type (a TypeError, too)
 ├── TraceError            the model could not be run, or the example inputs do not fit it
 ├── ExportError           a model that can not be exported, or a file that is damaged or differs from the model
+├── QuantizationError     a model that can not be quantized, or not as well as asked for
 ├── BudgetError           a budget that cannot be read, or cannot be reached
 ├── PlanError             a plan that does not fit: another model, no prunable group, an unknown name
 │   └── ConflictError     the model's own Python contradicts the plan
@@ -36,6 +37,10 @@ class TraceError(BoughError):
 
 class ExportError(BoughError):
     """A model that can not be exported, or an exported file that is damaged or gives other outputs than the model."""
+
+
+class QuantizationError(BoughError, ValueError):
+    """A model that can not be quantized, or not as well as asked for."""
 
 
 class BudgetError(BoughError, ValueError):

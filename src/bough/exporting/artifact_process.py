@@ -61,7 +61,7 @@ def main(file: str, inputs: str, outputs: str, repeats: int, threads: int) -> No
     run = load(file, feed, threads)
     found = run()
     peak = memory("VmHWM")
-    np.savez(outputs, **found)
+    np.savez(outputs, **found)  # type: ignore[arg-type]
     times: list[float] = []
     while len(times) < repeats and sum(times) < _SECONDS:
         begin = time.perf_counter()

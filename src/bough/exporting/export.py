@@ -22,17 +22,19 @@ from bough.exporting.flat import FlatModel
 from bough.exporting.onnx_file import require_onnx, write_onnx
 from bough.exporting.pte_file import require_executorch, write_pte
 from bough.measuring import eval_mode, largest_error, signal_to_noise
+from bough.quantization import Quantized
 from bough.storage import write_files
 from bough.tracing.randomness import unchanged_rng
 from bough.tracing.wrapped import unwrap
 
 FORMATS = ("onnx", "pte")
 TOLERANCE = 1e-4
+INT8_TOLERANCE = 0.05  # a runtime rounds in integers where the program rounds in float: a step of INT8 here and there
 _REPEATS = 30
 
 
 def export(
-    model: nn.Module,
+    model: nn.Module | Quantized,
     example_inputs: Any,
     path: str | os.PathLike[str],
     *,
@@ -50,7 +52,8 @@ def export(
     "past_key_values.layers.0.keys".
 
     Args:
-        model: what `prune`, `cut`, `load`, `refit` or a loop of your own gave; it stays as it is.
+        model: what `prune`, `cut`, `load`, `refit` or a loop of your own gave, or what `quantize` gave, for a file in INT8; it
+            stays as it is.
         example_inputs: as for `trace`.
         path: the file; its ending is the format.
         dynamic_batch: the batch, dim 0 of every input that has the size of the first input's dim 0, may vary. The file is
@@ -58,7 +61,8 @@ def export(
         dynamic_shapes: further dims that may vary: {input name: {dim: name of the size}}. ONNX only.
         more_inputs: further inputs, structured as the example inputs and of other sizes where dims may vary, that the file is
             checked with.
-        tolerance: the largest `Exported.error` that is accepted; 1e-4 unless given.
+        tolerance: the largest `Exported.error` that is accepted; unless given 1e-4, and 0.05 in INT8, where runtimes round in
+            integers.
         repeats: timed runs at most; they end after two seconds.
         overwrite: replace a file that is there.
 
@@ -77,16 +81,18 @@ def export(
     """
     check_arguments(export, locals())
     place = _place(path, overwrite)
-    limit = TOLERANCE if tolerance is None else tolerance
+    quantized = isinstance(model, Quantized)
+    limit = (INT8_TOLERANCE if quantized else TOLERANCE) if tolerance is None else tolerance
     if not limit >= 0 or repeats < 0:
         raise ExportError(f"export(tolerance={tolerance}, repeats={repeats}): neither may be negative")
-    inner = unwrap(model)
+    inner = unwrap(model.model if isinstance(model, Quantized) else model)
     with eval_mode(inner), unchanged_rng():
         flat = FlatModel(inner, example_inputs)
         examples = flat.examples
         _require_readable(flat, examples)
         dims = dynamic_dims(flat.input_names, examples, dynamic_batch, dynamic_shapes)
-        job = _Job(flat, examples, dims, [flat.flatten(x) for x in more_inputs], limit, repeats)
+        precision = "int8" if quantized else "float"
+        job = _Job(flat, examples, dims, [flat.flatten(x) for x in more_inputs], limit, repeats, precision)
         return _written(job, place)
 
 
@@ -100,6 +106,7 @@ class _Job:
     more: list[tuple[Tensor, ...]]
     tolerance: float
     repeats: int
+    precision: str
 
 
 def _place(path: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -130,16 +137,16 @@ def _written(job: _Job, place: Path) -> Exported:
             notes: tuple[str, ...] = ()
         else:
             notes = write_pte(program, job.flat, file)
-        first, error, ratio = _checked(job, file, expected)
+        first, largest, ratio = _checked(job, file, expected)
         made = sorted(folder.iterdir(), key=lambda p: p == file)  # weights that lie beside it come first
         size = sum(p.stat().st_size for p in made)
         write_files([(place.parent / p.name, _mover(p)) for p in made])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     inputs = _shapes(job.flat.input_names, job.examples, job.dims)
-    outputs = {name: list(t.shape) for name, t in expected.items()}
+    outputs: dict[str, list[int | str]] = {name: list(t.shape) for name, t in expected.items()}
     return Exported(
-        place, place.suffix[1:], "float", size, error, ratio, first.latency, first.peak_memory, inputs, outputs, notes
+        place, place.suffix[1:], job.precision, size, largest, ratio, first.latency, first.peak_memory, inputs, outputs, notes
     )  # fmt: skip
 
 
@@ -179,10 +186,14 @@ def _checked(job: _Job, file: Path, expected: Mapping[str, Tensor]) -> tuple[Art
         at = errors.index(max(errors))
         which = "the example inputs" if at == 0 else f"inputs {', '.join(str(list(t.shape)) for t in others[at - 1])}"
         raise ExportError(
-            f"{file.name} gives other outputs than {type(flat.model).__name__}: on {which} the largest difference is "
+            f"{file.name} gives other outputs than {_name_of(job)}: on {which} the largest difference is "
             f"{max(errors):.2e} of the output's range, and tolerance={job.tolerance:g}; nothing is written"
         )
     return first, max(errors), min(signal_to_noise(wanted, found) for wanted, found in pairs)
+
+
+def _name_of(job: _Job) -> str:
+    return "the quantized program" if job.precision == "int8" else type(job.flat.model).__name__
 
 
 def _run(flat: FlatModel, file: Path, tensors: tuple[Tensor, ...], repeats: int) -> ArtifactRun:

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from bough.errors import ExportError
 from bough.exporting.dynamic import DynamicDims
 from bough.exporting.flat import FlatModel
+from bough.exporting.onnx_qdq import translations, use_unsigned_integers
 
 OPSET = 18
 _WHOLE = 1_500_000_000  # bytes of weights that one file holds; protobuf ends at 2 GiB
@@ -39,7 +40,7 @@ def write_onnx(program: ExportedProgram, flat: FlatModel, dims: DynamicDims, pat
             warnings.simplefilter("ignore")
             made: Any = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, input_names=list(flat.input_names),
-                output_names=list(flat.output_names), custom_translation_table=_translations(), verbose=False,
+                output_names=list(flat.output_names), custom_translation_table=translations(), verbose=False,
             )  # fmt: skip
     except Exception as error:
         cause = error.__cause__ or error
@@ -47,13 +48,19 @@ def write_onnx(program: ExportedProgram, flat: FlatModel, dims: DynamicDims, pat
         raise ExportError(
             f"{type(flat.model).__name__} can not be written as ONNX: {type(cause).__name__}: {first.strip()[:400]}"
         ) from error
+    use_unsigned_integers(made.model)
     _name_dims(made.model, dims)
+    made.model.graph.sort()
+    _drop_unused(made.model)
     size = sum(value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value is not None)
     made.save(str(path), external_data=size > _WHOLE)
 
 
-def _translations() -> dict[Any, Any]:
-    return {}
+def _drop_unused(model: Any) -> None:
+    """Remove weights that no node reads any more."""
+    for name, value in list(model.graph.initializers.items()):
+        if not list(value.uses()) and not value.is_graph_output():
+            del model.graph.initializers[name]
 
 
 def _name_dims(model: Any, dims: DynamicDims) -> None:

@@ -1,0 +1,74 @@
+"""Simulated quantization: modules that round to INT8 in float arithmetic, with gradients. Imported only with torchao."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+
+_TINY = 1e-12
+
+
+class _Quantization(FakeQuantizeBase):  # type: ignore[misc]
+    """Round to integers of a scale and zero point, which are buffers and change only where they are set."""
+
+    scale: Tensor
+    zero_point: Tensor
+    is_dynamic = False
+    ch_axis = -1
+
+    def __init__(
+        self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, is_dynamic: bool = False
+    ) -> None:
+        super().__init__()
+        self.dtype, self.quant_min, self.quant_max, self.qscheme = dtype, quant_min, quant_max, qscheme
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        self.enabled = True
+
+    def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return (scale, zero point), which PT2E's conversion asks for."""
+        return self.scale.detach(), self.zero_point
+
+
+class ActivationQuantization(_Quantization):
+    """One scale and zero point for a tensor."""
+
+    def set_range(self, scale: float, zero_point: int) -> None:
+        """Set the scale and the zero point."""
+        self.scale.fill_(scale)
+        self.zero_point.fill_(zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tensor rounded to what INT8 represents."""
+        if not self.enabled:
+            return x
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+
+
+class PerChannelWeightQuantization(_Quantization):
+    """A scale for each channel of a weight, which follows the weight: its largest absolute value is the largest integer."""
+
+    def __init__(self, ch_axis: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.ch_axis = ch_axis
+
+    def _scales(self, weight: Tensor) -> Tensor:
+        dims = [d for d in range(weight.dim()) if d != self.ch_axis]
+        return (weight.detach().abs().amax(dims) / self.quant_max).clamp_min(_TINY)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the weight rounded to what INT8 represents."""
+        scales = self._scales(x)
+        if self.scale.shape != scales.shape:
+            self.scale = scales
+            self.zero_point = torch.zeros(len(scales), dtype=torch.int32, device=scales.device)
+        else:
+            self.scale.copy_(scales)
+        if not self.enabled:
+            return x
+        return torch.fake_quantize_per_channel_affine(
+            x, self.scale, self.zero_point, self.ch_axis, self.quant_min, self.quant_max
+        )
