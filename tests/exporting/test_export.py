@@ -1,8 +1,6 @@
 """Exported files give what the model gives, or they are not written."""
 
 import copy
-import doctest
-import importlib
 import json
 
 import pytest
@@ -152,8 +150,3 @@ def test_the_ratio_of_signal_to_noise():
     y = torch.randn(1000)
     assert signal_to_noise({"y": y}, {"y": y + 0.01 * y}) == pytest.approx(40, abs=1e-3)
     assert signal_to_noise({"y": y}, {"y": y}) == float("inf")
-
-
-@pytest.mark.parametrize("name", ["measuring.differences", "exporting.export", "exporting.flat", "cli.export"])
-def test_examples_in_docstrings(name):
-    assert doctest.testmod(importlib.import_module(f"bough.{name}")).failed == 0

@@ -1,8 +1,6 @@
 """Quantized programs are near the float model, and say how near."""
 
 import copy
-import doctest
-import importlib
 import math
 
 import pytest
@@ -239,8 +237,3 @@ def test_the_range_of_least_squares_has_the_least_squared_error(scale, shift):
     for observer in OBSERVERS:
         found = choose_range(histogram, observer)
         assert min(0.0, float(values.min())) - 1e-6 * scale <= found.low <= 0 <= found.high
-
-
-@pytest.mark.parametrize("name", ["quantization.quantize", "quantization.ranges"])
-def test_examples_in_docstrings(name):
-    assert doctest.testmod(importlib.import_module(f"bough.{name}")).failed == 0

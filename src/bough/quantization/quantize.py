@@ -16,7 +16,7 @@ from bough.calls import FORWARD, as_calls
 from bough.cutting.program import Inputs
 from bough.errors import QuantizationError
 from bough.measuring import eval_mode, largest_error, signal_to_noise
-from bough.quantization.program import capture, module_of
+from bough.quantization.program import capture, module_of, tensor_of
 from bough.quantization.quantized import Quantized, QuantizedLayer
 from bough.quantization.ranges import OBSERVERS
 from bough.tracing.randomness import unchanged_rng
@@ -316,6 +316,7 @@ def _ratio(expected: Tensor, actual: Tensor) -> float:
     return signal_to_noise({"y": expected}, {"y": actual})
 
 
-def _bytes(program: nn.Module) -> int:
-    tensors = {id(t): t for t in (*program.parameters(), *program.buffers())}
-    return sum(t.numel() * t.itemsize for t in tensors.values())
+def _bytes(program: fx.GraphModule) -> int:
+    """Return the bytes of the tensors that a program reads."""
+    found = [tensor_of(program, node) for node in program.graph.nodes]
+    return sum(t.numel() * t.itemsize for t in {id(t): t for t in found if t is not None}.values())
