@@ -103,3 +103,22 @@ def test_a_conflict_at_one_head_leaves_the_other_counts_of_heads(allocation):
     assert any("qkv/head can not have a count of 1" in note for note in kept.notes)
     with pytest.raises(ConflictError):
         bough.plan(graph, ranked, keep={"qkv/head": 1}, on_conflict="raise")
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_the_default_comes_close_to_the_budget_where_a_stream_has_few_widths(share):
+    torch.manual_seed(0)
+    inner = nn.Transformer(32, 4, 1, 1, 64, batch_first=True)  # whose hidden size goes by heads
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.inner, self.leave = nn.Linear(6, 32), inner, nn.Linear(32, 3)
+
+        def forward(self, x, y):
+            return self.leave(self.inner(self.enter(x), self.enter(y)))
+
+    model, inputs = Net().eval(), (torch.randn(1, 7, 6), torch.randn(1, 5, 6))
+    graph = bough.trace(model, inputs)
+    plan = bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), bough.Budget(params=share * graph.cost().params))
+    assert 0.98 * share < plan.cost.params / plan.original.params <= share

@@ -16,9 +16,11 @@ from bough.arguments import check_fields
 from bough.cost import ClosedForm
 from bough.graph import Group
 from bough.planning.allocation.columns import Column
+from bough.planning.allocation.greedy import cumulated, total_loss
 from bough.planning.allocation.problem import Allocation, Problem, Taken
 
 Ranks = Sequence[NDArray[np.float64]]
+_UNUSED = 0.01  # share of the budget that may be left without a search for a plan that is closer to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,28 @@ def _along(problem: Problem, ranks: Ranks) -> Allocation:
     if smallest is not None:
         return smallest
     taken, order = _shortest(problem, ranks)
-    return problem.allocation(problem.put_back(taken, reversed(order)))
+    return problem.allocation(_closer(problem, ranks, problem.put_back(taken, reversed(order))))
+
+
+def _closer(problem: Problem, ranks: Ranks, taken: Taken) -> Taken:
+    """Where a large step, such as a head of a residual stream, leaves much of the budget: the best plan without one such step.
+
+    Other columns then give more, in the order of their ranks. A plan is taken if it uses more of the budget and loses less
+    importance, in shares that multiply (`Column.losses`).
+    """
+    best, used = taken, max(problem.ratios(taken).values())
+    if used >= 1 - _UNUSED:
+        return taken
+    lost = cumulated(problem.columns, relative=True)
+    for i in np.flatnonzero(taken):
+        last = [np.where((np.arange(len(r)) >= taken[i] - 1) & (j == i), np.inf, r) for j, r in enumerate(ranks)]
+        found, order = _shortest(problem, last)
+        if found[i] < taken[i]:
+            found = problem.put_back(found, reversed(order))
+            ratio = max(problem.ratios(found).values())
+            if ratio > used and total_loss(lost, found) < total_loss(lost, best):
+                best, used = found, ratio
+    return best
 
 
 def _shortest(problem: Problem, ranks: Ranks) -> tuple[Taken, list[int]]:
