@@ -1,10 +1,10 @@
 """Criteria: scores of units and layers, from weights alone or from data. Units with low scores are removed first."""
 
 from bough.calibration import Data, Loss, Sums
-from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank, Sensitivity
+from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank
 from bough.importance.combine import Combined
 from bough.importance.depth import BlockInfluence
-from bough.importance.gradient import OBD, Fisher, GateTaylor, Taylor
+from bough.importance.gradient import OBD, Fisher, GateTaylor, Sensitivity, Taylor
 from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Random
 from bough.importance.masking import MaskedLoss, Shapley
 from bough.importance.protocols import Criterion, DataCriterion

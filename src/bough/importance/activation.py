@@ -1,4 +1,4 @@
-"""Criteria from activations: statistics of the inputs of a group's consumers, and gradients with respect to them.
+"""Criteria from activations: statistics of the inputs of a group's consumers.
 
 The activation of a unit is observed where a consumer reads it: at the input of the linear layer, convolution or product that
 sums over the units, hence after the nonlinearity (see `bough.calibration.consumer_inputs`). Scores are averaged over the
@@ -16,22 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bough.arguments import check_fields
-from bough.calibration import (
-    Data,
-    InputAxis,
-    Loss,
-    Sums,
-    Tap,
-    activation_statistics,
-    batch_size,
-    consumer_inputs,
-    loss_gradients,
-    observed_axes,
-    preserve_state,
-    tapped,
-    tapped_pass,
-)  # fmt: skip
+from bough.calibration import Data, InputAxis, Sums, Tap, activation_statistics, consumer_inputs, observed_axes, tapped_pass
 from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord
 from bough.importance.protocols import UnitScores
@@ -39,22 +24,31 @@ from bough.importance.reduce import mean_over_axes
 from bough.spaces import unit_positions
 
 
+class _MeanStatistic:
+    """The mean of a statistic of the activation over a unit's positions and a group's consumers."""
+
+    __slots__ = ()
+    needs_data: ClassVar[bool] = True
+    statistic: ClassVar[str]  # attribute of `ActivationStatistics`
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        """Return the scores of all groups."""
+        statistics = activation_statistics(graph, data)
+        return mean_over_axes(graph, {axis: getattr(s, self.statistic) for axis, s in statistics.items()})
+
+
 @dataclass(frozen=True, slots=True)
-class ActivationMean:
+class ActivationMean(_MeanStatistic):
     """Mean magnitude of the activation: I_u = E|a_u|.
 
     Source: Molchanov et al., 2017; NNI's ActivationMeanRank.
     """
 
-    needs_data: ClassVar[bool] = True
-
-    def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        """Return the scores of all groups."""
-        return mean_over_axes(graph, {axis: s.magnitude for axis, s in activation_statistics(graph, data).items()})
+    statistic: ClassVar[str] = "magnitude"
 
 
 @dataclass(frozen=True, slots=True)
-class APoZ:
+class APoZ(_MeanStatistic):
     """Average percentage of zeros, counted as what remains: I_u = 1 - APoZ_u, the share of activations above zero.
 
     Meant for ReLU; with other nonlinearities, values at or below zero count as zeros.
@@ -62,25 +56,17 @@ class APoZ:
     Source: Hu et al., 2016; NNI's ActivationAPoZRank.
     """
 
-    needs_data: ClassVar[bool] = True
-
-    def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        """Return the scores of all groups."""
-        return mean_over_axes(graph, {axis: s.positive for axis, s in activation_statistics(graph, data).items()})
+    statistic: ClassVar[str] = "positive"
 
 
 @dataclass(frozen=True, slots=True)
-class ActivationVariance:
+class ActivationVariance(_MeanStatistic):
     """Variance of the activation: I_u = Var(a_u). A unit that is nearly constant can be replaced by its mean in biases.
 
     Source: VBP (variance-based pruning); use it with a refit, which moves the means into the consumers' biases.
     """
 
-    needs_data: ClassVar[bool] = True
-
-    def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        """Return the scores of all groups."""
-        return mean_over_axes(graph, {axis: s.variance for axis, s in activation_statistics(graph, data).items()})
+    statistic: ClassVar[str] = "variance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,53 +122,3 @@ def _rank_sums(x: Tensor, index: NDArray[np.int64]) -> Tensor:
     if not x.isfinite().all():
         raise PlanError("HRank: an activation is not finite on this data")
     return torch.linalg.matrix_rank(x.double().reshape(*x.shape[:2], rows, -1)).double().sum(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Sensitivity:
-    """Mean magnitude of the loss's gradient with respect to the activation: I_u = E[sum over positions of |dL_n/da_u|].
-
-    Source: Mittal et al., 2018; TorchPruner's Sensitivity.
-
-    Attributes:
-        loss: mean over a batch; gradients are multiplied by the batch size to get those of samples.
-
-    Raises:
-        ArgumentError: an argument of another type.
-    """
-
-    loss: Loss
-    needs_data: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def __call__(self, graph: Graph, data: Data) -> UnitScores:
-        """Return the scores of all groups."""
-        loss = data.loss(graph, self.loss)
-        wanted = list(dict.fromkeys(axis for axes in consumer_inputs(graph).values() for axis in axes))
-        sums, size = Sums(), 0
-
-        def tap(axis: InputAxis) -> Tap:
-            def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-                if tensors[axis.argument].requires_grad:
-                    tensors[axis.argument].register_hook(lambda gradient: add(axis, gradient))
-
-            return Tap(axis.op, read)
-
-        def add(axis: InputAxis, gradient: Tensor | None) -> None:
-            if gradient is None:
-                return
-            rows = gradient.detach().abs().movedim(axis.dim, 0).flatten(1)
-            sums.plus(axis.key, rows.sum(1, dtype=torch.float64) * size)
-
-        names = [n for n, s in graph.states.items() if s.parameter and graph.tensor(n).is_floating_point()]
-        with preserve_state(graph.model, graph.written), tapped(graph, [tap(axis) for axis in wanted]):
-            for batch in data.stream(graph, sums, "Sensitivity"):
-                size = batch_size(batch)
-                loss_gradients(graph, loss, batch, names)
-        values = {
-            axis: sums[axis.key].cpu().numpy() / sums.samples if axis.key in sums else np.zeros(axis.space(graph).size)
-            for axis in wanted
-        }
-        return mean_over_axes(graph, values)

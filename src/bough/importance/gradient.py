@@ -7,28 +7,40 @@ activations need no change to the model: their derivatives follow from the gradi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bough.arguments import check_fields
-from bough.calibration import Data, Loss, Sums, batch_size, loss_gradients, preserve_state, sample_gradients
+from bough.calibration import (
+    Data,
+    InputAxis,
+    Loss,
+    Sums,
+    Tap,
+    batch_size,
+    consumer_inputs,
+    loss_gradients,
+    preserve_state,
+    sample_gradients,
+    tapped,
+)  # fmt: skip
 from bough.errors import PlanError
-from bough.graph import Graph, Group
+from bough.graph import Graph, Group, OpRecord
+from bough.importance.loss_criterion import LossCriterion
 from bough.importance.protocols import UnitScores
-from bough.importance.reduce import Reduce, elementwise, group_members, per_unit
+from bough.importance.reduce import Reduce, elementwise, group_members, mean_over_axes, per_unit
 from bough.spaces import unit_positions
 
 _SUM: Reduce = elementwise(lambda w: w)
 
 
 @dataclass(frozen=True, slots=True)
-class Taylor:
+class Taylor(LossCriterion):
     """First-order Taylor expansion of the loss, from g = dL/dw over all data; sums run over all members of a unit.
 
     Source: Molchanov et al., 2019; Ma et al., 2023 (LLM-Pruner).
@@ -51,12 +63,10 @@ class Taylor:
         (8,)
     """
 
-    loss: Loss
     form: Literal["element", "group", "square"] = "element"
-    needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        LossCriterion.__post_init__(self)
         if self.form not in ("group", "element", "square"):
             raise PlanError(f"Taylor(form={self.form!r}) is unknown: use 'group', 'element' or 'square'")
 
@@ -76,25 +86,13 @@ class Taylor:
 
 
 @dataclass(frozen=True, slots=True)
-class OBD:
+class OBD(LossCriterion):
     """Optimal brain damage with the empirical Fisher diagonal: I_u = sum over all members of w^2 mean_n(g_n^2).
 
     g_n is the gradient of sample n alone, which takes one backward pass per sample.
 
     Source: LeCun et al., 1990; the group form of PruningBench.
-
-    Attributes:
-        loss: mean over a batch.
-
-    Raises:
-        ArgumentError: an argument of another type.
     """
-
-    loss: Loss
-    needs_data: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         """Return the scores of all groups."""
@@ -110,26 +108,14 @@ class OBD:
 
 
 @dataclass(frozen=True, slots=True)
-class Fisher:
+class Fisher(LossCriterion):
     """Fisher information of a gate on the unit: I_u = 1/(2N) sum over samples n of (sum over members of dL_n/dm_u)^2.
 
     Members are the weights that consume the unit; if there are none (dims of queries and keys), those that produce it. One
     backward pass per sample.
 
     Source: Fisher pruning (2018); Liu et al., 2021 (group Fisher).
-
-    Attributes:
-        loss: mean over a batch.
-
-    Raises:
-        ArgumentError: an argument of another type.
     """
-
-    loss: Loss
-    needs_data: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         """Return the scores of all groups."""
@@ -137,7 +123,7 @@ class Fisher:
 
 
 @dataclass(frozen=True, slots=True)
-class GateTaylor:
+class GateTaylor(LossCriterion):
     """First-order Taylor expansion in activations: I_u = mean over samples n of |dL_n/dm_u|.
 
     dL_n/dm_u is the sum over positions of a dL_n/da. Members are as for `Fisher`; one backward pass per sample.
@@ -152,17 +138,53 @@ class GateTaylor:
         ArgumentError: an argument of another type.
     """
 
-    loss: Loss
     signed: bool = False
-    needs_data: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         """Return the scores of all groups."""
         change = np.negative if self.signed else np.abs
         return _mean_over_samples(graph, self.loss, data, f"GateTaylor {self.signed}", change)
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity(LossCriterion):
+    """Mean magnitude of the loss's gradient with respect to the activation: I_u = E[sum over positions of |dL_n/da_u|].
+
+    Gradients of the loss, a mean over a batch, are multiplied by the batch size to get those of samples. Scores are averaged
+    over the positions of a unit and over the consumers of a group.
+
+    Source: Mittal et al., 2018; TorchPruner's Sensitivity.
+    """
+
+    def __call__(self, graph: Graph, data: Data) -> UnitScores:
+        """Return the scores of all groups."""
+        loss = data.loss(graph, self.loss)
+        wanted = list(dict.fromkeys(axis for axes in consumer_inputs(graph).values() for axis in axes))
+        sums, size = Sums(), 0
+
+        def tap(axis: InputAxis) -> Tap:
+            def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
+                if tensors[axis.argument].requires_grad:
+                    tensors[axis.argument].register_hook(lambda gradient: add(axis, gradient))
+
+            return Tap(axis.op, read)
+
+        def add(axis: InputAxis, gradient: Tensor | None) -> None:
+            if gradient is None:
+                return
+            rows = gradient.detach().abs().movedim(axis.dim, 0).flatten(1)
+            sums.plus(axis.key, rows.sum(1, dtype=torch.float64) * size)
+
+        names = [n for n, s in graph.states.items() if s.parameter and graph.tensor(n).is_floating_point()]
+        with preserve_state(graph.model, graph.written), tapped(graph, [tap(axis) for axis in wanted]):
+            for batch in data.stream(graph, sums, "Sensitivity"):
+                size = batch_size(batch)
+                loss_gradients(graph, loss, batch, names)
+        values = {
+            axis: sums[axis.key].cpu().numpy() / sums.samples if axis.key in sums else np.zeros(axis.space(graph).size)
+            for axis in wanted
+        }
+        return mean_over_axes(graph, values)
 
 
 def _float_members(graph: Graph) -> list[str]:

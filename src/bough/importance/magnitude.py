@@ -93,8 +93,7 @@ class Magnitude(_Norm):
         p: of the norm, above 0; 1 gives L1, 2 gives L2.
 
     Raises:
-        ArgumentError: an argument of another type.
-        PlanError: `p` is not positive.
+        ArgumentError, PlanError: `p` is not a positive number.
 
     Example:
         >>> import torch, bough
@@ -112,18 +111,13 @@ class GroupNorm(_Norm):
 
     Source: Fang et al., 2023 (DepGraph).
 
-    Attributes:
-        p: of the norm, above 0.
-
-    Raises:
-        ArgumentError: an argument of another type.
-        PlanError: `p` is not positive.
+    Attributes and Raises: as for `Magnitude`.
 
     Example:
         >>> import torch, bough
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> bough.score(bough.trace(net, torch.randn(1, 4)), GroupNorm(p=1))["0"].shape
-        (8,)
+        >>> graph = bough.trace(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.randn(1, 4))
+        >>> (bough.score(graph, GroupNorm())["0"] >= bough.score(graph, Magnitude())["0"]).all().item()
+        True
     """
 
     includes_consumers: ClassVar[bool] = True

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bough.arguments import check_fields
 from bough.calibration import (
     Data,
     InputAxis,
@@ -30,6 +28,7 @@ from bough.calibration import (
 )  # fmt: skip
 from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord
+from bough.importance.loss_criterion import LossCriterion
 from bough.importance.protocols import UnitScores
 from bough.spaces import unit_positions
 
@@ -40,7 +39,7 @@ LossIncrease = Callable[[Units], float]
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedLoss:
+class MaskedLoss(LossCriterion):
     """Increase of the loss without the unit: I_u = L(without u) - L, the mean over all samples (ablation).
 
     Takes one forward pass per batch and unit, and one more per batch.
@@ -54,12 +53,7 @@ class MaskedLoss:
         PlanError: from its call: the loss is no single number, or as `Data.stream`.
     """
 
-    loss: Loss
     signed: bool = True
-    needs_data: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         """Return the scores of all groups."""
@@ -72,7 +66,7 @@ class MaskedLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class Shapley:
+class Shapley(LossCriterion):
     """Sampled Shapley values: I_u = mean over random orders of L(units up to u removed) - L(units before u removed).
 
     The values of a group add up to the increase of the loss if the whole group is removed. Takes `permutations` forward passes
@@ -90,13 +84,11 @@ class Shapley:
         PlanError: `permutations` is below 1; from its call, as `MaskedLoss`.
     """
 
-    loss: Loss
     permutations: int = 5
     seed: int = 0
-    needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        LossCriterion.__post_init__(self)
         if self.permutations < 1:
             raise PlanError(f"Shapley(permutations={self.permutations}): there must be at least one")
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from bough.arguments import check_arguments
 from bough.calibration import Loss
 from bough.errors import PlanError
-from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank, Sensitivity
+from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank
 from bough.importance.depth import BlockInfluence
-from bough.importance.gradient import OBD, Fisher, GateTaylor, Taylor
+from bough.importance.gradient import OBD, Fisher, GateTaylor, Sensitivity, Taylor
 from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Random
 from bough.importance.masking import MaskedLoss, Shapley
 from bough.importance.protocols import Criterion, DataCriterion
@@ -124,13 +124,13 @@ def parse_criterion(name: str) -> tuple[Entry, dict[str, Any]]:
     return CRITERIA[plain.strip()], options
 
 
-def resolve_criterion(given: str | Criterion | DataCriterion) -> Criterion | DataCriterion:
+def resolve_criterion(value: str | Criterion | DataCriterion) -> Criterion | DataCriterion:
     """Return the criterion of a name, or a criterion object as it is.
 
     Raises:
         PlanError: as `criterion`.
     """
-    if not isinstance(given, str):
-        return given
-    named: Criterion | DataCriterion = criterion(given)
+    if not isinstance(value, str):
+        return value
+    named: Criterion | DataCriterion = criterion(value)
     return named

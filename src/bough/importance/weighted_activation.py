@@ -33,8 +33,7 @@ class Wanda:
         p: of the norm, above 0.
 
     Raises:
-        ArgumentError: an argument of another type.
-        PlanError: `p` is not positive.
+        ArgumentError, PlanError: `p` is not a positive number.
 
     Example:
         >>> import torch, bough

@@ -36,12 +36,7 @@ def geometric(target: float, steps: int) -> list[float]:
 def linear(target: float, steps: int) -> list[float]:
     """Return shares with a constant difference: kept_t = 1 - (1 - target) t / T.
 
-    Args:
-        target: share kept at the end, above 0 and at most 1.
-        steps: T, at least 1.
-
-    Raises:
-        BudgetError: a target outside (0, 1], or no step.
+    Args and Raises: as for `geometric`.
 
     Example:
         >>> linear(0.5, 2)
@@ -56,12 +51,7 @@ def cubic(target: float, steps: int) -> list[float]:
 
     Source: Zhu and Gupta, 2017 (automated gradual pruning).
 
-    Args:
-        target: share kept at the end, above 0 and at most 1.
-        steps: T, at least 1.
-
-    Raises:
-        BudgetError: a target outside (0, 1], or no step.
+    Args and Raises: as for `geometric`.
 
     Example:
         >>> cubic(0.5, 2)

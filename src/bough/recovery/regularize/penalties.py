@@ -31,11 +31,12 @@ class _Penalty:
         Raises:
             TrainingError: the optimizer has no parameter of the graph's model.
         """
-        self._check(optimizer)
-        return hook_before_step(optimizer, self._add_gradients)
-
-    def _check(self, optimizer: Optimizer) -> None:
         check_optimizer(optimizer, self.graph.model.parameters(), "the graph's model")
+        return self._hook(optimizer)
+
+    def _hook(self, optimizer: Optimizer) -> Attachment:
+        """Register the hook of the regularizer."""
+        return hook_before_step(optimizer, self._add_gradients)
 
     def _add_gradients(self) -> None:
         """Add the gradient of the penalty to the gradients of the parameters."""
@@ -68,8 +69,7 @@ class GroupLasso(_Penalty):
             reasons.
 
     Raises:
-        ArgumentError: an argument of another type.
-        PlanError: a strength that is not positive, or groups that cannot be regularized.
+        ArgumentError, PlanError: a strength that is not a positive number, or groups that cannot be regularized.
 
     Example:
         >>> import torch, bough
@@ -89,13 +89,7 @@ class GroupLasso(_Penalty):
         self.units, self.left_out = regularizable_units(graph, groups)
         self._size_roots = {u.name: u.elements().sqrt() for u in self.units}
 
-    def attach(self, optimizer: Optimizer) -> Attachment:
-        """Register the hooks on an optimizer.
-
-        Raises:
-            TrainingError: the optimizer has no parameter of the graph's model.
-        """
-        self._check(optimizer)
+    def _hook(self, optimizer: Optimizer) -> Attachment:
         return hook_after_step(optimizer, self._shrink)
 
     def _shrink(self, optimizer: Optimizer) -> None:
@@ -127,8 +121,7 @@ class SparseLearning(_Penalty):
         groups: names of groups; all exact groups that are trained unless given.
 
     Raises:
-        ArgumentError: an argument of another type.
-        PlanError: a strength that is not positive, or groups that cannot be regularized.
+        ArgumentError, PlanError: a strength that is not a positive number, or groups that cannot be regularized.
 
     Example:
         >>> import torch, bough
@@ -181,8 +174,7 @@ class GrowingPenalty(_Penalty):
         groups: names of groups; all exact groups that are trained unless given.
 
     Raises:
-        ArgumentError: an argument of another type.
-        PlanError: a growth that is not positive, or groups that cannot be regularized.
+        ArgumentError, PlanError: a growth that is not a positive number, or groups that cannot be regularized.
 
     Example:
         >>> import torch, bough
