@@ -438,3 +438,61 @@ def test_a_hooked_norm_loads_whether_it_ran_or_not(norm: str, ran: bool, tmp_pat
     result = bough.prune(model, X, bough.Budget(macs="50%"))
     bough.save(result, tmp_path / "small")
     assert torch.allclose(bough.load(tmp_path / "small", build).eval()(X), result.model(X), atol=1e-6)
+
+
+class Graphs(nn.Module):
+    """Graph convolutions with a sparse adjacency matrix, given or held."""
+
+    def __init__(self, adjacency: Tensor | None = None) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.register_buffer("adjacency", adjacency)
+
+    def forward(self, x: Tensor, adjacency: Tensor | None = None) -> Tensor:
+        adjacency = self.adjacency if adjacency is None else adjacency
+        return self.c((adjacency @ self.b(torch.sparse.mm(adjacency, self.a(x)).relu())).relu())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("held", [True, False], ids=["buffer", "input"])
+@pytest.mark.parametrize("form", ["to_sparse", "to_sparse_csr", "to_dense"])
+def test_sparse_adjacency_is_cut_as_a_dense_one(form: str, held: bool) -> None:
+    torch.manual_seed(0)
+    adjacency, x = getattr((torch.rand(9, 9) < 0.3).float(), form)(), torch.randn(9, 6)
+    inputs = (x,) if held else (x, adjacency)
+    model = Graphs(adjacency if held else None).eval()
+    graph = bough.trace(model, inputs)
+    assert [(g.name, g.size) for g in graph.groups] == [("a", 16), ("b", 12)]
+    batches = [(torch.randn(9, 6), *inputs[1:]) for _ in range(2)]
+    result = bough.prune(model, inputs, bough.Budget(params="50%"), data=batches)
+    assert result.report.equal
+    assert result.refit is not None
+
+
+@pytest.mark.parametrize("made_inside", [True, False])
+@pytest.mark.parametrize("pruned_inside", [True, False])
+def test_inference_mode_changes_nothing(made_inside: bool, pruned_inside: bool) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv1d(4, 16, 1), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 12, 1), nn.ReLU(), nn.Conv1d(12, 3, 1)
+        )
+
+    def plan_of(model: nn.Module, x: Tensor) -> dict[str, Any]:
+        result = bough.prune(model, x, bough.Budget(macs="50%"), importance="l2")
+        assert result.report.equal
+        return result.plan.kept
+
+    with torch.inference_mode(made_inside):
+        model, x = build().eval(), X.clone()
+    with torch.inference_mode(pruned_inside):
+        kept = plan_of(model, x)
+        assert bough.prune(model, x, bough.Budget(macs="50%")).refit is not None  # on inputs made by gradients
+    assert kept == plan_of(build().eval(), X)
+
+
+def test_local_response_norm_freezes_channels_with_the_reason() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(5), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    graph = bough.trace(net, torch.randn(1, 3, 8, 8))
+    assert [g.name for g in graph.groups] == ["2"]
+    assert "a window slides over this axis" in next(f.reason for f in graph.frozen if f.name == "0")

@@ -12,6 +12,7 @@ from bough.arguments import check_arguments
 from bough.calibration import Data, as_data, require_reiterable
 from bough.cost import EnergyModel
 from bough.cutting import Verification, cut, rebuild, verify
+from bough.cutting.cut import plain_copy
 from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.defaults import Choice, Chosen, Sample, candidates, choose, sample_of
 from bough.errors import PlanError, TraceError
@@ -123,6 +124,8 @@ def prune(
     )  # fmt: skip
     criterion = None if importance is None else resolve_criterion(importance)
     _check_errors(criterion, allocation, data)
+    if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+        model = plain_copy(model)  # gradients pass through no tensor that was made in inference mode
     graph = trace(model, example_inputs, ignore=ignore, only=only)
     sample = None
     if data is not None or (importance is None and refit is not False and on_conflict != "rebuild"):

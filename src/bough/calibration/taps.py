@@ -98,14 +98,15 @@ def preserve_state(model: nn.Module, written: Collection[str] = ()) -> Iterator[
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     held = [(t, t.detach(), t.detach().clone()) for n, t, parameter, _ in held_tensors(model) if not parameter or n in written]
     try:
-        with unchanged_rng(), substituted(model, lambda path, n: n):
+        with torch.inference_mode(False), unchanged_rng(), substituted(model, lambda path, n: n):
             model.eval()
             yield
     finally:
         for module, training in modes:
             module.training = training
         for parameter, flag, gradient in flags:
-            parameter.requires_grad_(flag)
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
             parameter.grad = gradient
         put_values(held)
 
@@ -116,6 +117,8 @@ def put_values(held: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         for tensor, data, value in held:
             if tensor.is_inference():
                 continue
+            if tensor.layout != torch.strided:
+                continue  # torch compares and copies no sparse values; `forward` writes none in place
             if tensor.data_ptr() != data.data_ptr():
                 tensor.data = data
             if not torch.equal(tensor, value):

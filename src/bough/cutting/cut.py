@@ -154,6 +154,11 @@ def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change) -> dict[
     return {id(t): made[key] for key, _, t, _ in keyed}
 
 
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose tensors are ordinary ones, also where they were made in inference mode."""
+    return copied(model, lambda name, tensor, parameter: tensor.clone())[0]
+
+
 def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tensor]]:
     """A copy of `model` (with its wrappers) whose held tensors are what `change` makes of them, and the new by the old's id."""
     held = [(n, t, parameter) for n, t, parameter, _ in held_tensors(unwrap(model))]

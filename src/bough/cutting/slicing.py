@@ -110,9 +110,12 @@ def formatted(old: Tensor, new: Tensor) -> Tensor:
 
 def plain(tensor: Tensor) -> Tensor:
     """The values of a tensor, without its class and history."""
-    return tensor.detach().as_subclass(Tensor)
+    detached = tensor.detach()
+    return detached if type(detached) is Tensor else detached.as_subclass(Tensor)
 
 
 def like(old: Tensor, new: Tensor) -> Tensor:
     """`new` as a leaf of the class of `old`."""
+    if new.layout != torch.strided:  # of which torch makes no subclasses
+        return new
     return Tensor._make_subclass(type(old), new, old.requires_grad and old.is_leaf)

@@ -332,6 +332,8 @@ class _Candidate:
         finally:
             with torch.no_grad():
                 for tensor, data, value in before:
+                    if tensor.layout != torch.strided:
+                        continue
                     if tensor.data_ptr() != data.data_ptr():
                         tensor.data = data
                     if not _same(value, plain(tensor)):

@@ -33,9 +33,9 @@ def _linear(c: Context, call: Any, result: Any) -> Typing:
     return Typing((*x.axes[:-1], w.axes[0]), (*others, w.null[0] and null))
 
 
-@rule("mm", "bmm", "addmm", "baddbmm")
+@rule("mm", "bmm", "addmm", "baddbmm", "_sparse_mm", "_sparse_addmm")
 def _matmul(c: Context, call: Any, result: Any) -> Typing:
-    biased = call.name.startswith(("addmm", "baddbmm"))
+    biased = call.name.startswith(("addmm", "baddbmm", "_sparse_addmm"))
     a, b = (c.of(t) for t in (call.args[1:3] if biased else call.args[:2]))
     c.contract(a.axes[-1], b.axes[-2], a.null[-1] or b.null[-2])
     batch, batch_null = a.axes[:-2], tuple(p or q for p, q in zip(a.null[:-2], b.null[:-2], strict=True))

@@ -7,6 +7,8 @@ from typing import Any
 from bough.rules.context import Context, Typing, rule
 from bough.spaces import Product, concat, is_frozen, product
 
+_WINDOW = "a window slides over this axis, so removing an index would change the results of its neighbours"
+
 
 def _spatial(c: Context, call: Any, result: Any, dims: int) -> Any:
     x = c.of(call.args[0])
@@ -14,8 +16,8 @@ def _spatial(c: Context, call: Any, result: Any, dims: int) -> Any:
     def typed(r: Any) -> Typing:
         kept = r.dim() - dims
         for axis in x.axes[kept:]:
-            c.freeze(axis, "spatial position")
-        axes = (*x.axes[:kept], *(c.data(n, "spatial position") for n in r.shape[kept:]))
+            c.freeze(axis, _WINDOW)
+        axes = (*x.axes[:kept], *(c.data(n, _WINDOW) for n in r.shape[kept:]))
         return Typing(axes, (*x.null[:kept], *(True,) * dims))
 
     return [typed(r) for r in result] if isinstance(result, (tuple, list)) else typed(result)

@@ -41,6 +41,8 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
 
 
 def _strided(t: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    if t.layout != torch.strided:
+        return torch.empty(shape or tuple(t.shape), dtype=t.dtype, device="meta")
     if shape is None or shape == tuple(t.shape):
         return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")
     return torch.empty(shape, dtype=t.dtype, device="meta")
@@ -76,17 +78,23 @@ class Execution:
         """Makes (once) the stand-in of a tensor of the model or of the inputs."""
         found = self.stand_ins.get(id(tensor))
         if found is None:
-            if not self.real and (tensor.is_floating_point() or tensor.is_complex()):
-                found = _strided(tensor, shape)
-            elif isinstance(tensor, nn.Parameter):
-                found = tensor.detach()
-            else:
-                found = tensor.detach().clone() if tensor.device.type != "meta" else tensor.detach()
-                if shape is not None and shape != tuple(found.shape):
-                    found = found[tuple(slice(n) for n in shape)].contiguous()
+            with torch.inference_mode(
+                False
+            ):  # where inference mode is on, composite ops would not be seen as what they are made of
+                found = self._made(tensor, shape)
             self.stand_ins[id(tensor)] = found
             self.stand_ins[id(found)] = found
             self._originals += [tensor, found]
+        return found
+
+    def _made(self, tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+        if not self.real and (tensor.is_floating_point() or tensor.is_complex()):
+            return _strided(tensor, shape)
+        if isinstance(tensor, nn.Parameter):
+            return tensor.detach()
+        found = tensor.detach().clone() if tensor.device.type != "meta" else tensor.detach()
+        if shape is not None and shape != tuple(found.shape):
+            found = found[tuple(slice(n) for n in shape)].contiguous()
         return found
 
     def adopt(self, tensor: Tensor) -> Tensor:

@@ -274,9 +274,11 @@ class Recorder:
 
 def _viewed(result: Tensor, tensors: list[Tensor], values: list[Value]) -> Value | None:
     """The argument that the result is a view of."""
+    if result.layout != torch.strided:
+        return None
     memory = result.untyped_storage()._cdata
     for tensor, value in zip(tensors, values, strict=True):
-        if tensor.device == result.device and tensor.untyped_storage()._cdata == memory:
+        if tensor.layout == torch.strided and tensor.device == result.device and tensor.untyped_storage()._cdata == memory:
             return value
     return None
 

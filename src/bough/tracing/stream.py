@@ -46,6 +46,7 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((torch.tensor_split, Tensor.tensor_split), "tensor_split"),  # where to split may be in a tensor
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
+    **dict.fromkeys((torch.sparse.mm, torch.mm, Tensor.mm), "mm"),  # of sparse matrices made of other ops
     **dict.fromkeys((torch.take_along_dim, Tensor.take_along_dim), "take_along_dim"),
     torch._C._nn.one_hot: "one_hot",
     torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
@@ -68,6 +69,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
     "matmul": ("input", "other"),
     "bmm": ("input", "mat2"),
+    "mm": ("input", "mat2"),
     "reshape": ("input", "shape"),
     "take_along_dim": ("input", "indices", "dim"),
     "one_hot": ("input", "num_classes"),

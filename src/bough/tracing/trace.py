@@ -140,7 +140,7 @@ def run(
     args, kwargs = with_tensors((call.args, call.kwargs), execution.stand_in)
     collected = nullcontext() if execution.real else uncollected()
     drawn = unchanged_rng() if execution.draw is None else fixed_rng()
-    with collected, drawn, torch.no_grad(), substituted(model, change):
+    with collected, drawn, torch.inference_mode(False), torch.no_grad(), substituted(model, change):
         if prepare is not None:
             prepare()
         method = call.bound(model)
