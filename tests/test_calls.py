@@ -92,7 +92,8 @@ def test_numbers_and_text(model, x):
     plan, small = half(model, calls)
     report = bough.verify(model, small, plan, calls)
     assert report.equal
-    assert [o.call.partition(",")[0] for o in report.outputs] == ["call 1 of 3", "call 2 of 3"]
+    named = [o.call.partition(",")[0] for o in report.outputs]
+    assert [n for n in named if " on the inputs of " not in n] == ["call 1 of 3", "call 2 of 3"]
     assert report.only_run == ("call 3 of 3, words(float32[2, 8])",)
     assert "it was only run" in str(report)
     assert small.heads["a"][2].out_features == 5

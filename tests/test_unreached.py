@@ -264,3 +264,62 @@ def test_a_model_all_of_which_is_reached_says_nothing():
     result = bough.prune(net, x, bough.Budget(params="50%"))
     assert not result.plan.unreached
     assert "no call" not in str(result)
+
+
+def test_verify_compares_modules_beside_their_siblings_and_names_the_rest():
+    model, x = (
+        Choice(nn.ModuleDict({"a": mlp(24), "b": mlp(24), "c": nn.Linear(9, 9)}), nn.Linear(24, 3)).eval(),
+        torch.randn(2, 8),
+    )
+    result = bough.prune(model, (x, "a"), bough.Budget(macs="50%"))
+    report = result.report
+    assert [o.call for o in report.outputs] == ["", "parts.b on the inputs of parts.a"]
+    assert report.unreached == ("parts.c",)
+    assert "parts.c" in str(report)
+    assert report.to_dict()["unreached"] == ["parts.c"]
+    with torch.no_grad():
+        result.model.parts["b"][0].weight[0, 0] += 1
+    wrong = bough.verify(model, result.model, result.plan, (x, "a"))
+    assert not wrong.equal
+    assert "parts.b on the inputs of parts.a" in str(wrong)
+
+
+def test_layers_beside_which_others_are_run_can_be_left_out():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x):
+            return x + self.down(self.up(x).relu())
+
+    class Depth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.fc, self.depth = nn.Linear(6, 16), nn.Linear(16, 4), 2
+            self.blocks = nn.ModuleList(Block() for _ in range(4))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for block in list(self.blocks)[: self.depth]:
+                x = block(x)
+            return self.fc(x)
+
+    model, x = Depth().eval(), torch.randn(2, 6)
+    graph = bough.trace(model, x)
+    assert [u.name for u in graph.unreached] == ["blocks.2", "blocks.3"]
+    scores = bough.score(graph, bough.importance.Magnitude())
+    plan = bough.plan(graph, scores, bough.Budget(macs="60%"), drop=["blocks.1"])
+    small = bough.cut(model, plan)
+    small.depth = 3
+    assert small(x).shape == (2, 4)
+    for drop in (["blocks.0"], ["blocks.0", "blocks.1"]):
+        bough.cut(model, bough.plan(graph, scores, keep=0.5, drop=drop))
+
+
+def test_with_data_units_that_it_does_not_reach_stay():
+    model, x = Choice(nn.ModuleDict({"a": mlp(24), "b": mlp(24)}), nn.Linear(24, 3)).eval(), torch.randn(2, 8)
+    result = bough.prune(model, (x, "a"), bough.Budget(macs="50%"), data=[(torch.randn(32, 8), "a") for _ in range(2)])
+    assert result.report.equal
+    assert "parts.b.0" not in result.plan.groups
+    assert result.model(x, "b").shape == (2, 3)

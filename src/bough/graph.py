@@ -192,13 +192,22 @@ class UnknownOp:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A module that no call reached, run on the inputs of its sibling; `outputs`: the axes of what it returned, by path."""
+
+    name: str
+    sibling: str
+    outputs: Mapping[str, tuple[Space, ...]] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedRun:
     """One recorded run of the model: its ops are number `start` to `end` - 1.
 
     `call`: the index in `Graph.calls` of the call that was made. `real`: on real values, because the control flow depends on
     data. `other_mode`: in training mode where the model was in evaluation mode, or the other way round. `doubled`: with each
-    sample twice, because the model does not run on a batch of one in that mode. `beside`: (module that no call reached, its
-    sibling) of modules that were run on the inputs of a sibling.
+    sample twice, because the model does not run on a batch of one in that mode. `beside`: modules that no call reached, which
+    were run on the inputs of a sibling.
     """
 
     call: int
@@ -207,7 +216,7 @@ class RecordedRun:
     real: bool
     other_mode: bool = False
     doubled: bool = False
-    beside: tuple[tuple[str, str], ...] = ()
+    beside: tuple[Beside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

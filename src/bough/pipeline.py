@@ -22,7 +22,7 @@ from bough.planning import Allocator, Budget, Options, Plan
 from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
 from bough.targeting import of_this_machine, targeted
-from bough.tracing import trace
+from bough.tracing import observed, trace
 from bough.tracing.selection import Selection
 
 _MORE = (
@@ -130,6 +130,8 @@ def prune(
     sample = None
     if data is not None or (importance is None and refit is not False and on_conflict != "rebuild"):
         sample = sample_of(graph, data, everything=importance is not None or refit is True)
+    if sample is not None:
+        graph = observed(graph)
     if refit and sample is None:
         raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
     refits = sample is not None and (on_conflict != "rebuild" if refit is None else refit)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from bough.graph import Graph, OpRecord, RecordedRun
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, coordinates, indices, normal
 from bough.tracing.execution import Execution, OnStandIns
+from bough.tracing.siblings import Ran, run_beside
 from bough.tracing.stream import OpCall, swap, tensors_in, written
 from bough.tracing.trace import run, trace
+from bough.tracing.tree import Returned
 
 
 class Reference:
@@ -33,8 +36,16 @@ class Reference:
         self.masked, self.plan, self.calls = masked, plan, calls
         self._trace(real=False)
 
+    @property
+    def beside(self) -> tuple[RecordedRun, ...]:
+        """The runs in evaluation mode in which modules that no call reaches run on the inputs of their siblings."""
+        return tuple(r for r in self.graph.runs if r.beside and not r.other_mode)
+
     def outputs(self) -> list[dict[str, Tensor]]:
-        """Make the calls with the weights that the masked model has now; return what each returns, by path."""
+        """Make the calls with the weights that the masked model has now; return what each returns, by path.
+
+        What modules returned that ran beside their siblings comes after that, a dict for each.
+        """
         try:
             return self._run()
         except _OtherPath:
@@ -52,13 +63,41 @@ class Reference:
                 self.kept[group.atom] = _units(self.graph, group.atom, member.name, member.dim, self.plan)
 
     def _run(self) -> list[dict[str, Tensor]]:
-        found = []
-        for call, recorded in zip(self.graph.calls, self.graph.runs, strict=False):
-            execution = Execution(self.masked, True)
-            handler = _KeptOnly(self.graph, recorded, self.kept, execution)
-            returned = run(handler, execution, self.masked, call, lambda path, n: n, first=recorded.start)
-            found.append({path: plain(t).clone() for path, t in returned.compared().items()})
+        found = [compared(self._made(r)) for r in self.graph.runs[: len(self.graph.calls)]]
+        for recorded in self.beside:
+            outputs: dict[str, Returned] = {}
+            self._made(recorded, partial(run_beside, self.masked, recorded.beside, collected(outputs)))
+            for pair in recorded.beside:
+                tensors = compared(outputs[pair.name]) if pair.name in outputs else {}
+                found.append({path: self._kept(t, pair.outputs.get(path, ())) for path, t in tensors.items()})
         return found
+
+    def _kept(self, tensor: Tensor, axes: tuple[Space, ...]) -> Tensor:
+        """Return what the cut model gives of a tensor inside the model: the kept units along each axis."""
+        for dim, axis in enumerate(axes):
+            tensor = tensor.index_select(dim, torch.from_numpy(indices(axis, self.kept)).to(tensor.device))
+        return tensor
+
+    def _made(self, recorded: RecordedRun, prepare: Callable[[], None] | None = None) -> Returned:
+        """Repeat a recorded run with the weights that the masked model has now."""
+        execution = Execution(self.masked, True)
+        handler = _KeptOnly(self.graph, recorded, self.kept, execution)
+        call = self.graph.calls[recorded.call]
+        return run(handler, execution, self.masked, call, lambda path, n: n, prepare, recorded.start)
+
+
+def compared(returned: Returned) -> dict[str, Tensor]:
+    """Return copies of what is compared of a returned value, by path."""
+    return {path: plain(t).clone() for path, t in returned.compared().items()}
+
+
+def collected(outputs: dict[str, Returned]) -> Ran:
+    """Return a function for `run_beside` that keeps what each module returned in `outputs`, by its name."""
+
+    def ran(name: str, sibling: str, given: Any, result: Any, output: Any) -> None:
+        outputs[name] = Returned.of(output)
+
+    return ran
 
 
 class _OtherPath(PlanError):

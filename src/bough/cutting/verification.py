@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bough.errors import PlanError, VerificationError
 
+_SHOWN = 5  # unreached parts that a line lists
+
 
 @dataclass(frozen=True, slots=True)
 class OutputError:
@@ -105,6 +107,7 @@ class Verification:
         cause: why the models differ, where that was found, such as random numbers in `forward`; "" otherwise.
         calls: the number of calls that were compared.
         only_run: calls that return no tensor and no number, of which nothing was compared: both models make them.
+        unreached: modules and tensors that no call reached, of which nothing was compared.
     """
 
     max_error: float
@@ -119,6 +122,7 @@ class Verification:
     cause: str = ""
     calls: int = 1
     only_run: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -142,6 +146,9 @@ class Verification:
         if self.cause:
             parts.append(self.cause)
         parts += [f"{call} returns nothing to compare: it was only run" for call in self.only_run]
+        if self.unreached:
+            more = f" and {len(self.unreached) - _SHOWN} more" if len(self.unreached) > _SHOWN else ""
+            parts.append(f"not compared, as no call reaches it: {', '.join(self.unreached[:_SHOWN])}{more}")
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,7 +158,7 @@ class Verification:
             "exact_groups": list(self.exact_groups), "renormalizing_groups": list(self.renormalizing_groups),
             "outputs": [o.to_dict() for o in self.outputs], "rounding": self.rounding, "fallback": self.fallback,
             "drawn": None if self.drawn is None else self.drawn.to_dict(), "cause": self.cause, "calls": self.calls,
-            "only_run": list(self.only_run),
+            "only_run": list(self.only_run), "unreached": list(self.unreached),
         }  # fmt: skip
 
 

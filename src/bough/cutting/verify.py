@@ -20,17 +20,18 @@ from bough.cutting.cut import copied, masked, zero_cut
 from bough.cutting.drawn import draw, perturb
 from bough.cutting.names import original_names
 from bough.cutting.randomness import randomness
-from bough.cutting.reference import Reference
+from bough.cutting.reference import Reference, collected, compared
 from bough.cutting.slicing import Slicer, plain
 from bough.cutting.verification import DrawnCheck, OutputError, Outputs, Verification, distance, errors_of
 from bough.errors import PlanError
-from bough.graph import held_tensor
+from bough.graph import Beside, RecordedRun, held_tensor
 from bough.planning.plan import Plan
 from bough.tracing.caches import fresh_caches
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
 from bough.tracing.inputs import with_tensors
 from bough.tracing.randomness import unchanged_rng
+from bough.tracing.siblings import run_beside
 from bough.tracing.tree import Returned, state_names, tensors_within
 from bough.tracing.wrapped import eagerly, unwrap
 
@@ -50,6 +51,9 @@ def verify(
     the output does not depend on what was cut, as with a head of zeros, or a parameter of zeros may hide a branch, then
     the cut model's weights are compared with the plan's slices too, and both models once more with weights drawn at random.
     All of it is done on copies, one after the other; the generators of random numbers stay as they were.
+
+    Modules that no call reaches, but a sibling of which is reached, are run on the inputs of the sibling in both models and
+    compared, too; `Verification.unreached` names the other parts that no call reaches.
 
     Args:
         model: the original, which stays as it is.
@@ -117,6 +121,8 @@ class _Comparison:
         self.calls = as_calls(example_inputs)
         self.written: frozenset[str] = frozenset()
         self.fallback, self.slicer = fallback, Slicer(plan)
+        self.beside: tuple[RecordedRun, ...] = ()  # of the last reference
+        self.unreached: tuple[str, ...] = ()
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()] or [torch.get_default_dtype()]
         self.precision = dtype or max(floats, key=lambda d: torch.finfo(d).eps)
 
@@ -124,10 +130,15 @@ class _Comparison:
         """Compare the models one after the other, so that there is one converted copy at a time."""
         plan = self.plan
         expected, rounding = self.expected()
+        names, parts = self.names(), self.unreached
+        beside = {pair.name: n for pair, n in zip(self._pairs(), names[len(self.calls) :], strict=True)}
         if not expected:
             raise PlanError("there is nothing to compare: the masked original returns no tensor")
         candidate = _Candidate(self)
         actual = candidate.outputs()
+        reached = {call for call, _ in actual} | set(names[: len(self.calls)])  # the cut model may not reach some sibling
+        expected = {key: t for key, t in expected.items() if key[0] in reached}
+        unreached = tuple(name for name in parts if beside.get(name) not in reached)
         errors, cause, again = candidate.judged(expected, actual), "", None
         if not all(e.equal for e in errors):
             cause = candidate.randomness()
@@ -140,7 +151,7 @@ class _Comparison:
             exact_groups=tuple(n for n in cut if n not in plan.renormalizing),
             renormalizing_groups=tuple(n for n in cut if n in plan.renormalizing),
             outputs=errors, rounding=rounding, fallback=self.fallback, drawn=again, cause=cause, calls=len(self.calls),
-            only_run=tuple(n for n in self.names() if all(n != e.call for e in errors)),
+            only_run=tuple(n for n in names if n in reached and all(n != e.call for e in errors)), unreached=unreached,
         )  # fmt: skip
 
     def converted(self, tensor: Tensor) -> Tensor:
@@ -154,9 +165,14 @@ class _Comparison:
         return [c.given(*with_tensors((c.args, c.kwargs), self.converted)) for c in self.calls]
 
     def names(self) -> list[str]:
-        """Return what the report calls each call; "" for a lone one."""
+        """Return what the report calls each call, "" for a lone one, and each run of a module beside its sibling."""
         n = len(self.calls)
-        return [f"call {i} of {n}, {c}" for i, c in enumerate(self.calls, 1)] if n > 1 else [""]
+        calls = [f"call {i} of {n}, {c}" for i, c in enumerate(self.calls, 1)] if n > 1 else [""]
+        return calls + [f"{p.name} on the inputs of {p.sibling}" for p in self._pairs()]
+
+    def _pairs(self) -> list[Beside]:
+        """Return the modules that run beside siblings, in order."""
+        return [pair for recorded in self.beside for pair in recorded.beside]
 
     def named(self, outputs: Iterable[Mapping[str, Tensor]]) -> Outputs:
         """Return the outputs of the calls by call and path."""
@@ -185,12 +201,15 @@ class _Comparison:
     def _reference(self, full: nn.Module) -> Reference:
         with self.running():
             reference = Reference(full, self.plan, self.given())
-        self.calls, self.written = reference.graph.calls, reference.graph.written
+        self.calls = (*self.calls, *reference.graph.calls[len(self.calls) :])  # the first ones as they were given, for messages
+        self.written = reference.graph.written
         return reference
 
     def _outputs(self, reference: Reference) -> Outputs:
         with self.running():
-            return self.named(reference.outputs())
+            found = reference.outputs()
+        self.beside, self.unreached = reference.beside, tuple(u.name for u in reference.graph.unreached)
+        return self.named(found)
 
     def _rounded(self, name: str, tensor: Tensor, parameter: bool) -> Tensor:
         """Return a tensor of the original with the rounding error of the factors folded into it, but without the factors."""
@@ -278,7 +297,10 @@ class _Candidate:
         cut = [t for n, t in tensors if self.names.get(n, n) in plan.kept] or [t for _, t in tensors]
         perturb(cut, 0.25, seed=0)
         changed = self.outputs()
-        return any(distance(a, b) > e.tolerance for a, b, e in zip(actual.values(), changed.values(), errors, strict=True))
+        return any(
+            key not in changed or distance(a, changed[key]) > e.tolerance
+            for (key, a), e in zip(actual.items(), errors, strict=True)
+        )
 
     def draw(self) -> None:
         """Put the plan's slices of drawn weights in the place of the copy's parameters.
@@ -304,22 +326,35 @@ class _Candidate:
             perturb([t for _, t in self._parameters()], size, seed=run)
             with unchanged_rng():
                 outputs = self._run(partial(perturb, size=size, seed=run))
-            for path, a, b in zip(expected, actual.values(), outputs.values(), strict=True):
-                moved[path] = max(moved[path], _NOISE_MARGIN * distance(a, b))
+            for path in expected.keys() & outputs.keys():
+                moved[path] = max(moved[path], _NOISE_MARGIN * distance(actual[path], outputs[path]))
         return {path: noise if isfinite(noise) else 0.0 for path, noise in moved.items()}
 
     def _run(self, change: Callable[[Iterable[Tensor]], object] | None = None) -> Outputs:
         """Make the calls on inputs that `change` has changed in place; what a call leaves on modules is undone after it."""
-        found = []
-        for call in self.comparison.given():
-            if change is not None:
+        calls = self.comparison.given()
+        if change is not None:
+            for call in calls:
                 change(tensors_within((call.args, call.kwargs)))
-            method = call.bound(self.model)
-            with substituted(self.model, lambda path, n: n), fresh_caches(self.model), self._unwritten():
-                with self.comparison.running():
-                    returned = Returned.of(method(*call.args, **call.kwargs), state_names(self.model, method))
-                found.append({path: plain(t).clone() for path, t in returned.compared().items()})
+        found = [self._made(call) for call in calls]
+        for recorded in self.comparison.beside:
+            outputs: dict[str, Returned] = {}
+            again = self.comparison.given()[recorded.call]
+            if change is not None:
+                change(tensors_within((again.args, again.kwargs)))
+            self._made(again, partial(run_beside, self.model, recorded.beside, collected(outputs)))
+            found += [compared(outputs[p.name]) if p.name in outputs else {} for p in recorded.beside]  # on another path: none
         return self.comparison.named(found)
+
+    def _made(self, call: Call, prepare: Callable[[], None] | None = None) -> dict[str, Tensor]:
+        """Make a call, before which `prepare` may change what modules hold, and return its outputs by path."""
+        method = call.bound(self.model)
+        with substituted(self.model, lambda path, n: n), fresh_caches(self.model), self._unwritten():
+            if prepare is not None:
+                prepare()
+            with self.comparison.running():
+                returned = Returned.of(method(*call.args, **call.kwargs), state_names(self.model, method))
+            return compared(returned)
 
     @contextmanager
     def _unwritten(self) -> Iterator[None]:

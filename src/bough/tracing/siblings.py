@@ -7,16 +7,14 @@ the sibling's output: whichever of them is chosen stands in the same place.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bough.graph import Beside
 from bough.tracing.inputs import with_tensors
-
-Pairs = tuple[tuple[str, str], ...]
-"""(module that no call reached, sibling on whose inputs it is run)."""
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 NUMBER = re.compile(r"\d+")
@@ -103,7 +101,7 @@ def no_output(*args: Any) -> None:
     """Do nothing with outputs."""
 
 
-def run_beside(model: nn.Module, pairs: Pairs, ran: Ran = no_output, failed: Failed | None = None) -> None:
+def run_beside(model: nn.Module, pairs: Iterable[Beside], ran: Ran = no_output, failed: Failed | None = None) -> None:
     """Wrap the forward of siblings such that their first call runs unreached modules on copies of what they are given.
 
     To be undone with the rest of the instance dictionaries.
@@ -115,8 +113,8 @@ def run_beside(model: nn.Module, pairs: Pairs, ran: Ran = no_output, failed: Fai
         failed: what to do where a module does not run on its sibling's inputs; None lets the error through.
     """
     hosts: dict[str, list[str]] = {}
-    for name, sibling in pairs:
-        hosts.setdefault(sibling, []).append(name)
+    for pair in pairs:
+        hosts.setdefault(pair.sibling, []).append(pair.name)
     modules = dict(model.named_modules())
     for sibling, names in hosts.items():
         host = modules[sibling]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from bough.arguments import check_arguments
 from bough.calls import FORWARD, Call, as_calls
 from bough.errors import TraceError
-from bough.graph import Frozen, Graph, Group, Member, OpRecord, RecordedRun, State, Storage, Unreached
+from bough.graph import Beside, Frozen, Graph, Group, Member, OpRecord, RecordedRun, State, Storage, Unreached
 from bough.rules import KERNEL, Reason
-from bough.spaces import Atom, Sum, freeze, innermost, normal
+from bough.spaces import Atom, Space, Sum, freeze, innermost, normal
 from bough.tracing.attachments import bind_unreached
 from bough.tracing.caches import fresh_caches
 from bough.tracing.contractions import read_by
@@ -112,7 +112,7 @@ def trace(
         written=frozenset(recording.written),
         unreached=tuple(unreached),
     )  # fmt: skip
-    return _frozen(graph, left_alone(graph, ignored, selected))
+    return with_frozen(graph, left_alone(graph, ignored, selected))
 
 
 @contextmanager
@@ -351,13 +351,13 @@ def _beside(recording: _Recording) -> list[Unreached]:
         here = tuple((name, others) for name, others in pairs.items() if others[0] in called[at])
         for name, _ in here:
             del pairs[name]
-        beside = tuple((name, others[0]) for name, others in here)
+        beside = tuple(Beside(name, others[0]) for name, others in here)
         while beside:
             failed = _recorded_beside(recording, replace(recorded, beside=beside))
             if not failed:
                 break
-            beside = tuple(pair for pair in beside if pair[0] not in failed)
-        ran = dict(beside)
+            beside = tuple(pair for pair in beside if pair.name not in failed)
+        ran = {pair.name for pair in beside}
         for name, others in here:
             if name in ran:
                 tie_siblings(recording.recorder, recording.watch.runs, others)
@@ -368,10 +368,13 @@ def _beside(recording: _Recording) -> list[Unreached]:
 def _recorded_beside(recording: _Recording, recorded: RecordedRun) -> set[str]:
     """Record a run with modules beside their siblings; return those that do not run there, for which nothing is recorded."""
     recorder, failed, ops = recording.recorder, set[str](), len(recording.recorder.ops)
+    outputs: dict[str, dict[str, tuple[Space, ...]]] = {}
 
     def ran(name: str, sibling: str, given: Any, result: Any, output: Any) -> None:
         if alike(recording.watch.model, name, sibling, result, output):
             tie_beside(recorder, name, sibling, given, result, output)
+            tensors = Returned.of(output).tensors()
+            outputs[name] = {path: recorder.typing(recorder.owned(t)).axes for path, t in tensors.items()}
         else:
             failed.add(name)
 
@@ -382,6 +385,8 @@ def _recorded_beside(recording: _Recording, recorded: RecordedRun) -> set[str]:
         recording.watch.forget()
     else:
         _freeze_outputs(recorder, recording.runs[-1], result)
+        beside = tuple(replace(pair, outputs=outputs.get(pair.name, {})) for pair in recorded.beside)
+        recording.runs[-1] = replace(recording.runs[-1], beside=beside)
     return failed
 
 
@@ -437,7 +442,7 @@ def _check_inputs(call: Call) -> None:
             )
 
 
-def _frozen(graph: Graph, reasons: Mapping[str, str]) -> Graph:
+def with_frozen(graph: Graph, reasons: Mapping[str, str]) -> Graph:
     """Return the graph with the groups in `reasons` frozen."""
     if not reasons:
         return graph
@@ -449,6 +454,14 @@ def _frozen(graph: Graph, reasons: Mapping[str, str]) -> Graph:
     return replace(
         graph, groups=groups, frozen=(*graph.frozen, *frozen), ragged=ragged(groups, graph.states, graph.all_ops)
     )  # fmt: skip
+
+
+def observed(graph: Graph) -> Graph:
+    """Return the graph with the groups frozen of which data shows nothing: no value of the first run has their units."""
+    values = (axes for op in graph.ops for axes in (*op.results, *op.arguments))
+    seen = {atom for axes in values for axis in axes for atom in normal(axis).atoms}
+    why = "the call that data is passed through does not reach these units: no activations tell which can go"
+    return with_frozen(graph, {g.name: why for g in graph.groups if g.atom not in seen})
 
 
 def _storages(recording: _Recording, outputs: list[Tensor]) -> tuple[Storage, ...]:
