@@ -9,7 +9,11 @@ import pytest
 import bough
 
 EXTRAS = ("torchao", "onnx", "onnxruntime", "onnxscript", "executorch")  # without which some modules can not be imported
-NEEDED = {"bough.exporting.export": "onnxscript", "bough.quantization.quantize": "torchao"}  # by their examples
+NEEDED = {  # by their examples
+    "bough.exporting.export": "onnxscript",
+    "bough.quantization.quantize": "torchao",
+    "bough.quantization.quantized": "torchao",
+}
 
 
 def _importable(name: str) -> bool:

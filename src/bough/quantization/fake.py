@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 _TINY = 1e-12
@@ -34,18 +35,35 @@ class _Quantization(FakeQuantizeBase):  # type: ignore[misc]
 
 
 class ActivationQuantization(_Quantization):
-    """One scale and zero point for a tensor."""
+    """One scale and zero point for a tensor; training learns the scale, by its logarithm.
+
+    Source: Esser et al., Learned Step Size Quantization (2020), for the gradient and its factor.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.log_scale = nn.Parameter(torch.zeros(1))
 
     def set_range(self, scale: float, zero_point: int) -> None:
         """Set the scale and the zero point."""
-        self.scale.fill_(scale)
-        self.zero_point.fill_(zero_point)
+        with torch.no_grad():
+            self.log_scale.fill_(math.log(scale))
+            self.zero_point.fill_(zero_point)
+
+    def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return (scale, zero point), which PT2E's conversion asks for."""
+        return self.log_scale.detach().exp(), self.zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tensor rounded to what INT8 represents."""
         if not self.enabled:
             return x
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+        scale = self.log_scale.exp()
+        if not torch.is_grad_enabled():
+            return torch.fake_quantize_per_tensor_affine(x, scale, self.zero_point, self.quant_min, self.quant_max)
+        factor = 1 / math.sqrt(x.numel() * self.quant_max)
+        learned = torch._fake_quantize_learnable_per_tensor_affine
+        return learned(x, scale, self.zero_point.float(), self.quant_min, self.quant_max, factor)
 
 
 class PerChannelWeightQuantization(_Quantization):

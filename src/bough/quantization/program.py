@@ -50,6 +50,7 @@ def capture(model: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, tuple[str
     graph.eval()
     _functional(graph)
     _fold_norms(graph)
+    _drop_unused(graph)
     return graph, notes
 
 
@@ -178,6 +179,15 @@ def _fold_norms(program: fx.GraphModule) -> None:
         program.graph.erase_node(node)
     program.graph.eliminate_dead_code()
     program.recompile()
+
+
+def _drop_unused(program: fx.GraphModule) -> None:
+    """Delete the parameters and buffers that no operator reads, such as those of folded norms."""
+    read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
+    for path, module in list(program.named_modules()):
+        for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]:
+            if f"{path}.{name}".lstrip(".") not in read:
+                delattr(module, name)
 
 
 def set_new_weight(program: fx.GraphModule, layer: Node, value: Tensor) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -67,6 +67,29 @@ class Quantized:
     def kept_in_float(self) -> tuple[str, ...]:
         """The names of layers that were kept in float."""
         return tuple(layer.name for layer in self.layers if layer.precision == "float")
+
+    def retrained(self, evaluate: Callable[[nn.Module], float] | None = None) -> Quantized:
+        """Return the result after `simulated` was trained: its weights in INT8. Errors of layers stay those before training.
+
+        Args:
+            evaluate: as for `quantize`.
+
+        Example:
+            >>> import torch, bough
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> x = torch.randn(96, 4)
+            >>> done = bough.quantize(net, x[:1], x.split(32))
+            >>> how = bough.recovery.Distillation(logits=1.0)
+            >>> train = torch.utils.data.TensorDataset(x)
+            >>> trained = bough.distill(done.simulated, net, train, bough.Training(epochs=1), distillation=how)
+            >>> done.retrained().model(x).shape
+            torch.Size([96, 2])
+        """
+        from bough.quantization.simulation import converted
+
+        made = converted(self.simulated)
+        metric = None if evaluate is None else float(evaluate(made))
+        return replace(self, model=made, metric=metric, notes=(*self.notes, "trained: the errors are those before training"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the programs as plain values; infinite ratios as None."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx._pytree import tree_flatten_spec
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -41,9 +41,10 @@ def prepared(base: fx.GraphModule, skip: Collection[str] = (), *, reduce_range: 
     return _plain(made)
 
 
-def converted(program: fx.GraphModule) -> fx.GraphModule:
+def converted(program: nn.Module) -> fx.GraphModule:
     """Return the program with weights stored as INT8, and operators of quantization in place of the simulation."""
-    return _plain(convert_pt2e(copy.deepcopy(program)))
+    with torch.no_grad():
+        return _plain(convert_pt2e(copy.deepcopy(program).eval()))
 
 
 def _plain(program: fx.GraphModule) -> fx.GraphModule:
