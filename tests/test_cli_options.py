@@ -44,6 +44,7 @@ APIS = {
     },
     "refit": {refit_: ({}, {"example_inputs": INPUTS, "small": CHECKPOINT, "plan": CHECKPOINT})},
     "finetune": {bough.finetune: ({}, TRAINING), Training: ({"folder": "out"}, TRAINING)},
+    "quantize": {bough.quantize: ({}, {"example_inputs": INPUTS})},
     "export": {
         bough.export: (
             {"path": "out"},

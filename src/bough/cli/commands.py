@@ -17,6 +17,7 @@ from bough.cli.models import pruned, resolve
 from bough.cli.options import Json, Model, Shape, WeightsOf
 from bough.cli.outputs import writable
 from bough.cli.prune import prune
+from bough.cli.quantize import quantize
 from bough.cli.refit import refit
 from bough.cli.table import table
 from bough.cli.train import distill, finetune
@@ -104,6 +105,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
         "--criteria wanda --data mypackage.data:batches --out compared"
     ),
     table: "bough table mypackage.models:build --out table.json --backend onnxruntime",
+    quantize: "bough quantize mypackage.models:build mypackage.data:batches --checkpoint small --out small-int8",
     export: "bough export mypackage.models:build --checkpoint small --out model.onnx",
     demo: "bough demo --seeds 1",
 }

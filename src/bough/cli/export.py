@@ -13,6 +13,7 @@ from bough.cli.models import pruned, resolve
 from bough.cli.options import Json, Model, Shape, WeightsOf, chosen
 from bough.cli.outputs import writable
 from bough.errors import ModelReferenceError
+from bough.quantization import load_quantized
 
 
 def export(
@@ -21,6 +22,9 @@ def export(
     out: Annotated[Path, typer.Option(help="the file: its ending, .onnx or .pte (ExecuTorch), is the format")],
     checkpoint: Annotated[
         Path | None, typer.Option(help="a folder that `bough prune --out` wrote, to export in place of MODEL")
+    ] = None,
+    quantized: Annotated[
+        Path | None, typer.Option(help="a folder that `bough quantize --out` wrote, for a file in INT8")
     ] = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="let the size of the batch vary")] = False,
     dynamic_shapes: Annotated[
@@ -38,8 +42,13 @@ def export(
 ) -> None:
     """Write a model as a file for onnxruntime or ExecuTorch, run the file, and compare it with the model."""
     writable(out, folder=False)
+    if checkpoint is not None and quantized is not None:
+        raise ModelReferenceError("--checkpoint and --quantized: give one; a quantized program holds the pruned model")
     given = resolve(model, input_shape, weights, quiet=as_json)
-    exported = given.model if checkpoint is None else pruned(given, checkpoint).model
+    if quantized is not None:
+        exported = load_quantized(quantized)
+    else:
+        exported = given.model if checkpoint is None else pruned(given, checkpoint).model
     shapes = None if dynamic_shapes is None else dict(map(_dims, dynamic_shapes))
     options = chosen(dynamic_shapes=shapes, tolerance=tolerance, repeats=repeats)
     done = bough.export(exported, given.inputs, out, dynamic_batch=dynamic_batch, overwrite=overwrite, **options)

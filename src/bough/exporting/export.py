@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from bough.arguments import check_arguments
@@ -81,17 +81,16 @@ def export(
     """
     check_arguments(export, locals())
     place = _place(path, overwrite)
-    quantized = isinstance(model, Quantized)
-    limit = (INT8_TOLERANCE if quantized else TOLERANCE) if tolerance is None else tolerance
+    inner = unwrap(model.model if isinstance(model, Quantized) else model)
+    precision = "int8" if _is_quantized(inner) else "float"
+    limit = (INT8_TOLERANCE if precision == "int8" else TOLERANCE) if tolerance is None else tolerance
     if not limit >= 0 or repeats < 0:
         raise ExportError(f"export(tolerance={tolerance}, repeats={repeats}): neither may be negative")
-    inner = unwrap(model.model if isinstance(model, Quantized) else model)
     with eval_mode(inner), unchanged_rng():
         flat = FlatModel(inner, example_inputs)
         examples = flat.examples
         _require_readable(flat, examples)
         dims = dynamic_dims(flat.input_names, examples, dynamic_batch, dynamic_shapes)
-        precision = "int8" if quantized else "float"
         job = _Job(flat, examples, dims, [flat.flatten(x) for x in more_inputs], limit, repeats, precision)
         return _written(job, place)
 
@@ -190,6 +189,11 @@ def _checked(job: _Job, file: Path, expected: Mapping[str, Tensor]) -> tuple[Art
             f"{max(errors):.2e} of the output's range, and tolerance={job.tolerance:g}; nothing is written"
         )
     return first, max(errors), min(signal_to_noise(wanted, found) for wanted, found in pairs)
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    """Return whether a model is a program with operators of quantization."""
+    return isinstance(model, fx.GraphModule) and any("quantized_decomposed" in str(n.target) for n in model.graph.nodes)
 
 
 def _name_of(job: _Job) -> str:

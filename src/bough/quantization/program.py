@@ -30,12 +30,8 @@ def capture(model: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, tuple[str
     Raises:
         ExportError: torch.export can not make a program of the model.
     """
-    sized = _doubled(inputs)
-    first = next((len(t) for t in tensors_within(sized) if t.dim()), 0)
-    shapes: Any = torch.export.ShapesCollection()
-    for tensor in tensors_within(sized):
-        if tensor.dim() and len(tensor) == first:
-            shapes[tensor] = {0: torch.export.Dim.AUTO}
+    sized, shapes = batch_that_varies(inputs)
+    first = _batch(sized)
     notes: tuple[str, ...] = ()
     try:
         program = torch.export.export(model, *sized, dynamic_shapes=shapes, strict=False)
@@ -46,12 +42,28 @@ def capture(model: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, tuple[str
             notes = (f"the size of the batch is fixed at {first}",)
             program = program if first == _batch(inputs) else _fixed(model, inputs)
     module = copy.deepcopy(program.module(check_guards=False))
-    graph = fx.GraphModule(module, module.graph)  # without the methods by which torch.export forbids train() and eval()
-    graph.eval()
+    graph = plain(module)
     _functional(graph)
     _fold_norms(graph)
     _drop_unused(graph)
     return graph, notes
+
+
+def plain(program: Any) -> fx.GraphModule:
+    """Return a program without the methods by which torch.export and torchao forbid train() and eval()."""
+    made = fx.GraphModule(program, program.graph)
+    made.meta.update(program.meta)
+    return made.eval()
+
+
+def batch_that_varies(inputs: Inputs) -> tuple[Inputs, Any]:
+    """Return inputs from which torch.export can see that the batch varies, and the dynamic shapes that say so."""
+    sized = _doubled(inputs)
+    shapes = torch.export.ShapesCollection()
+    for tensor in tensors_within(sized):
+        if tensor.dim() and len(tensor) == _batch(sized):
+            shapes[tensor] = {0: torch.export.Dim.AUTO}
+    return sized, shapes
 
 
 def _fixed(model: nn.Module, inputs: Inputs) -> Any:

@@ -13,7 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from bough.cutting.program import Inputs
 from bough.quantization.fake import ActivationQuantization, _Quantization
-from bough.quantization.program import CONVOLUTIONS, Node, aten
+from bough.quantization.program import CONVOLUTIONS, Node, aten, plain
 from bough.quantization.quantizer import Int8Quantizer, fused_clamp, is_layer
 from bough.quantization.ranges import Histogram, choose_range
 
@@ -38,20 +38,13 @@ def simulated(
 def prepared(base: fx.GraphModule, skip: Collection[str] = (), *, reduce_range: bool = False) -> fx.GraphModule:
     """Return a copy of a float program with simulated quantization whose ranges are not set."""
     made = prepare_pt2e(copy.deepcopy(base), Int8Quantizer(skip, reduce_range=reduce_range))
-    return _plain(made)
+    return plain(made)
 
 
 def converted(program: nn.Module) -> fx.GraphModule:
     """Return the program with weights stored as INT8, and operators of quantization in place of the simulation."""
     with torch.no_grad():
-        return _plain(convert_pt2e(copy.deepcopy(program).eval()))
-
-
-def _plain(program: fx.GraphModule) -> fx.GraphModule:
-    """Return a program without the methods by which torchao forbids train() and eval(); it computes the same in both modes."""
-    made = fx.GraphModule(program, program.graph)
-    made.meta.update(program.meta)
-    return made.eval()
+        return plain(convert_pt2e(copy.deepcopy(program).eval()))
 
 
 def observed(program: fx.GraphModule) -> dict[ActivationQuantization, list[str]]:
