@@ -13,6 +13,7 @@ NEEDED = {  # by their examples
     "bough.exporting.export": "onnxscript",
     "bough.quantization.quantize": "torchao",
     "bough.quantization.quantized": "torchao",
+    "bough.quantization.linear": "torchao",
 }
 
 

@@ -3,7 +3,7 @@
 trace -> score -> plan -> cut -> verify -> recover -> save
 """
 
-from bough import allocation, errors, importance, recovery
+from bough import allocation, errors, importance, quantization, recovery
 from bough.analysis import sensitivity
 from bough.calibration import synthesize
 from bough.calls import Call
@@ -26,7 +26,7 @@ __all__ = [
     "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
     "LatencyTable", "Layer", "Member", "Plan", "Quantized", "Result", "Training", "Verification", "allocation", "compare",
     "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask",
-    "meet_latency", "plan", "prune", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save", "score",
-    "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
+    "meet_latency", "plan", "prune", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save",
+    "score", "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"
