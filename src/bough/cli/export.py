@@ -26,7 +26,7 @@ def export(
     quantized: Annotated[
         Path | None, typer.Option(help="a folder that `bough quantize --out` wrote, for a file in INT8")
     ] = None,
-    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="let the size of the batch vary")] = False,
+    dynamic_batch: Annotated[bool | None, typer.Option("--dynamic-batch", help="let the size of the batch vary")] = None,
     dynamic_shapes: Annotated[
         list[str] | None,
         typer.Option(help="dims of an input that may vary, as in input_ids=0:batch,1:sequence; may be repeated"),
@@ -37,7 +37,7 @@ def export(
     repeats: Annotated[int | None, typer.Option(help="timed runs at most", min=0)] = None,
     input_shape: Shape = None,
     weights: WeightsOf = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file --out")] = False,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="replace the file --out")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a model as a file for onnxruntime or ExecuTorch, run the file, and compare it with the model."""
@@ -50,8 +50,10 @@ def export(
     else:
         exported = given.model if checkpoint is None else pruned(given, checkpoint).model
     shapes = None if dynamic_shapes is None else dict(map(_dims, dynamic_shapes))
-    options = chosen(dynamic_shapes=shapes, tolerance=tolerance, repeats=repeats)
-    done = bough.export(exported, given.inputs, out, dynamic_batch=dynamic_batch, overwrite=overwrite, **options)
+    options = chosen(
+        dynamic_batch=dynamic_batch, dynamic_shapes=shapes, tolerance=tolerance, repeats=repeats, overwrite=overwrite
+    )
+    done = bough.export(exported, given.inputs, out, **options)
     typer.echo(json.dumps({**done.to_dict(), "weights": given.weights.to_dict()}) if as_json else str(done))
 
 

@@ -35,7 +35,7 @@ def quantize(
     observer: Annotated[str | None, typer.Option(help="minmax, percentile or mse ranges; all are tried unless given")] = None,
     equalize: Annotated[bool | None, typer.Option(help="move scales between layers; tried unless given")] = None,
     correct_bias: Annotated[bool | None, typer.Option(help="take back the mean error of channels; tried unless given")] = None,
-    reduce_range: Annotated[bool, typer.Option("--reduce-range", help="use 7 bits of the weights")] = False,
+    reduce_range: Annotated[bool | None, typer.Option("--reduce-range", help="use 7 bits of the weights")] = None,
     input_shape: Shape = None,
     weights: WeightsOf = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the quantized program that is in --out")] = False,
@@ -52,8 +52,9 @@ def quantize(
     small = given.model if checkpoint is None else pruned(given, checkpoint).model
     options = chosen(
         evaluate=metric, mixed=_limit(mixed), observer=observer, equalize=equalize, correct_bias=correct_bias,
+        reduce_range=reduce_range,
     )  # fmt: skip
-    done = bough.quantize(small, given.inputs, batches(data, progress=not as_json), reduce_range=reduce_range, **options)
+    done = bough.quantize(small, given.inputs, batches(data, progress=not as_json), **options)
     save_quantized(done, given.inputs, out, overwrite=True)
     if as_json:
         typer.echo(json.dumps({**done.to_dict(), "weights": given.weights.to_dict(), "saved": str(out)}))
