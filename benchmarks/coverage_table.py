@@ -27,7 +27,7 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _rows(head: list[str], rows: Iterable[list[object]]) -> str:
+def markdown(head: list[str], rows: Iterable[list[object]]) -> str:
     lines = [head, ["---"] * len(head), *([str(c) for c in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -54,7 +54,7 @@ def _ours(results: list[dict[str, Any]]) -> str:
         bad = [" ".join(reason for *_, reason in r.get("bad_frozen", ())) for r in models]
         row += [sum(BAD[0] in b for b in bad), sum(any(x in b for x in BAD[1:]) for b in bad), sum(map(perfect, models))]
         rows.append(row)
-    return _rows(head, rows)
+    return markdown(head, rows)
 
 
 def _theirs(results: list[dict[str, Any]]) -> str:
@@ -62,7 +62,7 @@ def _theirs(results: list[dict[str, Any]]) -> str:
     for suite, models in _suites(results).items():
         best = [r.get("best", {}) for r in models]
         rows.append([suite, len(models), *(sum(bool(b.get(k)) for b in best) for k in ("traced", "runs", "equal"))])
-    return _rows(["suite", "tried", "traced", "runs after pruning", "equal"], rows)
+    return markdown(["suite", "tried", "traced", "runs after pruning", "equal"], rows)
 
 
 def causes(result: dict[str, Any]) -> list[str]:

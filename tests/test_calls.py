@@ -1,14 +1,18 @@
 """Several calls of a model: one set of types binds all of them, and each works after the cut as it did before."""
 
 import copy
+import json
 
 import pytest
 import torch
 from torch import nn
 
 import bough
+from bough.calibration import traced_inputs
 from bough.calls import as_calls
-from bough.errors import ArgumentError, ConflictError, ExportError, TraceError
+from bough.errors import ArgumentError, ConflictError, ExportError, PlanError, TraceError
+from bough.importance.score import with_data_reached
+from tests.test_cli import run
 
 
 class MultiTask(nn.Module):
@@ -171,3 +175,131 @@ def test_a_call_may_contradict_what_another_allows():
     scores = bough.score(graph, "l2")
     with pytest.raises(ConflictError):
         bough.plan(graph, scores, keep=0.5, on_conflict="raise")
+
+
+def both(model, x):
+    return model(x), model(x, task="b")
+
+
+def batches(n=4):
+    return [(torch.randn(16, 8), torch.zeros(16).long()) for _ in range(n)]
+
+
+def test_data_is_passed_through_the_first_call(model, x):
+    """Units that only another call reads can not be scored by data: `score` says so, `prune` leaves them and says so."""
+    calls, data = [bough.Call(x, task="b"), bough.Call(x)], batches()
+    with pytest.raises(PlanError, match=r"only call 2 of 2, forward\(float32\[2, 8\]\), reads the units of 'heads.a.0'"):
+        bough.score(bough.trace(model, calls), "wanda", data)
+    result = bough.prune(model, calls, bough.Budget(macs="50%"), data=data)
+    assert result.report.equal
+    assert result.report.calls == 2
+    assert result.model.heads["a"][0].out_features == 12
+    assert "first call alone" in str(result.choice)
+    assert result.refit.skipped["heads.a.0.weight"].startswith("only another call reads it")
+    assert {layer.name for layer in result.refit.layers} >= {"heads.b.0.weight", "body.2.weight"}
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "group"),
+    [
+        ("forward", "heads.a.2", "heads.a.0"), ("body", "body.2", "body.0"), ("heads.a.forward", "heads.a.2", "heads.a.0"),
+        (both, "heads.b.2", "heads.b.0"),
+    ],
+    ids=["forward", "module", "method of a module", "function"],
+)  # fmt: skip
+def test_criteria_see_what_the_first_call_reads(model, method, layer, group):
+    """Wanda against activations taken by a hook of torch."""
+    call = bough.Call(torch.randn(2, 24 if method == "heads.a.forward" else 8), method=method)
+    data = [torch.randn(16, call.args[0].shape[1]) for _ in range(3)]
+    seen, reader = [], model.get_submodule(layer)
+    with torch.no_grad(), reader.register_forward_pre_hook(lambda module, args: seen.append(args[0].double())):
+        for part in data:
+            call.given((part,), {})(model)
+    expected = reader.weight.double().abs().sum(0) * torch.cat(seen).square().sum(0).sqrt()
+    graph = with_data_reached(bough.trace(model, call), ["wanda"])
+    scores = torch.from_numpy(bough.score(graph, "wanda", data)[group])
+    assert torch.allclose(scores / scores.sum(), expected.detach() / expected.detach().sum(), rtol=1e-6)
+
+
+def test_arguments_without_a_tensor_stay_as_traced(model, x):
+    """A label in the batch is not taken for the task."""
+    graph = bough.trace(model, bough.Call(x, task="b"))
+    batch = batches(1)[0]
+    args, kwargs = traced_inputs(graph, batch)
+    assert torch.equal(args[0], batch[0])
+    assert kwargs == {"task": "b"}
+    assert traced_inputs(graph, {"x": batch[0], "task": "a"})[1] == {"task": "a"}
+    assert traced_inputs(bough.trace(model, (x, "b")), batch)[0][1] == "b"
+
+
+class Attention(nn.Module):
+    """Two layers of attention whose scale is the default one, and a second way to call them."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(12, 24) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(8, 12) for _ in range(2))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x, layers=2):
+        for qkv, out in list(zip(self.qkv, self.out, strict=True))[:layers]:
+            q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in qkv(x).chunk(3, -1))
+            x = x + out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(x)
+
+
+def test_a_scale_is_folded_once_for_all_calls():
+    """Attention's 1/sqrt(head_dim), which each call derives from the cut width, goes into the shared weights once."""
+    torch.manual_seed(0)
+    model = Attention().eval()
+    calls = [bough.Call(torch.randn(2, 5, 12)), bough.Call(torch.randn(1, 9, 12)), bough.Call(torch.randn(3, 4, 12), layers=1)]
+    one, plan = (half(model, c)[0] for c in (calls[0], calls))
+    assert plan.groups == one.groups
+    assert plan.groups["qkv.0/head_dim"] == (2, 4)
+    assert set(plan.scales) == set(one.scales) != set()
+    assert bough.verify(model, bough.cut(model, plan), plan, calls).equal
+
+
+def test_iterate_and_compare_take_calls(model, x):
+    calls = [bough.Call(x), bough.Call(x, task="b")]
+    done = bough.iterate(model, calls, bough.Budget(params="50%"), lambda small, step: None, steps=2)
+    assert all(step.report.calls == 2 for step in done.steps)
+    found = bough.compare(
+        model, calls, ["l2", "wanda"], [bough.Budget(macs="60%")], lambda m: float(m(x).sum().detach()), data=batches()
+    )
+    assert [row.error for row in found.rows] == [None] * len(found.rows)
+
+
+def test_a_checkpoint_of_several_calls(model, x, tmp_path):
+    result = bough.prune(model, [bough.Call(x), bough.Call(x, task="b")], bough.Budget(params="50%"))
+    bough.save(result, tmp_path)
+    loaded = bough.load(tmp_path, MultiTask)
+    assert torch.equal(loaded(x, task="b"), result.model(x, task="b"))
+    assert bough.Plan.from_json(result.plan.to_json()) == result.plan
+
+
+def build():
+    """A model for the command line, with its calls."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8)
+    return MultiTask().eval(), [bough.Call(x), bough.Call(x, task="b"), bough.Call(x, method="encode")]
+
+
+def test_the_command_line(tmp_path):
+    out = json.loads(run("prune", "tests.test_calls:build", "--budget", "params=60%", "--json"))
+    assert out["verification"]["calls"] == 3
+    assert out["verification"]["equal"]
+    shapes = ("--input-shape", "2,5", "--input-shape", "7,5")
+    out = json.loads(run("prune", "tests.test_cli_models:instance", *shapes, "--budget", "params=60%", "--json"))
+    assert [o["call"] for o in out["verification"]["outputs"]] == [
+        f"call {i} of 2, forward(float32[{n}, 5])" for i, n in ((1, 2), (2, 7))
+    ]
+
+
+def test_data_where_no_call_reads_a_head(model, x):
+    """A head that was typed beside its sibling has no data to be scored by: it keeps its own width, and follows the body."""
+    result = bough.prune(model, x, bough.Budget(macs="50%"), data=batches())
+    assert result.report.equal
+    assert result.plan.groups["body.2"][0] < 24
+    assert result.model.heads["b"][0].out_features == 12
+    assert result.model(x, task="b").shape == (2, 7)

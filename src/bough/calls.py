@@ -15,6 +15,8 @@ from bough.errors import ArgumentError, TraceError
 
 Method = str | Callable[..., Any]
 FORWARD = "forward"
+OBSERVED = "_bough_observed"
+"""The key in a model's `__dict__` of what wraps a function that a call is made by, while `bough.calibration` observes calls."""
 _LONGEST = 60  # characters of a call that a message shows
 
 
@@ -80,7 +82,8 @@ class Call:
             TraceError: `model` has no such method.
         """
         if not isinstance(self.method, str):
-            return partial(self.method, model)
+            observed = model.__dict__.get(OBSERVED)
+            return partial(self.method if observed is None else observed(self.method), model)
         if self.method == FORWARD:
             return model
         try:

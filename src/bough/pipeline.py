@@ -17,6 +17,7 @@ from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.defaults import Choice, Chosen, Sample, candidates, choose, sample_of
 from bough.errors import PlanError, TraceError
 from bough.importance import Criterion, DataCriterion, resolve_criterion
+from bough.importance.score import with_data_reached
 from bough.latency import LatencyTable
 from bough.planning import Allocator, Budget, Options, Plan
 from bough.planning.allocation import LeastError, allocator
@@ -87,7 +88,8 @@ def prune(
     longer than about half a minute; other models are cut by their weights alone, and not refitted.
 
     Args:
-        model, example_inputs, ignore, only: as for `trace`.
+        model, example_inputs, ignore, only: as for `trace`. Of several calls, the budget counts the first one's costs, and
+            data is passed through the first one; the cut fits all of them, and `verify` compares all.
         budget: upper bounds on what remains.
         importance: the criterion that scores units, as for `score`; with it, all of `data` is used.
         data: batches, unlabelled unless the criterion needs a loss, as for `score`.
@@ -136,6 +138,7 @@ def prune(
         raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
     refits = sample is not None and (on_conflict != "rebuild" if refit is None else refit)
     open_to = candidates(criterion, allocation, getattr(criterion, "gives_errors", False), sample is not None)
+    graph = with_data_reached(graph, (c.importance for c in open_to))
     chosen = choose(graph, budget, options, open_to, sample, refit=refits)
     plan, seconds = chosen.plan, None
     if budget.latency is not None and table is not None and of_this_machine(table, graph):
@@ -146,6 +149,8 @@ def prune(
     report = verify(model, small, plan, example_inputs)
     require_equal(report, Result(small, plan, report, seconds), on_mismatch)
     refitted, notes = None, () if data is not None else (_MORE,)
+    if sample is not None and len(graph.calls) > 1:
+        notes = (f"data was passed through the first call alone, {graph.call}: see docs/calls.md", *notes)
     if refits and sample is not None:
         try:
             refitted = refit_(model, small, plan, sample.data, example_inputs=example_inputs)

@@ -4,8 +4,16 @@
 """
 
 from bough.calibration.activation_statistics import ActivationStatistics, activation_statistics
-from bough.calibration.batches import batch_size, copy_to_device, parameter_device, select_inputs, split_samples, traced_inputs
-from bough.calibration.consumer_inputs import InputAxis, consumer_inputs, observed_axes
+from bough.calibration.batches import (
+    batch_size,
+    copy_to_device,
+    parameter_device,
+    select_inputs,
+    split_samples,
+    traced_batch,
+    traced_inputs,
+)
+from bough.calibration.consumer_inputs import InputAxis, consumer_inputs, observed_axes, unreached_groups
 from bough.calibration.data import Data, Loss, as_data, show_progress
 from bough.calibration.gradients import loss_gradients, sample_gradients
 from bough.calibration.losses import as_model_loss, as_output_loss, calling_convention
@@ -29,6 +37,6 @@ __all__ = [
     "example_inputs_from", "first_batches", "forward_inputs", "in_state_of_caller", "loss_gradients", "observed_axes",
     "output_sensitivities", "parameter_device", "preserve_state", "require_reiterable", "rounding_floor", "running_norms",
     "sample_gradients", "scale_by_output_sensitivity", "scale_by_output_variance", "select_inputs", "show_progress",
-    "split_samples", "synthesize", "tapped", "tapped_pass", "traced_inputs", "unfold", "unfold_output", "unfold_pair",
-    "unit_columns",
+    "split_samples", "synthesize", "tapped", "tapped_pass", "traced_batch", "traced_inputs", "unfold", "unfold_output",
+    "unfold_pair", "unit_columns", "unreached_groups",
 ]  # fmt: skip

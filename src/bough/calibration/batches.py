@@ -15,12 +15,61 @@ from bough.tracing.tree import tensors_within
 
 
 def traced_inputs(graph: Graph, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return (args, kwargs): the parts of a batch that correspond to the inputs the model was traced with.
+    """Return (args, kwargs): the first call's arguments, with the parts of a batch in the place of their tensors.
+
+    From a tuple or list, the first parts are taken, in the order of the arguments, so labels at the end are left out. From a
+    mapping, the entries with the names of the arguments. An argument without a tensor, such as `task="a"`, is as it was
+    traced, unless the batch has another one in its place. Tensors are copied to the model's device.
 
     Raises:
-        PlanError: the batch lacks a part.
+        PlanError: the batch lacks a part; the message names the part and lists what the batch has.
     """
-    return select_inputs(graph.model, batch, len(graph.args), tuple(graph.kwargs))
+    call, device = graph.call, parameter_device(graph.model)
+    names = [*_parameters(graph, len(call.args)), *call.kwargs]
+    values = [*call.args, *call.kwargs.values()]
+    if isinstance(batch, Mapping):
+        missing = [n for n, v in zip(names, values, strict=True) if n not in batch and has_tensor(v)]
+        if missing:
+            raise PlanError(
+                f"a batch lacks {missing[0]!r}, with which the model was traced; it has {', '.join(map(str, batch))}"
+            )
+        inputs = [batch.get(n, v) for n, v in zip(names, values, strict=True)]
+    else:
+        parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+        inputs = []
+        for i, value in enumerate(values):
+            if has_tensor(value) and not parts:
+                needed = i + sum(map(has_tensor, values[i:]))
+                raise PlanError(f"a batch has {i} parts, and the model was traced with {needed}: give Data(forward=...)")
+            taken = parts and has_tensor(value) in (True, has_tensor(parts[0]))
+            inputs.append(parts.pop(0) if taken else value)
+    inputs = [copy_to_device(v, device) for v in inputs]
+    n = len(call.args)
+    return tuple(inputs[:n]), dict(zip(call.kwargs, inputs[n:], strict=True))
+
+
+def traced_batch(graph: Graph) -> Any:
+    """Return the example inputs of the first call as a batch, from which `traced_inputs` gives them again."""
+    call = graph.call
+    if not call.args:
+        return dict(call.kwargs)
+    parts = [v for v in (*call.args, *call.kwargs.values()) if has_tensor(v)]
+    return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether a tensor is in a value."""
+    return next(tensors_within(value), None) is not None
+
+
+def _parameters(graph: Graph, n: int) -> list[str]:
+    """Return the names of the first `n` parameters of the method that is called; of those without a name, their numbers."""
+    method = graph.call.bound(graph.model)
+    try:
+        names = list(inspect.signature(graph.model.forward if method is graph.model else method).parameters)[:n]
+    except (TypeError, ValueError):
+        names = []
+    return [*names, *map(str, range(len(names), n))]
 
 
 def select_inputs(model: nn.Module, batch: Any, n: int, names: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:

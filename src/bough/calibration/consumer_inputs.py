@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from bough.errors import PlanError
-from bough.graph import Graph, OpRecord
+from bough.graph import Graph, Group, OpRecord, RecordedRun
 from bough.spaces import Atom, Space, normal
 from bough.tracing.contractions import Contraction, Place, contractions, weights_of
 
@@ -67,8 +67,51 @@ def consumer_inputs(graph: Graph) -> dict[str, tuple[InputAxis, ...]]:
     """Return, for each group by name, the input axes at which its units are consumed.
 
     Raises:
-        PlanError: no activation has the units of a group.
+        PlanError: no activation of the first call has the units of a group.
     """
+    axes_of = _consuming_axes(graph)
+    unobserved = [g for g in graph.groups if g.atom not in axes_of]
+    if unobserved:
+        name = unobserved[0].name
+        raise PlanError(f"{_why_unobserved(graph, unobserved[0])}: use a criterion on weights, or ignore={name!r}")
+    return {g.name: tuple(axes_of[g.atom]) for g in graph.groups}
+
+
+def unreached_groups(graph: Graph) -> dict[str, str]:
+    """Return the groups that data does not reach, because the first call does not read them, with that reason."""
+    if not graph.further_ops:
+        return {}
+    axes_of = _consuming_axes(graph)
+    return {g.name: _why_unobserved(graph, g) for g in graph.groups if g.atom not in axes_of and _reading_run(graph, g)}
+
+
+def _why_unobserved(graph: Graph, group: Group) -> str:
+    """Say why no activation of the first call has the units of a group."""
+    recorded, name = _reading_run(graph, group), group.name
+    if recorded is None:
+        return f"no activation has the units of {name!r}"
+    if recorded.beside:
+        return f"no call reads the units of {name!r} (give one that does: bough.Call)"
+    if recorded.other_mode:
+        return f"only a run in the other mode (training or evaluation) reads the units of {name!r}"
+    call = f"call {recorded.call + 1} of {len(graph.calls)}, {graph.calls[recorded.call]},"
+    return (
+        f"only {call} reads the units of {name!r}, and data is passed through the first call (to pass it through several, make "
+        "them one: bough.Call(x, method=f), where f(model, x) makes them all)"
+    )
+
+
+def _reading_run(graph: Graph, group: Group) -> RecordedRun | None:
+    """Return the first of the further runs in which a group's units are used."""
+    for recorded in graph.runs[1:]:
+        ops = graph.all_ops[recorded.start : recorded.end]
+        if any(group.atom in normal(s).atoms for op in ops for axes in op.arguments for s in axes):
+            return recorded
+    return None
+
+
+def _consuming_axes(graph: Graph) -> dict[Atom, list[InputAxis]]:
+    """Return the input axes at which the first call consumes units, for each atom of a group that has any."""
     axes_of: dict[Atom, list[InputAxis]] = {}
     constant: dict[Atom, list[InputAxis]] = {}  # of values computed from parameters alone, such as tables of positions
     origin = weights_of(graph)
@@ -86,12 +129,7 @@ def consumer_inputs(graph: Graph) -> dict[str, tuple[InputAxis, ...]]:
         if missing:
             for atom, axis in find(graph, missing, lambda op, i: origin(op, i) is None):
                 axes_of.setdefault(atom, []).append(axis)
-    unobserved = [g.name for g in graph.groups if g.atom not in axes_of]
-    if unobserved:
-        raise PlanError(
-            f"no activation has the units of {unobserved[0]!r}: use a criterion on weights, or ignore={unobserved[0]!r}"
-        )
-    return {g.name: tuple(axes_of[g.atom]) for g in graph.groups}
+    return axes_of
 
 
 def observed_axes(group: str, axes: Sequence[InputAxis], observed: Container[InputAxis]) -> list[InputAxis]:

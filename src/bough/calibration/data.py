@@ -16,6 +16,7 @@ from bough.arguments import check_fields
 from bough.calibration.batches import batch_size, traced_inputs
 from bough.calibration.losses import as_model_loss
 from bough.calibration.sums import SAMPLES, Sums, load_sums, save_sums
+from bough.calls import Call
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.tracing.fingerprint import weights_digest
@@ -105,10 +106,11 @@ class Data:
 
     def _output(self, graph: Graph, batch: Any, called: nn.Module) -> Any:
         if self.forward is not None:
-            return self.forward(called, batch)
+            return (
+                self.forward(called, batch) if isinstance(graph.call.method, str) else Call(batch, method=self.forward)(called)
+            )
         try:
-            args, kwargs = traced_inputs(graph, batch)
-            return called(*args, **kwargs)
+            return graph.call.given(*traced_inputs(graph, batch))(called)
         except (RuntimeError, TypeError, ValueError) as error:
             what = f"{type(batch).__name__} {list(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
             reason = str(error).strip().splitlines() or [type(error).__name__]

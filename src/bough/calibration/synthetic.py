@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bough.arguments import check_arguments
+from bough.calibration.batches import traced_batch
 from bough.calibration.data import Data, show_progress
 from bough.calibration.taps import Tap, preserve_state, tapped
 from bough.errors import PlanError
@@ -82,7 +83,7 @@ def running_norms(graph: Graph) -> list[OpRecord]:
 
 def _synthesize_batch(graph: Graph, norms: Sequence[OpRecord], batch_size: int, steps: int, generator: torch.Generator) -> Any:
     """Return one batch whose statistics match those of the batch norms."""
-    example = graph.kwargs or (graph.args[0] if len(graph.args) == 1 else graph.args)
+    example = traced_batch(graph)
     size = next((len(t) for t in tensors_within(example) if t.dim()), 0)
     optimized: list[Tensor] = []
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from bough.calls import OBSERVED, Call
 from bough.errors import TraceError
 from bough.graph import Graph, OpRecord
 from bough.spaces import Space, normal
@@ -54,7 +56,7 @@ class Tap:
 
 @contextmanager
 def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
-    """Call the readers of `taps` in each call of `graph.model` inside the context; yield the model.
+    """Call the readers of `taps` in each run of the first call's method inside the context; yield the model.
 
     With gradients enabled, arguments are part of the autograd graph, so `tensor.register_hook` observes their gradients.
 
@@ -70,20 +72,36 @@ def tapped(graph: Graph, taps: Sequence[Tap]) -> Iterator[nn.Module]:
         linear (32, 8)
     """
     model, by_op = graph.model, _by_op(graph, taps)
-    original_call: Callable[..., Any] = model._call_impl
     constant = _constant_ops(graph.ops) - by_op.keys()
 
-    def call_with_taps(*args: Any, **kwargs: Any) -> Any:
-        handler = _TapRunner(graph, by_op, constant)
-        with Stream(handler), substituted(model, lambda path, n: n), fresh_caches(model, hooks=False):
-            # a fresh cache per call: the next call must not reuse values that this one cached
-            result = original_call(*args, **kwargs)
-        handler.finish()
-        return result
+    def observed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call_with_taps(*args: Any, **kwargs: Any) -> Any:
+            handler = _TapRunner(graph, by_op, constant)
+            with Stream(handler), substituted(model, lambda path, n: n), fresh_caches(model, hooks=False):
+                # a fresh cache per call: the next call must not reuse values that this one cached
+                result = method(*args, **kwargs)
+            handler.finish()
+            return result
+
+        return call_with_taps
 
     with eagerly(), substituted(model, lambda path, n: n):
-        model.__dict__["_call_impl"] = call_with_taps
+        _observe(model, graph.call, observed)
         yield model
+
+
+def _observe(model: nn.Module, call: Call, observed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Put the observed form of what a call runs in its place, in the instance dictionary of its module."""
+    if not isinstance(call.method, str):
+        model.__dict__[OBSERVED] = observed
+        return
+    bound = call.bound(model)
+    if isinstance(bound, nn.Module):  # the model itself, or one of its modules
+        bound.__dict__["_call_impl"] = observed(bound._call_impl)
+        return
+    holder, _, name = call.method.rpartition(".")
+    owner = attrgetter(holder)(model) if holder else model
+    owner.__dict__[name] = observed(bound)
 
 
 @contextmanager

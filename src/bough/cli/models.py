@@ -1,18 +1,19 @@
 """From a model reference to a model and example inputs.
 
-module:callable    returns the model, or (model, example inputs)
+module:callable    returns the model, or (model, example inputs), or (model, list of bough.Call)
 timm:NAME          torchvision:NAME          hf:PATH (a folder with config.json)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 import bough
 from bough.cli import libraries
@@ -35,13 +36,13 @@ class Resolved:
 
 
 def resolve(
-    reference: str, shape: str | None = None, weights: str | None = None, *, values: bool = True, quiet: bool = False
+    reference: str, shapes: Sequence[str] | None = None, weights: str | None = None, *, values: bool = True, quiet: bool = False
 ) -> Resolved:  # fmt: skip
     """Return the model that a reference names.
 
     Args:
         reference: see above.
-        shape: sizes such as "1,3,224,224" of an example input that takes the place of the reference's own.
+        shapes: sizes such as "1,3,224,224" of example inputs, a call each, that take the place of the reference's own.
         weights: a file; or "random" or "pretrained"; None for pretrained ones where they can be had.
         values: whether the values of the weights count; where they do not, none are fetched.
         quiet: do not print where random weights are used.
@@ -67,11 +68,8 @@ def resolve(
         source = Weights("builder", f"as {reference} makes them")
     if given is not None:
         source = load_weights(model, given, reference)
-    if shape is not None:
-        try:
-            inputs = torch.randn([int(n) for n in shape.split(",")])
-        except (ValueError, RuntimeError):
-            raise ModelReferenceError(f"--input-shape {shape!r}: write sizes with commas, such as 1,3,224,224") from None
+    if shapes:
+        inputs = [bough.Call(_input(shape)) for shape in shapes]
     if inputs is None:
         raise ModelReferenceError(f"{reference} gives no example inputs: return (model, inputs), or use --input-shape")
     if source.source == RANDOM and not values and weights is None:
@@ -79,6 +77,14 @@ def resolve(
     if source.source == RANDOM and not quiet:
         typer.echo(source, err=True)
     return Resolved(model.eval(), inputs, source)
+
+
+def _input(shape: str) -> Tensor:
+    """Return an example input of sizes such as "1,3,224,224"."""
+    try:
+        return torch.randn([int(n) for n in shape.split(",")])
+    except (ValueError, RuntimeError):
+        raise ModelReferenceError(f"--input-shape {shape!r}: write sizes with commas, such as 1,3,224,224") from None
 
 
 @dataclass(frozen=True, slots=True)

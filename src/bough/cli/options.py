@@ -16,7 +16,10 @@ Command = Callable[..., None]
 Model = Annotated[str, typer.Argument(help="module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
 Original = Annotated[str, typer.Argument(help="the original: module:callable, timm:NAME, torchvision:NAME or hf:PATH")]
 Checkpoint = Annotated[Path, typer.Option(help="a folder that `bough prune --out` wrote")]
-Shape = Annotated[str | None, typer.Option(help="sizes of the example input, such as 1,3,224,224")]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(help="sizes of the example input, such as 1,3,224,224; given again, each is a call that works after the cut"),
+]
 WeightsOf = Annotated[
     str | None,
     typer.Option(

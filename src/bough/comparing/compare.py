@@ -11,6 +11,7 @@ from torch import nn
 
 from bough.arguments import check_arguments
 from bough.calibration import Data, Loss, as_data
+from bough.calls import FORWARD, as_calls
 from bough.comparing.comparison import Comparison
 from bough.comparing.contenders import Contender, contenders
 from bough.comparing.folder import Folder, identity_of
@@ -19,6 +20,7 @@ from bough.comparing.rows import DENSE, Row
 from bough.comparing.run import Evaluate, Run, Scored
 from bough.errors import ComparisonError
 from bough.importance import Criterion, DataCriterion
+from bough.importance.score import with_data_reached
 from bough.planning import Allocator, Budget, plan
 from bough.planning.allocation import allocator
 from bough.planning.budget import priced
@@ -101,11 +103,15 @@ def compare(
     options = {"refit": refit, "ignore": sorted(as_names(graph.model, left, "ignore")), **planning}
     if selected is not None:
         options["only"] = sorted(as_names(graph.model, selected, "only"))
+    calls = as_calls(example_inputs)
+    if len(calls) > 1 or calls[0].method != FORWARD:
+        options["calls"] = list(map(str, calls))
+    graph = with_data_reached(graph, (c.criterion for c in entrants))
     told = {"evaluate": _place(evaluate), "loss": _place(loss), **{k: named(v) for k, v in options.items()}, **(about or {})}
     run = Run(graph, example_inputs, evaluate, batches, refit, planning, ways, bounds)
     cases = [(c, Row(c.name, way, budget, c.seed)) for c in entrants for way in ways for budget in bounds]
     with exclusive(None if folder is None else Path(folder), ComparisonError):
-        kept = Folder(folder, identity_of(graph, list(tensors_within(example_inputs)), told))
+        kept = Folder(folder, identity_of(graph, list(tensors_within([(c.args, c.kwargs) for c in calls])), told))
         _fill(kept, run, cases, progress)
     return Comparison(tuple(kept.done[row.key] for row in (Row(DENSE), *(row for _, row in cases))), lower_is_better)
 

@@ -118,7 +118,7 @@ class _Comparison:
         self, model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype | None, fallback: str = ""
     ) -> None:
         self.model, self.small, self.plan, self.dtype = model, small, plan, dtype
-        self.calls = as_calls(example_inputs)
+        self.example = self.calls = as_calls(example_inputs)
         self.written: frozenset[str] = frozenset()
         self.fallback, self.slicer = fallback, Slicer(plan)
         self.beside: tuple[RecordedRun, ...] = ()  # of the last reference
@@ -166,8 +166,8 @@ class _Comparison:
 
     def names(self) -> list[str]:
         """Return what the report calls each call, "" for a lone one, and each run of a module beside its sibling."""
-        n = len(self.calls)
-        calls = [f"call {i} of {n}, {c}" for i, c in enumerate(self.calls, 1)] if n > 1 else [""]
+        given = (*self.example, *self.calls[len(self.example) :])  # as they were given, and those that `trace` made of them
+        calls = [f"call {i} of {len(given)}, {c}" for i, c in enumerate(given, 1)] if len(given) > 1 else [""]
         return calls + [f"{p.name} on the inputs of {p.sibling}" for p in self._pairs()]
 
     def _pairs(self) -> list[Beside]:

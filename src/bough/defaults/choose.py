@@ -136,5 +136,5 @@ def _outputs(graph: Graph, plan: Plan, sample: Sample, refit: bool) -> list[list
     small = cut(graph.model, plan)
     if refit:
         with suppress(PlanError):  # nothing can be refitted: `prune` says so of the candidate that wins
-            refit_(graph.model, small, plan, sample.fit, sites=_SITES, example_inputs=graph.kwargs or graph.args)
+            refit_(graph.model, small, plan, sample.fit, sites=_SITES, example_inputs=graph.calls)
     return outputs_on(graph, small, sample.judge)

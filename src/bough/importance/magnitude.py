@@ -189,7 +189,7 @@ class NormScale:
 def _norm_scales(graph: Graph) -> set[str]:
     """Return the parameters by which normalizations multiply: the first parameter of each normalization."""
     scales: set[str] = set()
-    for op in graph.ops:
+    for op in graph.all_ops:
         if op.name in _NORMS:
             affine = [s for s in op.states if s and graph.states[s].parameter]
             scales.update(affine[:1])

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from bough.arguments import check_arguments
-from bough.calibration import Data, as_data
+from bough.calibration import Data, as_data, unreached_groups
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.protocols import Criterion, DataCriterion, UnitScores
 from bough.importance.registry import resolve_criterion
 from bough.importance.score_checks import check_scores
 from bough.importance.weight_checks import check_weights
+from bough.tracing import with_frozen
 
 
 def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data | Iterable[Any] | None = None) -> UnitScores:
@@ -52,3 +53,12 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
     if data is None:
         raise PlanError(f"{type(criterion).__name__} needs data: bough.score(graph, {type(criterion).__name__}(...), batches)")
     return check_scores(graph, criterion(graph, as_data(data)), criterion)  # type: ignore[call-arg]
+
+
+def with_data_reached(graph: Graph, criteria: Iterable[str | Criterion | DataCriterion]) -> Graph:
+    """Return the graph with those groups frozen that data does not reach, if one of `criteria` needs data.
+
+    Data is passed through the first of several calls; the units that only another call reads can not be scored by it.
+    """
+    needs_data = any(getattr(resolve_criterion(c), "needs_data", False) for c in criteria)
+    return with_frozen(graph, unreached_groups(graph)) if needs_data else graph

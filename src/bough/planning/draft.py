@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from bough.calls import FORWARD, Call
 from bough.cost import Cost
 from bough.graph import Graph
 from bough.planning.allocation import unit_scores
@@ -22,6 +23,7 @@ from bough.tracing.fingerprint import weights_digest
 from bough.tracing.held import read
 from bough.tracing.provenance import Path, attributes_in, key_of
 from bough.tracing.replay import Conflict, replay
+from bough.tracing.tree import tensors_within
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -100,7 +102,7 @@ class Draft:
             original_shapes={n: list(graph.tensor(n).shape) for n in cut},
             left_out={x.name: (x.form, x.container is not None) for x in graph.left_out},
             sequences=sequences,
-            inputs=tuple(graph.kwargs) or len(graph.args),
+            inputs=_inputs(graph.call),
             weights=weights_digest(graph.model),
             unreached={u.name: u.treatment for u in graph.unreached},
         )
@@ -132,6 +134,13 @@ class Draft:
             params -= less if state.parameter else 0
             size -= less * state.itemsize if state.saved else 0
         return replace(cost, params=params, size=size)
+
+
+def _inputs(call: Call) -> int | tuple[str, ...] | None:
+    """Return `Plan.inputs`: how many positional arguments hold tensors, or the names of the keyword arguments that do."""
+    args = sum(next(tensors_within(a), None) is not None for a in call.args)
+    names = tuple(k for k, v in call.kwargs.items() if next(tensors_within(v), None) is not None)
+    return None if call.method != FORWARD or (args and names) else names or args
 
 
 def chosen_units(

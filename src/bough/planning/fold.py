@@ -34,20 +34,35 @@ class _Unfoldable(Exception):
 
 
 def fold(graph: Graph, rescales: Sequence[Rescale]) -> tuple[tuple[Scale, ...], list[Conflict]]:
-    """(factors for parameters, the wishes that no parameter can take)."""
+    """Return (factors for parameters, the wishes that no parameter can take)."""
     flow = _Flow(graph)
-    scales: list[Scale] = []
-    failed: list[Conflict] = []
+    parts = [_granted(flow, wishes) for wishes in _repeated(rescales)]
+    return tuple(s for scales, _ in parts for s in scales), [c for _, conflicts in parts for c in conflicts]
+
+
+def _granted(flow: _Flow, wishes: Sequence[Rescale]) -> tuple[list[Scale], list[Conflict]]:
+    """Return (factors for parameters, conflicts) of wishes that are granted together, or else one by one."""
+    try:
+        return flow.granted(wishes), []
+    except _Unfoldable as error:
+        if len(wishes) == 1:
+            op = wishes[0].op
+            spaces = [op.scale_of] if op.scale_of is not None else [s for axes in op.arguments for s in axes]
+            what = f"a number that the model derives from a cut width can not be kept: {error}"
+            return [], [Conflict(what, op, frozenset(atoms_of(tuple(spaces))))]
+    parts = [_granted(flow, [wish]) for wish in wishes]
+    return [s for scales, _ in parts for s in scales], [c for _, conflicts in parts for c in conflicts]
+
+
+def _repeated(rescales: Sequence[Rescale]) -> list[list[Rescale]]:
+    """Put together the wishes of one line of one module, which runs again in another call, or for another layer.
+
+    They multiply the same weights, and are granted together: each alone would find that the other reads them unchanged.
+    """
+    by_place: dict[tuple[Any, ...], list[Rescale]] = {}
     for wish in rescales:
-        try:
-            scales += flow.granted(wish)
-        except _Unfoldable as error:
-            spaces = [wish.op.scale_of] if wish.op.scale_of is not None else [s for axes in wish.op.arguments for s in axes]
-            atoms = frozenset(atoms_of(tuple(spaces)))
-            failed.append(
-                Conflict(f"a number that the model derives from a cut width can not be kept: {error}", wish.op, atoms)
-            )
-    return tuple(scales), failed
+        by_place.setdefault((wish.op.name, wish.op.module, wish.op.where, wish.argument, wish.factor), []).append(wish)
+    return list(by_place.values())
 
 
 class _Flow:
@@ -68,19 +83,20 @@ class _Flow:
                 table.setdefault(state or value, []).append((op, i))
         return table
 
-    def granted(self, wish: Rescale) -> list[Scale]:
-        """Return the scales that grant a wish, at the place where least is lost.
+    def granted(self, wishes: Sequence[Rescale]) -> list[Scale]:
+        """Return the scales that grant the wishes of one line of code, at the place where least is lost.
 
         Of a product of two activations, either may take the factor. Multiplying by a power of two loses nothing anywhere;
         other factors are rounded, so they go where parameters have the finer dtype, and else into the first activation.
         """
-        wish = replace(wish, factor=_exact(wish.factor))
+        factor = _exact(wishes[0].factor)
+        attends = wishes[0].op.name == "scaled_dot_product_attention"
         found: list[list[Scale]] = []
         failure: _Unfoldable | None = None
         for side in (0, 1):
-            keys = wish.op.name == "scaled_dot_product_attention" and side == 1  # in place of the queries
+            argument = 1 if attends and side == 1 else wishes[0].argument  # of attention the keys, in place of the queries
             try:
-                found.append(self._pull_back(replace(wish, argument=1) if keys else wish, side))
+                found.append(self._pull_back([replace(w, factor=factor, argument=argument) for w in wishes], side))
             except _Unfoldable as error:
                 failure = error
             if found and self._loss(found[0]) <= self._least_loss:
@@ -101,8 +117,7 @@ class _Flow:
         rounded = [self.graph.tensor(s.name).dtype for s in scales if abs(frexp(s.factor)[0]) != 0.5]
         return max((torch.finfo(d).eps for d in rounded if d.is_floating_point), default=0.0)
 
-    def _pull_back(self, wish: Rescale, side: int) -> list[Scale]:
-        op, position = wish.op, wish.argument
+    def _pull_back(self, given: Sequence[Rescale], side: int) -> list[Scale]:
         wishes: dict[int | str, Wish] = {}
         told: dict[int | str, set[tuple[int, int]]] = {}
         done: set[int | str] = set()
@@ -113,7 +128,8 @@ class _Flow:
             told.setdefault(key, set()).add((reader.index, i))
             wishes[key] = _merge(wishes.get(key), factors)
 
-        tell(op, position, np.full(_shape(op, position), wish.factor))
+        for wish in given:
+            tell(wish.op, wish.argument, np.full(_shape(wish.op, wish.argument), wish.factor))
         while wishes:
             key = max(wishes, key=lambda k: self.maker[k][0].index if isinstance(k, int) and k in self.maker else -1)
             factors = wishes.pop(key)

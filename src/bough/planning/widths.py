@@ -33,7 +33,7 @@ class Widths:
         self._kinds = {g.atom: g.kind for g in graph.groups}
         self._sizes = {g.name: g.size for g in graph.groups}
         self._names = shapes(graph.model).keys()
-        read = {id(graph.tensor(n)) for op in graph.ops for n in op.states if n}
+        read = {id(graph.tensor(n)) for op in graph.all_ops for n in op.states if n}
         held = {id(t): n for n, t in reversed(graph.model.state_dict(keep_vars=True).items())}  # of several names the first
         self.idle = {(n, d): size for i, n in held.items() if i not in read for d, size in enumerate(graph.tensor(n).shape)}
         states = [s for n, s in graph.states.items() if id(graph.tensor(n)) in read]

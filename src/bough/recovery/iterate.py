@@ -16,6 +16,7 @@ from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance import Criterion, DataCriterion, Magnitude, UnitScores, score
+from bough.importance.score import with_data_reached
 from bough.planning import Budget, Plan, plan
 from bough.planning.compose import compose
 from bough.recovery.schedule import Schedule, budgets, geometric
@@ -124,7 +125,7 @@ def iterate(
         check_optimizer(optimizer, model.parameters(), "model")
     criterion = importance or Magnitude(p=2)
     ignored, selected = selectors(ignore, "ignore"), None if only is None else selectors(only, "only")
-    graph = trace(model, example_inputs, ignore=ignored, only=selected)
+    graph = with_data_reached(trace(model, example_inputs, ignore=ignored, only=selected), [criterion])
     names = as_names(graph.model, ignored, "ignore"), None if selected is None else as_names(graph.model, selected, "only")
     last = planning(graph, score(graph, criterion, data), budget)  # fails now, and not after training, if out of reach
     if last.left_out and steps > 1:
@@ -135,7 +136,8 @@ def iterate(
     bounds = budgets(budget, last.original, steps, schedule)
     small, composed, done = model, None, []
     for number, bound in enumerate(bounds):
-        graph = graph if number == 0 else trace(small, example_inputs, ignore=names[0], only=names[1])
+        if number > 0:
+            graph = with_data_reached(trace(small, example_inputs, ignore=names[0], only=names[1]), [criterion])
         step_plan = planning(graph, score(graph, criterion, data), bound)
         composed = step_plan if composed is None else compose(composed, step_plan)
         before, small = small, cut(small, step_plan)

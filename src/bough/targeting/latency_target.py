@@ -78,7 +78,7 @@ def targeted(
         raise BudgetError("meet_latency needs a budget of latency, such as Budget(latency='3 ms')")
     if rounds < 1 or not 0 <= tolerance < 1:
         raise BudgetError(f"rounds={rounds}, tolerance={tolerance}: rounds must be at least 1, tolerance from 0 to below 1")
-    measured = measure or (lambda model: latency(model, _inputs(graph), backend=table.backend).median)
+    measured = measure or (lambda model: latency(model, graph.calls, backend=table.backend).median)
     original = measured(graph.model)
     target = budget.limits(replace(graph.cost(), latency=original))["latency"]
     search = Search(budget, target, tolerance, table.scaled(original / float(table.seconds(graph)[0])))
@@ -131,7 +131,3 @@ def of_this_machine(table: LatencyTable, graph: Graph) -> bool:
     """Return whether a table was measured on this machine, with the device and precision of the graph's model."""
     tensor = next((graph.tensor(n) for n, s in graph.states.items() if s.parameter), None)
     return tensor is not None and table.device == device_name(tensor.device, tensor.dtype)
-
-
-def _inputs(graph: Graph) -> Any:
-    return {**graph.kwargs} if graph.kwargs and not graph.args else graph.args

@@ -1,5 +1,5 @@
 """One recorded run of the model, with a type for every axis of every tensor."""
 
-from bough.tracing.trace import observed, trace
+from bough.tracing.trace import observed, trace, with_frozen
 
-__all__ = ["observed", "trace"]
+__all__ = ["observed", "trace", "with_frozen"]

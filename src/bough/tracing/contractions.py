@@ -142,7 +142,7 @@ def weights_of(graph: Graph) -> Callable[[OpRecord, int], frozenset[str] | None]
             return frozenset((state,) if graph.states[state].parameter else ())
         return made.get(op.inputs[argument])
 
-    for op in graph.ops:
+    for op in graph.all_ops:
         origins = [origin(op, i) for i in range(len(op.arguments))]
         if origins and all(o is not None for o in origins):
             made.update(dict.fromkeys(op.values, frozenset().union(*(o for o in origins if o))))
@@ -157,7 +157,7 @@ def consumed(graph: Graph) -> frozenset[tuple[str, int]]:
     """
     origin = weights_of(graph)
     found: set[tuple[str, int]] = set()
-    for contraction in _all_contractions(graph.ops):
+    for contraction in _all_contractions(graph.all_ops):
         for argument, dim in contraction.places:
             state = contraction.op.states[argument]
             for name in origin(contraction.op, argument) or ():
@@ -183,11 +183,11 @@ def elementwise_parameters(graph: Graph) -> frozenset[tuple[str, Atom]]:
     """
     origin = weights_of(graph)
     contracted: dict[int, set[Atom]] = {}
-    for contraction in _all_contractions(graph.ops):
+    for contraction in _all_contractions(graph.all_ops):
         contracted.setdefault(contraction.op.index, set()).update(contraction.atoms)
     passed: set[tuple[str, Atom]] = set()
     computed: set[tuple[str, Atom]] = set()
-    for op in graph.ops:
+    for op in graph.all_ops:
         origins = [origin(op, i) for i in range(len(op.arguments))]
         if all(o is not None for o in origins):
             continue  # it makes a weight of weights

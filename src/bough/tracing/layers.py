@@ -85,24 +85,28 @@ class Watch:
         """Return the modules of the first run that can be left out; `outputs` are the numbers of the values that runs give."""
         ops = self.recorder.ops
         types = {n: axes for op in ops for n, axes in zip(op.values, op.results, strict=True)}
-        last_read: dict[int, int] = {}
+        readers: dict[int, list[int]] = {}
         for op in ops:
             for n in op.inputs:
-                last_read[n] = op.index
-        last_read.update(dict.fromkeys(outputs, len(ops)))
+                readers.setdefault(n, []).append(op.index)
+        for n in outputs:
+            readers.setdefault(n, []).append(len(ops))
 
-        def passes(p: Passage) -> bool:
-            """Whether a type passes through, what is made inside stays inside, and there is something to save."""
+        def passes(p: Passage, passages: Sequence[Passage]) -> bool:
+            """Whether a type passes through, what is made inside is read by the layer alone (caches in its next passage), and
+            there is something to save."""
             inside = ops[p.start : p.end]
             same = p.enters in types and [normal(a) for a in types[p.enters]] == [normal(a) for a in types.get(p.leaves, ())]
-            closed = all(last_read.get(n, -1) < p.end for op in inside for n in op.values if n != p.leaves)
-            return min(p.enters, p.leaves) >= 0 and p.enters != p.leaves and same and closed and any(op.macs for op in inside)
+            if min(p.enters, p.leaves) < 0 or p.enters == p.leaves or not same or not any(op.macs for op in inside):
+                return False
+            reading = (i for op in inside for n in op.values if n != p.leaves for i in readers.get(n, ()))
+            return all(i < p.end or any(q.start <= i < q.end for q in passages) for i in reading)
 
         modules = dict(self.model.named_modules())
         found = []
         for name in self.runs[0]:
             passages = tuple(p for run in self.runs for p in run.get(name, ()))  # another run may skip it
-            if len(self.runs[0][name]) != 1 or not all(map(passes, passages)):
+            if len(self.runs[0][name]) != 1 or not all(passes(p, passages) for p in passages):
                 continue
             holder, _, key = name.rpartition(".")
             entry = isinstance(modules[holder], _ENTRIES) if holder or key in modules else False

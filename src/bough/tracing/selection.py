@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -178,8 +178,7 @@ def _shown(model: nn.Module, entries: Sequence[Selector]) -> str:
 
 def _makers(graph: Graph) -> dict[str, frozenset[str]]:
     """Return for each group the parameters that compute its units: not those that read, scale, shift or normalize them."""
-    whole = replace(graph, ops=graph.all_ops)
-    reading, following = consumed(whole), elementwise_parameters(whole)
+    reading, following = consumed(graph), elementwise_parameters(graph)
 
     def makers(group: Group) -> frozenset[str]:
         members = [m for m in group.members if graph.states[m.name].parameter]

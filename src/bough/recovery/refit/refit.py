@@ -16,10 +16,12 @@ from bough.calibration import Data, as_data, example_inputs_from, preserve_state
 from bough.cutting.check import check, check_weights
 from bough.cutting.cut import copied
 from bough.errors import PlanError
+from bough.graph import Graph
 from bough.planning import Plan
 from bough.recovery.correspondence import check_cut_shapes
 from bough.recovery.refit.layerwise import LayerwiseRefit, RefitOptions, RefittedLayer
 from bough.tracing import trace
+from bough.tracing.contractions import consumed
 from bough.tracing.execution import held_tensors
 from bough.tracing.wrapped import traceable
 
@@ -159,7 +161,14 @@ def refit_(
     with torch.no_grad():
         for buffer, value in fit.running_means:
             buffer.copy_(value)
-    return Refit(small, tuple(fit.layers), fit.skipped, plan)
+    return Refit(small, tuple(fit.layers), {**fit.skipped, **_of_other_calls(graphs[0], plan)}, plan)
+
+
+def _of_other_calls(dense: Graph, plan: Plan) -> dict[str, str]:
+    """Return why weights that read what was cut in another call than the first were not refitted, by name."""
+    first = {state for op in dense.ops for state in op.states}
+    reading = {name for name, dim in consumed(dense) if dim in plan.kept.get(name, {}) and name not in first}
+    return dict.fromkeys(sorted(reading), "only another call reads it, and data was passed through the first call")
 
 
 @contextmanager

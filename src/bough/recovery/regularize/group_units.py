@@ -141,7 +141,7 @@ def _checked_names(graph: Graph, groups: Iterable[str], left_out: dict[str, str]
 
 def can_be_zero(graph: Graph, group: Group) -> bool:
     """Whether all parameters of a unit may be zero: no operator divides by the norm of a unit, as weight norm does."""
-    return not any(group.atom in normal(s).atoms for op in graph.ops for s in op.undefined)
+    return not any(group.atom in normal(s).atoms for op in graph.all_ops for s in op.undefined)
 
 
 def _obstacle(graph: Graph, group: Group, *, named: bool) -> str:
