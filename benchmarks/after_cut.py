@@ -3,8 +3,8 @@
     python -m benchmarks.after_cut --suites timm transformers
 
 Each model is a process of its own with a time limit, forked from one that has imported the libraries. One JSON line each goes
-to the out file, where a later run finds what is done: models that are there already are skipped, unless --again. The table
-beside it is made from it.
+to the out file, where a later run finds what is done: models that are there already are skipped, unless they took too long or
+--again is given. The table beside it is made from it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> int:
     declare_torchvision_ops()
     for library in {"timm", "transformers", "torchvision"} & {*args.suites}:
         importlib.import_module(library)
-    done = set() if args.again else {(r["suite"], r["model"]) for r in read(args.out)}
+    done = set() if args.again else {(r["suite"], r["model"]) for r in read(args.out) if "timeout_s" not in r}
     models = [(s, n) for s in args.suites for n in zoo.suite(s) if not args.models or n in args.models]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as out:
