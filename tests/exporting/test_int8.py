@@ -1,7 +1,6 @@
 """INT8 files compute what the quantized program computes, on any processor."""
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -9,6 +8,7 @@ import bough
 from tests.exporting.models import convolutional
 from tests.quantization.test_quantize import batches, trained
 
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e .[onnx]")
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e .[onnx]")
 pytest.importorskip("onnxscript", reason="export to ONNX needs onnxscript: pip install -e .[onnx]")
 pytest.importorskip("torchao", reason="quantize needs torchao: pip install -e .[quantize]")

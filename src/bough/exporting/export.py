@@ -58,7 +58,7 @@ def export(
         path: the file; its ending is the format.
         dynamic_batch: the batch, dim 0 of every input that has the size of the first input's dim 0, may vary. The file is
             checked at two sizes more.
-        dynamic_shapes: further dims that may vary: {input name: {dim: name of the size}}. ONNX only.
+        dynamic_shapes: further dims that may vary: {input name: {dim: name of the size}}.
         more_inputs: further inputs, structured as the example inputs and of other sizes where dims may vary, that the file is
             checked with.
         tolerance: the largest `Exported.error` that is accepted; unless given 1e-4, and 0.05 in INT8, where runtimes round in

@@ -12,6 +12,7 @@ from bough.cutting.program import Inputs
 from bough.quantization.program import (
     CONVOLUTIONS,
     Node,
+    add_tensor,
     aten,
     layer_argument,
     output_axis,
@@ -134,7 +135,5 @@ def _scale_outputs(program: fx.GraphModule, first: Node, scale: Tensor) -> None:
 
 def set_norm(program: fx.GraphModule, node: Node, weight: Tensor, bias: Tensor) -> None:
     """Give a layer norm a weight and a bias of its own."""
-    from bough.quantization.program import add_tensor
-
     own = [add_tensor(program, node, f"{node.name}_{n}", v) for n, v in (("weight", weight), ("bias", bias))]
     node.args = (*node.args[:2], *own, *node.args[4:])

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from bough.cutting.program import Inputs
 from bough.errors import ExportError
+from bough.tracing.inputs import with_tensors
 from bough.tracing.tree import tensors_within
 
 aten = torch.ops.aten
@@ -83,8 +84,6 @@ def _batch(inputs: Inputs) -> int:
 
 def _doubled(inputs: Inputs) -> Inputs:
     """Return inputs with a batch of two in place of a batch of one, which torch.export would take for fixed."""
-    from bough.tracing.inputs import with_tensors
-
     if _batch(inputs) != 1:
         return inputs
     doubled: Inputs = with_tensors(inputs, lambda t: torch.cat([t, t]) if t.dim() and len(t) == 1 else t)

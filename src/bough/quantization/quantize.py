@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -172,8 +173,6 @@ class _Search:
         return _Way(base, histograms, observer, program, ratio, equalized)
 
     def _equalized(self, observer: str | None) -> _Way | None:
-        import copy
-
         from bough.quantization.equalization import equalize_
 
         base = copy.deepcopy(self.base)
