@@ -2,12 +2,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench format
+.PHONY: demo test test-embedded check bench format
 demo: .venv/demo
 	$(BIN)/bough demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2
+
+# compilers and emulators of microcontrollers (Debian's packages), and torchao; CMSIS_NN=FOLDER also tests the optimized kernels
+test-embedded: .venv/dev
+	apt-get install -y --no-install-recommends gcc gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+	$(PIP) torchao==0.18.0
+	$(BIN)/python -m pytest -n 2 tests/exporting/embedded
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
