@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import bough
+from bough.cli.calibration import batches
 from bough.cli.models import pruned, resolve
 from bough.cli.options import Json, Model, Shape, WeightsOf, chosen
 from bough.cli.outputs import writable
@@ -19,7 +20,9 @@ from bough.quantization import load_quantized
 def export(
     model: Model,
     *,
-    out: Annotated[Path, typer.Option(help="the file: its ending, .onnx or .pte (ExecuTorch), is the format")],
+    out: Annotated[
+        Path, typer.Option(help="the file: its ending, .onnx or .pte (ExecuTorch), is the format; or a folder of C")
+    ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="a folder that `bough prune --out` wrote, to export in place of MODEL")
     ] = None,
@@ -35,13 +38,17 @@ def export(
         float | None, typer.Option(help="largest difference to the model that is accepted, as a share of the output's range")
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="timed runs at most", min=0)] = None,
+    target: Annotated[str | None, typer.Option(help="cortex-m: write C for microcontrollers into the folder --out")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="module:callable that returns batches: they decide scales and zero points of the C code")
+    ] = None,
     input_shape: Shape = None,
     weights: WeightsOf = None,
-    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="replace the file --out")] = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="replace --out")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model as a file for onnxruntime or ExecuTorch, run the file, and compare it with the model."""
-    writable(out, folder=False)
+    """Write a model as a file for onnxruntime or ExecuTorch, run and compared with the model; or as C for microcontrollers."""
+    writable(out, folder=target is not None)
     if checkpoint is not None and quantized is not None:
         raise ModelReferenceError("--checkpoint and --quantized: give one; a quantized program holds the pruned model")
     given = resolve(model, input_shape, weights, quiet=as_json)
@@ -51,8 +58,9 @@ def export(
         exported = given.model if checkpoint is None else pruned(given, checkpoint).model
     shapes = None if dynamic_shapes is None else dict(map(_dims, dynamic_shapes))
     options = chosen(
-        dynamic_batch=dynamic_batch, dynamic_shapes=shapes, tolerance=tolerance, repeats=repeats, overwrite=overwrite
-    )
+        dynamic_batch=dynamic_batch, dynamic_shapes=shapes, tolerance=tolerance, repeats=repeats, overwrite=overwrite,
+        target=target, data=None if data is None else batches(data, progress=not as_json),
+    )  # fmt: skip
     done = bough.export(exported, given.inputs, out, **options)
     typer.echo(json.dumps({**done.to_dict(), "weights": given.weights.to_dict()}) if as_json else str(done))
 

@@ -15,10 +15,12 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from bough.arguments import check_arguments
+from bough.calls import FORWARD
 from bough.errors import ExportError, WriteError
 from bough.exporting.artifact import ArtifactRun, Exported, run_artifact
 from bough.exporting.dynamic import DynamicDims, dynamic_dims, resized, specification
-from bough.exporting.flat import FlatModel
+from bough.exporting.embedded import EmbeddedExport, export_embedded
+from bough.exporting.flat import FlatModel, one_call
 from bough.exporting.onnx_file import require_onnx, write_onnx
 from bough.exporting.pte_file import require_executorch, write_pte
 from bough.measuring import eval_mode, largest_error, signal_to_noise
@@ -28,6 +30,7 @@ from bough.tracing.randomness import unchanged_rng
 from bough.tracing.wrapped import unwrap
 
 FORMATS = ("onnx", "pte")
+TARGETS = ("cortex-m",)
 TOLERANCE = 1e-4
 INT8_TOLERANCE = 0.05  # a runtime rounds in integers where the program rounds in float: a step of INT8 here and there
 _REPEATS = 30
@@ -44,8 +47,11 @@ def export(
     tolerance: float | None = None,
     repeats: int = _REPEATS,
     overwrite: bool = False,
-) -> Exported:
-    """Write a model as an ONNX file (`path` ends in .onnx) or an ExecuTorch file (.pte), after running it against the model.
+    target: str | None = None,
+    data: Iterable[Any] | None = None,
+) -> Exported | EmbeddedExport:
+    """Write a model as an ONNX file (`path` ends in .onnx) or an ExecuTorch file (.pte), after running it against the model;
+    or, with target="cortex-m", as a folder of C for microcontrollers.
 
     The file is run in a process of its own, by onnxruntime or by ExecuTorch, on the example inputs; it is put in its place only
     if its outputs are those of the model in eval mode. Caches, dicts and dataclasses become named tensors, such as
@@ -64,7 +70,9 @@ def export(
         tolerance: the largest `Exported.error` that is accepted; unless given 1e-4, and 0.05 in INT8, where runtimes round in
             integers.
         repeats: timed runs at most; they end after two seconds.
-        overwrite: replace a file that is there.
+        overwrite: replace a file that is there; a folder only if an export wrote it.
+        target: None for a file; "cortex-m" for C in int8 arithmetic with recorded test vectors, see `export_embedded`.
+        data: batches of real inputs, for C only: they decide scales and zero points that the model does not have.
 
     Raises:
         ExportError: a package is not installed, the model can not be written in this format, or the file's outputs differ
@@ -80,6 +88,16 @@ def export(
         (True, {'input': [1, 4]})
     """
     check_arguments(export, locals())
+    if target is not None:
+        refused = {
+            "dynamic_batch": dynamic_batch,
+            "dynamic_shapes": dynamic_shapes,
+            "more_inputs": more_inputs,
+            "tolerance": tolerance,
+        }
+        return _as_c(model, example_inputs, path, target, data, overwrite, [name for name, given in refused.items() if given])
+    if data is not None:
+        raise ExportError("export(data=...) is for C alone: give target='cortex-m', or quantize with this data first")
     place = _place(path, overwrite)
     inner = unwrap(model.model if isinstance(model, Quantized) else model)
     precision = "int8" if _is_quantized(inner) else "float"
@@ -93,6 +111,24 @@ def export(
         dims = dynamic_dims(flat.input_names, examples, dynamic_batch, dynamic_shapes)
         job = _Job(flat, examples, dims, [flat.flatten(x) for x in more_inputs], limit, repeats, precision)
         return _written(job, place)
+
+
+def _as_c(
+    model: nn.Module | Quantized, example_inputs: Any, path: str | os.PathLike[str], target: str, data: Iterable[Any] | None,
+    overwrite: bool, refused: list[str],
+) -> EmbeddedExport:  # fmt: skip
+    """Write a folder of C, from a quantized program or, by ranges on data, from a float model."""
+    if target not in TARGETS:
+        raise ExportError(f"export(target={target!r}): use {' or '.join(map(repr, TARGETS))}, or None for a file")
+    if refused:
+        raise ExportError(f"export({refused[0]}=...) is for files; the shapes of C are those of example_inputs: leave it out")
+    if Path(path).suffix.removeprefix(".") in FORMATS:
+        raise ExportError(f"export(path={str(path)!r}): target={target!r} writes a folder; give a path without that ending")
+    call = one_call(example_inputs)
+    if call.method != FORWARD:
+        raise ExportError(f"export(target={target!r}) writes forward, and example_inputs call {call.method!r}: wrap the method")
+    inner = model.model if isinstance(model, Quantized) else unwrap(model)
+    return export_embedded(inner, (call.args, call.kwargs), Path(path), data=data, overwrite=overwrite)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class FlatModel(nn.Module):
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         super().__init__()
         self.model = model
-        self._call = (_one_call(example_inputs),)  # in a tuple, so that a module in it is no submodule
+        self._call = (one_call(example_inputs),)  # in a tuple, so that a module in it is no submodule
         self.input_names = tuple(_named_inputs(model, self._call[0]))
         self.output_names: tuple[str, ...] = ()
         self._written: frozenset[int] = frozenset()  # inputs that the model writes into, such as a cache of fixed size
@@ -48,7 +48,7 @@ class FlatModel(nn.Module):
         Raises:
             ExportError: they hold other tensors.
         """
-        call = _one_call(inputs)
+        call = one_call(inputs)
         names = tuple(_named_inputs(self.model, call))
         if names != self.input_names:
             raise ExportError(f"the inputs hold {', '.join(names)}; the example inputs hold {', '.join(self.input_names)}")
@@ -78,7 +78,12 @@ class FlatModel(nn.Module):
         return dict(zip(self.output_names, (t.detach().clone() for t in outputs), strict=True))
 
 
-def _one_call(example_inputs: Any) -> Call:
+def one_call(example_inputs: Any) -> Call:
+    """Return the one call that example inputs are.
+
+    Raises:
+        ExportError: they are several.
+    """
     calls = as_calls(example_inputs)
     if len(calls) != 1:
         raise ExportError(f"a file holds one call of a model, and example_inputs are {len(calls)}: export each by itself")

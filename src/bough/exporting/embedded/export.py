@@ -57,6 +57,14 @@ class EmbeddedExport:
         results = run_program(self.program, given)
         return [unpacked(port, r) for port, r in zip(self.program.outputs, results, strict=True)]
 
+    def __str__(self) -> str:
+        """Return sizes and error in a few lines."""
+        return (
+            f"{self.folder}: C99, int8, {self.flash:,} bytes of constants, {self.arena.size:,} bytes of arena\n"
+            f"{self.sqnr:.1f} dB against the model; same largest output on {self.agreement:.1%} of the test vectors\n"
+            f"run `make -C {self.folder} test` to compare the C code with the integer reference"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return sizes and error as JSON."""
         return {
