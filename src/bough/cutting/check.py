@@ -46,7 +46,7 @@ def check(model: nn.Module, plan: Plan) -> None:
         )
     for name, dims in plan.kept.items():
         for dim, kept in dims.items():
-            if name in held or name in known:
+            if name in held or name in known or name not in plan.original_shapes:
                 _check_indices(name, dim, kept, held)
     for scale in plan.scales:
         _check_indices(scale.name, scale.dim, scale.indices, held)
