@@ -52,6 +52,7 @@ def write_onnx(program: ExportedProgram, flat: FlatModel, dims: DynamicDims, pat
     _name_dims(made.model, dims)
     made.model.graph.sort()
     _drop_unused(made.model)
+    _drop_origins(made.model)
     size = sum(value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value is not None)
     made.save(str(path), external_data=size > _WHOLE)
 
@@ -61,6 +62,17 @@ def _drop_unused(model: Any) -> None:
     for name, value in list(model.graph.initializers.items()):
         if not list(value.uses()) and not value.is_graph_output():
             del model.graph.initializers[name]
+
+
+def _drop_origins(model: Any) -> None:
+    """Remove what torch notes of each node's origin: stack traces with paths of this machine, larger than small models."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
 
 
 def _name_dims(model: Any, dims: DynamicDims) -> None:
