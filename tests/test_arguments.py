@@ -69,16 +69,15 @@ WRONG = {"None": None, "string": "text", "number": 3, "object": Wrong(), "class"
 
 CALLS = dict([
     call(bough.Call, method="forward"),
-    call(bough.trace, model=new, example_inputs=lambda: X, ignore=(), only=None, real=False),
+    call(bough.trace, model=new, example_inputs=lambda: X, ignore=(), only=None, tie=None, real=False),
     call(bough.score, graph=GRAPH, criterion="wanda", data=BATCHES),
     call(bough.synthesize, graph=GRAPH, samples=2, batch_size=2, steps=1, seed=0, progress=False),
     call(bough.plan, graph=GRAPH, scores=SCORES, budget=BUDGET, keep=None, allocation="greedy", round_to=1, minimum=1,
          drop=(), ignore=(), only=None, exact_only=False, uniform=False, ragged=False, on_conflict="freeze", table=None,
          energy=None),
     call(bough.prune, model=new, example_inputs=lambda: X, budget=BUDGET, importance="l2", data=None, refit=False, ignore=(),
-         only=None, allocation="greedy", round_to=1, minimum=1, drop=(), exact_only=False, uniform=False, ragged=False,
-         on_conflict="freeze", table=None, energy=None,
-         on_mismatch="raise"),
+         only=None, tie=None, allocation="greedy", round_to=1, minimum=1, drop=(), exact_only=False, uniform=False,
+         ragged=False, on_conflict="freeze", table=None, energy=None, on_mismatch="raise"),
     call(bough.cut, model=MODEL, plan=PLAN),
     call(bough.cut_, model=lambda: copy.deepcopy(MODEL), plan=PLAN),
     call(bough.mask, model=MODEL, plan=PLAN),
@@ -86,8 +85,8 @@ CALLS = dict([
     call(bough.verify, model=MODEL, small=SMALL, plan=PLAN, example_inputs=lambda: X, dtype=torch.float64),
     call(bough.transfer_optimizer, optimizer=lambda: torch.optim.SGD(MODEL.parameters(), 0.1), plan=PLAN),
     call(bough.compare, model=MODEL, example_inputs=lambda: X, criteria=["l2"], budgets=[BUDGET], evaluate=error,
-         allocations=["global"], seeds=[0], data=None, loss=None, refit=False, ignore=(), only=None, folder=None, about=None,
-         lower_is_better=False, progress=False),
+         allocations=["global"], seeds=[0], data=None, loss=None, refit=False, ignore=(), only=None, tie=None, folder=None,
+         about=None, lower_is_better=False, progress=False),
     call(bough.sensitivity, graph=GRAPH, scores=SCORES, evaluate=error, widths=[0.5]),
     call(bough.correct_table, graph=GRAPH, table=TABLE, measure=lambda model: 1.0, plans=1, seed=0),
     call(bough.meet_latency, graph=GRAPH, scores=SCORES, budget=bough.Budget(latency="50%"), table=TABLE, measure=timed,
@@ -101,8 +100,8 @@ CALLS = dict([
     call(bough.distill, small=small, model=MODEL, train=DATA, training=None, distillation=None, loss=None, forward=None,
          evaluate=None, optimizer=None, regularizers=(), callback=None, accelerator=None),
     call(bough.iterate, model=MODEL, example_inputs=lambda: X, budget=BUDGET, recover=lambda model, step: None, steps=1,
-         schedule=recovery.geometric, importance="l2", data=None, planning=bough.plan, ignore=(), only=None, optimizer=None,
-         on_mismatch="raise"),
+         schedule=recovery.geometric, importance="l2", data=None, planning=bough.plan, ignore=(), only=None, tie=None,
+         optimizer=None, on_mismatch="raise"),
     call(recovery.distillation_loss, student=X, teacher=X, temperature=1.0, dim=-1),
     call(recovery.merge, graph=GRAPH, plan=PLAN),
     call(recovery.masks_of, model=MODEL, plan=PLAN),
@@ -193,7 +192,7 @@ def outcome(function, name, value):
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation callback checkpoint clip data device dim distillation dtype energy evaluate "
     "example_inputs folder forward graph groups importance latency loss macs match names only onto optimizer "
-    "otherwise params path patience peak_memory precision refit rewind_to ridge save_every student table training "
+    "otherwise params path patience peak_memory precision refit rewind_to ridge save_every student table tie training "
     "within",
     "string": "backend checkpoint device folder importance method path source start",
     "class": "method",

@@ -16,6 +16,8 @@ def test_the_examples():
     assert names["streamed"].report.calls == 4  # each of the two three times in a row, too
     assert names["streamed"].report.equal
     assert names["streamed"].model.a.out_features < 16
+    kept = names["distilled"].plan.kept
+    assert kept["teacher.0.weight"] == kept["student.0.weight"]
 
 
 def test_the_first_call_counts_as_the_page_says():

@@ -42,6 +42,9 @@ APIS = {
         ),
         bough.plan: ({"allocation": "allocations", "budget": "budgets"}, PLANNING),
     },
+    "inspect": {
+        bough.trace: ({}, {"example_inputs": INPUTS, "real": "used where shapes do not carry the run"})
+    },
     "refit": {refit_: ({}, {"example_inputs": INPUTS, "small": CHECKPOINT, "plan": CHECKPOINT})},
     "finetune": {bough.finetune: ({}, TRAINING), Training: ({"folder": "out"}, TRAINING)},
     "quantize": {bough.quantize: ({}, {"example_inputs": INPUTS})},

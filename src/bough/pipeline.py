@@ -25,6 +25,7 @@ from bough.recovery import Refit, refit_
 from bough.targeting import of_this_machine, targeted
 from bough.tracing import observed, trace
 from bough.tracing.selection import Selection
+from bough.tracing.ties import Ties
 
 _MORE = (
     "unlabelled inputs would let bough choose the units by what their removal does to the outputs, and refit the layers that "
@@ -67,6 +68,7 @@ def prune(
     refit: bool | None = None,
     ignore: Selection = (),
     only: Selection | None = None,
+    tie: Ties | None = None,
     allocation: str | Allocator | None = None,
     round_to: int | str = 1,
     minimum: float | Mapping[str, float] = 1,
@@ -88,7 +90,7 @@ def prune(
     longer than about half a minute; other models are cut by their weights alone, and not refitted.
 
     Args:
-        model, example_inputs, ignore, only: as for `trace`. Of several calls, the budget counts the first one's costs, and
+        model, example_inputs, ignore, only, tie: as for `trace`. Of several calls, the budget counts the first one's costs, and
             data is passed through the first one; the cut fits all of them, and `verify` compares all.
         budget: upper bounds on what remains.
         importance: the criterion that scores units, as for `score`; with it, all of `data` is used.
@@ -128,7 +130,7 @@ def prune(
     _check_errors(criterion, allocation, data)
     if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
         model = plain_copy(model)  # gradients pass through no tensor that was made in inference mode
-    graph = trace(model, example_inputs, ignore=ignore, only=only)
+    graph = trace(model, example_inputs, ignore=ignore, only=only, tie=tie)
     sample = None
     if data is not None or (importance is None and refit is not False and on_conflict != "rebuild"):
         sample = sample_of(graph, data, everything=importance is not None or refit is True)

@@ -14,7 +14,7 @@ import bough
 from bough.cli.compare import compare
 from bough.cli.export import export
 from bough.cli.models import pruned, resolve
-from bough.cli.options import Json, Model, Shape, WeightsOf
+from bough.cli.options import Ignore, Json, Model, Only, Shape, Tie, WeightsOf, ties_of
 from bough.cli.outputs import writable
 from bough.cli.prune import prune
 from bough.cli.quantize import quantize
@@ -37,10 +37,18 @@ def common(
     """Structured pruning of PyTorch models."""
 
 
-def inspect(model: Model, input_shape: Shape = None, weights: WeightsOf = None, as_json: Json = False) -> None:
+def inspect(
+    model: Model,
+    input_shape: Shape = None,
+    weights: WeightsOf = None,
+    ignore: Ignore = None,
+    only: Only = None,
+    tie: Tie = None,
+    as_json: Json = False,
+) -> None:
     """Show what can be cut, what can not and why, the layers that --drop takes, and what the model costs."""
     given = resolve(model, input_shape, weights, values=False, quiet=as_json)
-    graph = bough.trace(given.model, given.inputs)
+    graph = bough.trace(given.model, given.inputs, ignore=ignore or (), only=only or None, tie=ties_of(tie))
     if as_json:
         typer.echo(json.dumps({**graph.to_dict(), "weights": given.weights.to_dict()}))
         return

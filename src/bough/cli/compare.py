@@ -16,7 +16,7 @@ from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
 from bough.cli.flags import in_flags
 from bough.cli.models import resolve
-from bough.cli.options import Ignore, Json, Model, Only, Shape, WeightsOf, chosen, given_by
+from bough.cli.options import Ignore, Json, Model, Only, Shape, Tie, WeightsOf, chosen, given_by, ties_of
 from bough.cli.outputs import writable
 from bough.cli.planning import ALLOCATION, allocation_of, planning_options
 from bough.cli.references import find, is_reference, positional, user_code
@@ -44,6 +44,7 @@ def compare(
     weights: WeightsOf = None,
     ignore: Ignore = None,
     only: Only = None,
+    tie: Tie = None,
     about: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE that sets this run apart from others in --out; may be repeated")
     ] = None,
@@ -59,7 +60,7 @@ def compare(
     net = resolve(model, input_shape, weights, quiet=as_json)
     options = chosen(
         allocations={a: allocation_of(a) for a in allocations} if allocations else None, seeds=seeds or None, data=given.data,
-        refit=refit, ignore=ignore or None, only=only or None, lower_is_better=lower_is_better,
+        refit=refit, ignore=ignore or None, only=only or None, tie=ties_of(tie), lower_is_better=lower_is_better,
     )  # fmt: skip
     entrants = {name: given.criterion(name) if is_reference(name) else name for name in names}
     found = compare_criteria(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from bough.errors import PlanError
 from bough.recovery import Training
 
 Command = Callable[..., None]
@@ -35,6 +36,12 @@ Ignore = Annotated[
 Only = Annotated[
     list[str] | None,
     typer.Option(help="cut only units that these modules compute, named as for --ignore; may be repeated"),
+]
+Tie = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="what to cut alike: 'teacher.*=student.*', or dims of two tensors: 'q_a.weight:0=q_b.weight:0'; may be repeated"
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the checkpoint that is in --out")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
@@ -71,6 +78,32 @@ def training_options(
 def chosen(**options: Any) -> dict[str, Any]:
     """Return the options that are not None: what the user gave."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def ties_of(given: list[str] | None) -> dict[str | tuple[str, int], str | tuple[str, int]] | None:
+    """Return what --tie says as the argument `tie` of the API.
+
+    Raises:
+        PlanError: an entry is not two places with an equals sign between, or names a place twice on the left.
+
+    Example:
+        >>> ties_of(["teacher.*=student.*", "q_a.weight:0=q_b.weight:0"])
+        {'teacher.*': 'student.*', ('q_a.weight', 0): ('q_b.weight', 0)}
+    """
+    found: dict[str | tuple[str, int], str | tuple[str, int]] = {}
+    for text in given or ():
+        one, sign, other = text.partition("=")
+        if not sign or not one or not other or "=" in other:
+            raise PlanError(f"--tie {text!r}: write two places, such as --tie 'teacher.*=student.*'")
+        if _place(one) in found:
+            raise PlanError(f"--tie {text!r}: {one!r} is tied twice; write the second one as --tie '{other}={one}'")
+        found[_place(one)] = _place(other)
+    return found or None
+
+
+def _place(text: str) -> str | tuple[str, int]:
+    name, sign, dim = text.rpartition(":")
+    return (name, int(dim)) if sign and dim.removeprefix("-").isdigit() else text
 
 
 def given_by(**makers: Callable[..., Any]) -> Callable[[Command], Command]:

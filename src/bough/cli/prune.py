@@ -16,7 +16,7 @@ from bough.cli.budgets import budget_of
 from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
 from bough.cli.flags import in_flags
 from bough.cli.models import resolve
-from bough.cli.options import Ignore, Json, Model, Only, Overwrite, Shape, WeightsOf, chosen, given_by
+from bough.cli.options import Ignore, Json, Model, Only, Overwrite, Shape, Tie, WeightsOf, chosen, given_by, ties_of
 from bough.cli.outputs import unused, writable
 from bough.cli.planning import ALLOCATION, allocation_of, planning_options
 from bough.cli.steps import Steps, prune_iteratively, step_options
@@ -42,6 +42,7 @@ def prune(
     refit: Annotated[bool | None, typer.Option(help="solve the cut model's weights anew, on --data")] = None,
     ignore: Ignore = None,
     only: Only = None,
+    tie: Tie = None,
     on_mismatch: Annotated[
         str | None, typer.Option(help="where the cut model is not the masked original: raise (nothing is saved) or return")
     ] = None,
@@ -59,7 +60,7 @@ def prune(
     planning |= chosen(allocation=None if allocation is None else allocation_of(allocation))
     options = chosen(
         importance=None if importance is None else given.criterion(importance), data=given.data, ignore=ignore or None,
-        only=only or None, on_mismatch=on_mismatch,
+        only=only or None, tie=ties_of(tie), on_mismatch=on_mismatch,
     )  # fmt: skip
     net = resolve(model, input_shape, weights, quiet=as_json)
     result: bough.Result | Iterated

@@ -27,6 +27,7 @@ from bough.planning.budget import priced
 from bough.storage import exclusive
 from bough.tracing import trace
 from bough.tracing.selection import Selection, as_names, selectors
+from bough.tracing.ties import Ties, tie_names
 from bough.tracing.tree import tensors_within
 
 _OWN = ("graph", "scores", "budget", "keep", "allocation", "ignore", "only")  # arguments of `plan` that are not for `planning`
@@ -46,6 +47,7 @@ def compare(
     refit: bool = False,
     ignore: Selection = (),
     only: Selection | None = None,
+    tie: Ties | None = None,
     folder: str | Path | None = None,
     about: Mapping[str, str] | None = None,
     lower_is_better: bool = False,
@@ -59,7 +61,7 @@ def compare(
     planning or evaluating, is kept with its error and does not stop the others; the dense model must not fail.
 
     Args:
-        model, example_inputs, ignore, only: as for `trace`.
+        model, example_inputs, ignore, only, tie: as for `trace`.
         criteria: names (see `bough.importance.CRITERIA`) or criteria, one or several; {name: criterion} gives them names of
             their own in the table.
         budgets: what may remain; likewise one, several, or {name: budget}.
@@ -99,7 +101,7 @@ def compare(
     bounds = by_name("budgets", budgets, budget_name)
     _check(planning, refit, bounds.values())
     left, selected = selectors(ignore, "ignore"), None if only is None else selectors(only, "only")
-    graph = trace(model, example_inputs, ignore=left, only=selected)
+    graph = trace(model, example_inputs, ignore=left, only=selected, tie=tie)
     options = {"refit": refit, "ignore": sorted(as_names(graph.model, left, "ignore")), **planning}
     if selected is not None:
         options["only"] = sorted(as_names(graph.model, selected, "only"))
@@ -107,6 +109,8 @@ def compare(
     if len(calls) > 1 or calls[0].method != FORWARD:
         options["calls"] = list(map(str, calls))
     graph = with_data_reached(graph, (c.criterion for c in entrants))
+    if tie:
+        options["tie"] = sorted(map(str, tie_names(graph.model, tie).items()))
     told = {"evaluate": _place(evaluate), "loss": _place(loss), **{k: named(v) for k, v in options.items()}, **(about or {})}
     run = Run(graph, example_inputs, evaluate, batches, refit, planning, ways, bounds)
     cases = [(c, Row(c.name, way, budget, c.seed)) for c in entrants for way in ways for budget in bounds]

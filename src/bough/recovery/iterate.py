@@ -23,6 +23,7 @@ from bough.recovery.schedule import Schedule, budgets, geometric
 from bough.recovery.training import check_optimizer
 from bough.tracing import trace
 from bough.tracing.selection import Selection, as_names, selectors
+from bough.tracing.ties import Ties, tie_names
 
 Planner = Callable[[Graph, UnitScores, Budget], Plan]
 
@@ -86,13 +87,14 @@ def iterate(
     planning: Planner = plan,
     ignore: Selection = (),
     only: Selection | None = None,
+    tie: Ties | None = None,
     optimizer: Optimizer | None = None,
     on_mismatch: str = "raise",
 ) -> Iterated:
     """Cut a copy of the model to `budget` in several steps, each scored and planned anew, with recovery after each.
 
     Args:
-        model, example_inputs, ignore, only: as for `trace`; the model stays as it is.
+        model, example_inputs, ignore, only, tie: as for `trace`; the model stays as it is.
         budget: for the last step; its percentages are of the original model in every step.
         recover: called with the cut model and the number of the step, from 0, after each cut; trains the model in place.
         steps: number of cuts.
@@ -125,8 +127,9 @@ def iterate(
         check_optimizer(optimizer, model.parameters(), "model")
     criterion = importance or Magnitude(p=2)
     ignored, selected = selectors(ignore, "ignore"), None if only is None else selectors(only, "only")
-    graph = with_data_reached(trace(model, example_inputs, ignore=ignored, only=selected), [criterion])
+    graph = with_data_reached(trace(model, example_inputs, ignore=ignored, only=selected, tie=tie), [criterion])
     names = as_names(graph.model, ignored, "ignore"), None if selected is None else as_names(graph.model, selected, "only")
+    ties = tie_names(graph.model, tie or {})
     last = planning(graph, score(graph, criterion, data), budget)  # fails now, and not after training, if out of reach
     if last.left_out and steps > 1:
         raise PlanError(
@@ -137,7 +140,7 @@ def iterate(
     small, composed, done = model, None, []
     for number, bound in enumerate(bounds):
         if number > 0:
-            graph = with_data_reached(trace(small, example_inputs, ignore=names[0], only=names[1]), [criterion])
+            graph = with_data_reached(trace(small, example_inputs, ignore=names[0], only=names[1], tie=ties), [criterion])
         step_plan = planning(graph, score(graph, criterion, data), bound)
         composed = step_plan if composed is None else compose(composed, step_plan)
         before, small = small, cut(small, step_plan)

@@ -63,17 +63,18 @@ def bind_unreached(model: nn.Module, recorder: Recorder, runs: Runs, unread: Seq
             ends = list(_ends_of_module(model, part, states))
         else:
             ends = [_End(axis, True, True) for axis in tensors[0].axes]
-        found.append(Unreached(part, _bound(part, tensors, ends, around[holder], may_follow=bool(holder) or part not in outer)))
+        ends = [end for end in ends if id(end.axis) not in recorder.tied]
+        untied = [axis for state in tensors for axis in state.axes if id(axis) not in recorder.tied]
+        found.append(Unreached(part, _bound(part, untied, ends, around[holder], may_follow=bool(holder) or part not in outer)))
     return found
 
 
-def _bound(part: str, tensors: Sequence[State], ends: Sequence[_End], visible: _Visible, may_follow: bool) -> str:
-    """Bind the tensors of one part; return how it is treated."""
+def _bound(part: str, axes: Iterable[Space], ends: Sequence[_End], visible: _Visible, may_follow: bool) -> str:
+    """Bind the axes of the tensors of one part; return how it is treated."""
     treatments = [visible.bind(end, part, may_follow) for end in ends]
-    for state in tensors:
-        for axis in state.axes:
-            if isinstance(axis, Atom) and axis.link is None:
-                freeze(axis, f"no call reaches {part}")
+    for axis in axes:
+        if isinstance(axis, Atom) and axis.link is None:
+            freeze(axis, f"no call reaches {part}")
     return (
         "; ".join(dict.fromkeys(t for t in treatments if t)) or "left as it is: nothing that is cut is as wide as what it takes"
     )

@@ -54,6 +54,7 @@ class Recorder:
         self._count = 0
         self._alive: list[Tensor] = []
         self.written: set[str] = set()  # names of the model's tensors whose values the run changes
+        self.tied: set[int] = set()  # ids of the axes of states that the user ties to others
         self.last = Notes()  # what the rule told about the last op
         tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
         for name, tensor, parameter, saved in held_tensors(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from inspect import Signature, signature
@@ -37,6 +37,7 @@ from bough.tracing.selection import Selection, left_alone, selectors
 from bough.tracing.siblings import Failed, Ran, no_output, run_beside
 from bough.tracing.state import bind_state, held_state, same_form
 from bough.tracing.stream import Handler, Stream
+from bough.tracing.ties import TiedPair, Ties, following, modules_beside, tied_pairs, unify_tied
 from bough.tracing.tree import Returned, state_names, tensors_within
 from bough.tracing.unreached import alike, siblings, tie_beside, tie_siblings, tie_tensors
 from bough.tracing.wrapped import eagerly, traceable
@@ -45,7 +46,8 @@ UNUSED = "never summed over: nothing tells what removing its units would mean"
 
 
 def trace(
-    model: nn.Module, example_inputs: Any, *, ignore: Selection = (), only: Selection | None = None, real: bool = False
+    model: nn.Module, example_inputs: Any, *, ignore: Selection = (), only: Selection | None = None, tie: Ties | None = None,
+    real: bool = False,
 ) -> Graph:  # fmt: skip
     """Runs `model` once, in the mode it is in, and gives its typed graph; the model stays exactly as it was.
 
@@ -60,13 +62,19 @@ def trace(
             named stays, so a group that has any of these dims is frozen ("ignored: head").
         only: the opposite, entries of the same kinds: a group is cut only if nothing but what is named computes its units.
             What reads, scales, shifts or normalizes these units follows without being named. `ignore` goes before `only`.
+        tie: parameters and buffers that must be cut alike though nothing in `forward` says so, such as those of a teacher
+            that is a moving average of its student: `{"teacher.*": "student.*"}` ties the tensors whose names differ only so.
+            Keys and values are names or patterns of modules and tensors (each `*` stands for the same text on both sides),
+            modules of `model`, or dims, `{("q_a.weight", 0): ("q_b.weight", 0)}`. A tied module that no call reaches is run on
+            the inputs of its partner. A tensor named by a key without a counterpart is listed in `graph.notes`.
         real: run on real values from the start (otherwise only where shapes do not carry the run).
 
     Raises:
         TraceError: the model can not be run on these inputs, or holds what can not be traced (sharded, quantized or
             scripted parts), or returns no tensor, or an object in which tensors cannot be found (see `output_tensors`).
             Wrappers around it (`torch.compile`, `DistributedDataParallel`, ...) are looked through.
-        PlanError: an entry of `ignore` or `only` names nothing, or `only` leaves nothing to cut.
+        PlanError: an entry of `ignore`, `only` or `tie` names nothing, `only` leaves nothing to cut, or what is tied has
+            different shapes.
 
     Example:
         >>> import torch, bough
@@ -77,11 +85,12 @@ def trace(
     check_arguments(trace, locals())
     ignored, selected = selectors(ignore, "ignore"), None if only is None else selectors(only, "only")
     model, calls = traceable(model), as_calls(example_inputs)
+    pairs, lone = tied_pairs(model, tie or {})
     for call in calls:
         _check_inputs(call)
-    recording = _recorded(model, calls, real, HIGH)
+    recording = _recorded(model, calls, real, HIGH, pairs)
     if recording.drew and _unread(recording.recorder):  # perhaps of layers that are run where the draw is low
-        other = _recorded(model, calls, real, LOW)
+        other = _recorded(model, calls, real, LOW, pairs)
         if len(_unread(other.recorder)) < len(_unread(recording.recorder)):
             recording = other
     notes = _record_in_a_row(recording)
@@ -93,14 +102,11 @@ def trace(
             f"{type(model).__name__} returns no tensor: its output is of type {recording.results[0].kind}; return tensors, or "
             "dicts, tuples, dataclasses or plain objects that hold them"
         )
-    notes += _real_notes(recording.calls, runs)
+    notes += lone + _real_notes(recording.calls, runs)
     numbers = {recorder.value(recorder.owned(t)).number for tensors in outputs for t in tensors}
     ops, storages = tuple(recorder.ops[: runs[0].end]), _storages(recording, outputs[0])
     notes += _other_mode(recording)
-    unreached = _beside(recording)
-    unreached += tie_tensors(model, recorder, _unread(recorder))
-    tied = {u.name for u in unreached}
-    unreached += bind_unreached(model, recorder, recording.watch.runs, [n for n in _unread(recorder) if n not in tied])
+    unreached = _unreached(recording, pairs)
     in_mode = tuple(op for r in runs if not r.other_mode for op in recorder.ops[r.start : r.end])
     recorder.equations += bind_copies(model, recorder.equations)
     groups, frozen = _groups(recorder, ops, in_mode)
@@ -171,7 +177,9 @@ class _Recording:
     stateful: dict[int, bool] = field(default_factory=dict)  # indices of calls that leave state: whether it is surely read
 
 
-def _recorded(model: nn.Module, calls: tuple[Call, ...], real: bool, draw: float) -> _Recording:
+def _recorded(
+    model: nn.Module, calls: tuple[Call, ...], real: bool, draw: float, tied: Sequence[TiedPair] = ()
+) -> _Recording:  # fmt: skip
     """Record the calls one after the other, each from the model as it is, so that all of them bind the same types.
 
     A call that shapes alone do not carry, because its control flow reads values, is recorded on real values.
@@ -179,6 +187,7 @@ def _recorded(model: nn.Module, calls: tuple[Call, ...], real: bool, draw: float
     needs_values = [real] * len(calls)
     while True:
         recorder = Recorder(model)
+        unify_tied(recorder, tied)
         recording = _Recording(recorder, Watch(model, recorder), calls, draw)
         failed = _record_all(recording, needs_values)
         if failed is None:
@@ -339,40 +348,65 @@ def _other_mode(recording: _Recording) -> list[str]:
     return notes if _unread(recorder) else []
 
 
-def _beside(recording: _Recording) -> list[Unreached]:
-    """Run modules that no call reached on the inputs of siblings that a call reached; return those that run there.
+def _unreached(recording: _Recording, tied: Sequence[TiedPair]) -> list[Unreached]:
+    """Type what no call reached, by its tied partners first, then by its siblings; return how each part is treated."""
+    model, recorder, runs = recording.watch.model, recording.recorder, recording.watch.runs
+    read = {name for op in recorder.ops for name in op.states if name}
+    by_hand = modules_beside(model, tied, read, frozenset(name for run in runs for name in run))
+    found = _beside(recording, by_hand, by_hand=True)
+    found += _beside(recording, siblings(model, recorder, frozenset(name for run in runs for name in run)))
+    found += following(tied, _unread(recorder))
+    found += tie_tensors(model, recorder, _without(_unread(recorder), found))
+    found += bind_unreached(model, recorder, runs, _without(_unread(recorder), found))
+    return found
 
-    A module that does not run on its sibling's inputs is left out, and the run recorded once more.
+
+def _without(names: Sequence[str], treated: Sequence[Unreached]) -> list[str]:
+    known = {u.name for u in treated}
+    return [name for name in names if name not in known]
+
+
+def _beside(recording: _Recording, pairs: Mapping[str, tuple[str, ...]], by_hand: bool = False) -> list[Unreached]:
+    """Run modules that no call reached on the inputs of others that a call reached; return those that run there.
+
+    A module that does not run on these inputs is left out, and the run recorded once more.
+
+    Args:
+        recording: the runs so far.
+        pairs: {module that no call reached: its called siblings, the first of which gives the inputs}.
+        by_hand: the pairs are the user's ties: they share the types of their outputs, but need not follow one another.
     """
     found: list[Unreached] = []
-    called = [frozenset(run) for run in recording.watch.runs]
-    pairs = siblings(recording.watch.model, recording.recorder, frozenset().union(*called))
+    calls = zip(recording.watch.runs, recording.runs, strict=True)
+    called = [frozenset() if recorded.beside else frozenset(run) for run, recorded in calls]
+    waiting = dict(pairs)
     for at, recorded in enumerate(list(recording.runs)):
-        here = tuple((name, others) for name, others in pairs.items() if others[0] in called[at])
+        here = tuple((name, others) for name, others in waiting.items() if others[0] in called[at])
         for name, _ in here:
-            del pairs[name]
+            del waiting[name]
         beside = tuple(Beside(name, others[0]) for name, others in here)
         while beside:
-            failed = _recorded_beside(recording, replace(recorded, beside=beside))
+            failed = _recorded_beside(recording, replace(recorded, beside=beside), by_hand)
             if not failed:
                 break
             beside = tuple(pair for pair in beside if pair.name not in failed)
         ran = {pair.name for pair in beside}
         for name, others in here:
             if name in ran:
-                tie_siblings(recording.recorder, recording.watch.runs, others)
+                if not by_hand:
+                    tie_siblings(recording.recorder, recording.watch.runs, others)
                 found.append(Unreached(name, f"cut as {others[0]} is, on whose inputs it was run"))
     return found
 
 
-def _recorded_beside(recording: _Recording, recorded: RecordedRun) -> set[str]:
+def _recorded_beside(recording: _Recording, recorded: RecordedRun, by_hand: bool) -> set[str]:
     """Record a run with modules beside their siblings; return those that do not run there, for which nothing is recorded."""
     recorder, failed, ops = recording.recorder, set[str](), len(recording.recorder.ops)
     outputs: dict[str, dict[str, tuple[Space, ...]]] = {}
 
     def ran(name: str, sibling: str, given: Any, result: Any, output: Any) -> None:
         if alike(recording.watch.model, name, sibling, result, output):
-            tie_beside(recorder, name, sibling, given, result, output)
+            tie_beside(recorder, name, sibling, () if by_hand else given, result, output)
             tensors = Returned.of(output).tensors()
             outputs[name] = {path: recorder.typing(recorder.owned(t)).axes for path, t in tensors.items()}
         else:
