@@ -221,7 +221,7 @@ def test_the_command_line_ties_too(tmp_path):
 
 
 WRONG = [
-    ({"techer.*": "student.*"}, r"'techer\.\*' names no module, parameter or buffer"),
+    ({"mentor.*": "student.*"}, r"'mentor\.\*' names no module, parameter or buffer"),
     ({"teacher.*": "pupil.*"}, r"nothing that 'pupil\.\*' names corresponds to teacher\.conv\.weight"),
     ({"teacher.*": "student"}, r"each \* stands for the same text"),
     ({"teacher": "teacher"}, "twice"),
