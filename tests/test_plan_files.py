@@ -36,7 +36,7 @@ def every_field(plan):
         left_out={"c": (2, True)}, sequences={"d:e": [0, 2]}, ragged={"f": "g"}, alike={"h": "why"}, rebuild=True,
         notes=("one", "zwei \u00e4"), inputs=("x", "y"), attributes={"a:b": 3, "a:c": 0.25}, cost=cost, weights="00ff",
         stale=(Stale("a:d", 32, (9, 13), ("reset",)),),
-        unreached={"i": "why"},
+        unreached={"i": "why"}, tie=(("j.*", "k.*"), (("l.weight", 0), ("m", -1))),
     )  # fmt: skip
 
 

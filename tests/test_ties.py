@@ -138,8 +138,19 @@ def test_a_teacher_that_no_call_reaches_computes_what_its_masked_original_does()
 
 def test_what_is_said_of_it():
     graph = bough.trace(SelfDistilled().eval(), X, tie={"teacher.*": "student.*"})
-    assert [str(u) for u in graph.unreached] == ["teacher: cut as student is, on whose inputs it was run"]
+    assert graph.notes == ["teacher: cut as student is, on whose inputs it was run"]
+    assert not graph.unreached
     assert all({m.name.split(".")[0] for m in g.members} >= {"student", "teacher"} for g in graph.groups)
+
+
+def test_verify_compares_the_teacher_too():
+    model = SelfDistilled().eval()
+    result = bough.prune(model, X, BUDGET, tie={"teacher.*": "student.*"}, importance="l2", refit=False)
+    assert [o.call for o in result.report.outputs] == ["", "teacher on the inputs of student"]
+    assert "tied by hand: teacher.* and student.*" in str(result.plan)
+    with torch.no_grad():
+        result.model.teacher.down.bias += 1
+    assert not bough.verify(model, result.model, result.plan, X).equal
 
 
 def test_tensors_alone_follow_where_the_tied_module_can_not_be_run():

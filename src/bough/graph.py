@@ -230,6 +230,10 @@ class Unreached:
         return f"{self.name}: {self.treatment}"
 
 
+Named = str | tuple[str, int]
+"""A module or tensor by name, a pattern of names, or (tensor, dim)."""
+
+
 @dataclass(eq=False, repr=False)
 class Graph:
     """A model's recorded runs with a type for every axis: what can be cut, what can not and why, what it costs.
@@ -260,6 +264,7 @@ class Graph:
     modes: dict[str, bool] = field(default_factory=dict)  # module name -> whether it was in training mode
     draw: float | None = None  # what every single random number of the run was
     written: frozenset[str] = frozenset()  # parameters and buffers whose values the run changes
+    tie: tuple[tuple[Named, Named], ...] = ()  # the places that the user ties: names, patterns or (tensor, dim)
     unreached: tuple[Unreached, ...] = ()
 
     @property

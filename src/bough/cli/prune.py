@@ -110,7 +110,7 @@ def _as_json(result: bough.Result | Iterated) -> dict[str, Any]:
     return {
         "before": plan.original.to_dict(), "after": plan.cost.to_dict(), "groups": plan.groups,
         "left_out": list(plan.left_out), "ragged": plan.ragged, "not_ragged": plan.alike, "not_cut": plan.frozen,
-        "stale": [s.to_dict() for s in plan.stale], "notes": plan.notes, "unreached": plan.unreached,
+        "stale": [s.to_dict() for s in plan.stale], "notes": plan.notes, "unreached": plan.unreached, "tie": plan.tie,
         "verification": result.report.to_dict(),
         "refit": None if refitted is None else refitted.to_dict(),
         "choice": None if choice is None else choice.to_dict(),
@@ -124,6 +124,7 @@ def _lines(result: bough.Result | Iterated) -> Iterator[str]:
     yield from (f"cut: {name}: {kept} of {size}" for name, (kept, size) in plan.groups.items() if kept < size)
     yield from plan.notes
     yield from plan.unreached_lines()
+    yield from plan.tie_lines()
     yield from (f"left out: {name}" for name in plan.left_out)
     yield from (f"not ragged: {name}: {why}" for name, why in plan.alike.items())
     yield from (f"not cut: {name}: {why}" for name, why in plan.frozen.items())

@@ -55,7 +55,7 @@ class Reference:
             return self._run()
 
     def _trace(self, *, real: bool) -> None:
-        self.graph = trace(self.masked, list(self.calls), real=real)
+        self.graph = trace(self.masked, list(self.calls), tie=dict(self.plan.tie), real=real)
         self.kept: dict[Atom, Any] = {}
         for group in self.graph.groups:
             member = next((m for m in group.members if m.dim in self.plan.kept.get(m.name, {})), None)

@@ -105,6 +105,7 @@ class Draft:
             inputs=_inputs(graph.call),
             weights=weights_digest(graph.model),
             unreached={u.name: u.treatment for u in graph.unreached},
+            tie=graph.tie,
         )
 
     def _cut(self) -> dict[str, dict[int, list[int]]]:

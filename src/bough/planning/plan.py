@@ -9,7 +9,7 @@ from typing import Any
 from bough.arguments import check_arguments
 from bough.cost import Cost, shown
 from bough.errors import PlanError
-from bough.graph import Unreached, unreached_lines
+from bough.graph import Named, Unreached, unreached_lines
 from bough.planning.attributes import Stale, stale_lines
 from bough.planning.schema import FORMAT, VERSION, checked_plan
 from bough.storage.schema import Invalid, read_json
@@ -51,6 +51,7 @@ class Plan:
         stale: the attributes that equal a width which is cut, which `forward` does not read, and which stay as they are,
             because it is not known that they mean this width: methods and other code that read them may fail.
         unreached: {module or tensor that no call reached: how it is treated}. Give calls that reach them, see `trace`.
+        tie: the places that the user ties: names, patterns or (tensor, dim), see `trace`; `verify` needs them.
     """
 
     fingerprint: str
@@ -73,6 +74,7 @@ class Plan:
     weights: str | None = None
     stale: tuple[Stale, ...] = ()
     unreached: dict[str, str] = field(default_factory=dict)
+    tie: tuple[tuple[Named, Named], ...] = ()
 
     @property
     def removed(self) -> dict[str, dict[int, list[int]]]:
@@ -97,6 +99,10 @@ class Plan:
     def unreached_lines(self) -> list[str]:
         """Return what is said about modules and tensors that no call reached, by lines; none if there are none."""
         return unreached_lines([Unreached(name, treatment) for name, treatment in self.unreached.items()])
+
+    def tie_lines(self) -> list[str]:
+        """Return a line for each two places that the user ties."""
+        return [f"tied by hand: {_place(a)} and {_place(b)}" for a, b in self.tie]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each index list is written once, however many tensors share it."""
@@ -128,6 +134,7 @@ class Plan:
             "weights": self.weights,
             "stale": [[s.key, s.value, list(s.sizes), list(s.methods)] for s in self.stale],
             "unreached": self.unreached,
+            "tie": [[list(place) if isinstance(place, tuple) else place for place in pair] for pair in self.tie],
             "kept": kept,
             "indices": [list(i) for i in lists],
         }
@@ -159,7 +166,7 @@ class Plan:
         del found["format"], found["version"]
         found["scales"] = tuple(Scale(name, dim, tuple(indices), float(f)) for name, dim, indices, f in found["scales"])
         found["stale"] = tuple(Stale(key, value, tuple(n), tuple(m)) for key, value, n, m in found.get("stale", ()))
-        for name in ("renormalizing", "notes"):
+        for name in ("renormalizing", "notes", "tie"):
             found[name] = tuple(found.get(name, ()))
         return Plan(**found)
 
@@ -178,6 +185,7 @@ class Plan:
             lines.append(f"{key:20} {change}")
         lines += self.notes
         lines += self.unreached_lines()
+        lines += self.tie_lines()
         lines += [f"ragged: {n}, for each of {over}" for n, over in self.ragged.items()]
         lines += [f"not ragged: {n}: {why}" for n, why in self.alike.items()]
         lines += [f"not cut: {n}: {why}" for n, why in self.frozen.items()]
@@ -189,3 +197,7 @@ class Plan:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def _place(place: Named) -> str:
+    return place if isinstance(place, str) else f"dim {place[1]} of {place[0]}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from bough.cost import Cost
 from bough.cost.cost import SECONDS_AND_JOULES
+from bough.graph import Named
 from bough.storage.schema import (
     Invalid,
     expected,
@@ -87,6 +88,21 @@ def _inputs(value: Any, place: str) -> int | tuple[str, ...] | None:
     raise expected(value, place, "null, a number of arguments or a list of their names")
 
 
+def _tied(value: Any, place: str) -> Named:
+    if isinstance(value, list):
+        name, dim = row(text, _whole_number)(value, place)
+        return str(name), int(dim)
+    if isinstance(value, str):
+        return value
+    raise expected(value, place, "a name or a list of a tensor's name and a dim")
+
+
+def _whole_number(value: Any, place: str) -> int:
+    if type(value) is int:
+        return value
+    raise expected(value, place, "a whole number")
+
+
 def _cost(value: Any, place: str) -> Cost:
     return Cost(**_COST(value, place))
 
@@ -122,5 +138,6 @@ _FIELDS = record(
         "weights": nullable(text),
         "stale": items(row(text, whole(), items(whole()), items(text))),
         "unreached": table(text),
+        "tie": items(row(_tied, _tied)),
     },
 )

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bough.errors import PlanError, instead
-from bough.graph import Unreached
+from bough.graph import Named, Unreached
 from bough.spaces import unify
 from bough.tracing.execution import held_tensors
 
 if TYPE_CHECKING:
     from bough.tracing.recorder import Recorder
 
-Named = str | tuple[str, int]
 Place = Named | nn.Module
 Ties = Mapping[Any, Place]  # a key is a Place: the keys of a Mapping are invariant
 """{one place: the other}: names or patterns of modules and tensors, modules of the model, or (tensor, dim)."""

@@ -37,7 +37,7 @@ from bough.tracing.selection import Selection, left_alone, selectors
 from bough.tracing.siblings import Failed, Ran, no_output, run_beside
 from bough.tracing.state import bind_state, held_state, same_form
 from bough.tracing.stream import Handler, Stream
-from bough.tracing.ties import TiedPair, Ties, following, modules_beside, tied_pairs, unify_tied
+from bough.tracing.ties import TiedPair, Ties, following, modules_beside, tie_names, tied_pairs, unify_tied
 from bough.tracing.tree import Returned, state_names, tensors_within
 from bough.tracing.unreached import alike, siblings, tie_beside, tie_siblings, tie_tensors
 from bough.tracing.wrapped import eagerly, traceable
@@ -106,6 +106,7 @@ def trace(
     numbers = {recorder.value(recorder.owned(t)).number for tensors in outputs for t in tensors}
     ops, storages = tuple(recorder.ops[: runs[0].end]), _storages(recording, outputs[0])
     notes += _other_mode(recording)
+    notes += [str(u) for u in _beside_tied(recording, pairs)]
     unreached = _unreached(recording, pairs)
     in_mode = tuple(op for r in runs if not r.other_mode for op in recorder.ops[r.start : r.end])
     recorder.equations += bind_copies(model, recorder.equations)
@@ -115,7 +116,7 @@ def trace(
         tuple(recorder.unknown), fingerprint(model), notes, recording.watch.layers(numbers),
         ragged=ragged(groups, recorder.states, recorder.ops), further_ops=tuple(recorder.ops[len(ops) :]),
         modes={n: m.training for n, m in model.named_modules()}, draw=recording.draw,
-        written=frozenset(recording.written),
+        written=frozenset(recording.written), tie=tuple(tie_names(model, tie or {}).items()),
         unreached=tuple(unreached),
     )  # fmt: skip
     return with_frozen(graph, left_alone(graph, ignored, selected))
@@ -349,16 +350,20 @@ def _other_mode(recording: _Recording) -> list[str]:
 
 
 def _unreached(recording: _Recording, tied: Sequence[TiedPair]) -> list[Unreached]:
-    """Type what no call reached, by its tied partners first, then by its siblings; return how each part is treated."""
+    """Type what no call reached, by its siblings first; return how each part is treated."""
     model, recorder, runs = recording.watch.model, recording.recorder, recording.watch.runs
-    read = {name for op in recorder.ops for name in op.states if name}
-    by_hand = modules_beside(model, tied, read, frozenset(name for run in runs for name in run))
-    found = _beside(recording, by_hand, by_hand=True)
-    found += _beside(recording, siblings(model, recorder, frozenset(name for run in runs for name in run)))
+    found = _beside(recording, siblings(model, recorder, frozenset(name for run in runs for name in run)))
     found += following(tied, _unread(recorder))
     found += tie_tensors(model, recorder, _without(_unread(recorder), found))
     found += bind_unreached(model, recorder, runs, _without(_unread(recorder), found))
     return found
+
+
+def _beside_tied(recording: _Recording, tied: Sequence[TiedPair]) -> list[Unreached]:
+    """Run modules that no call reached on the inputs of those that the user ties them to; return those that run there."""
+    read = {name for op in recording.recorder.ops for name in op.states if name}
+    called = frozenset(name for run in recording.watch.runs for name in run)
+    return _beside(recording, modules_beside(recording.watch.model, tied, read, called), by_hand=True)
 
 
 def _without(names: Sequence[str], treated: Sequence[Unreached]) -> list[str]:
