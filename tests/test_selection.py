@@ -252,3 +252,27 @@ def test_the_command_line_leaves_the_same_alone(tmp_path):
         small = bough.load(out, lambda: Sentence().eval())
         assert changed(model, small) == changed(model, api.model)
         assert not {n for n in changed(model, small) if n.split(".")[0] in ("emb", "pos")}
+
+
+def test_keep_and_minimum_take_modules():
+    """A name or a pattern of modules, a module or a type of modules, for the groups that nothing else computes."""
+    model, x = Sentence().eval(), IDS
+    graph = bough.trace(model, x)
+    scores = bough.score(graph, "l2")
+    for entry in ("mid", "m?d", model.mid, nn.Sequential):
+        by_module = bough.plan(graph, scores, keep={entry: 0.5}).groups
+        assert by_module == bough.plan(graph, scores, keep={"mid.*": 0.5}).groups
+        least = bough.plan(graph, scores, keep=0.1, minimum={entry: 0.5}).groups
+        assert {n: (n.startswith("mid"), k >= size / 2) for n, (k, size) in least.items()} == {
+            n: (n.startswith("mid"),) * 2 for n in least
+        }
+    last = bough.plan(graph, scores, keep={"*": 0.5, model.mid[0]: 18}).groups
+    assert last["mid.0"] == (18, 24)
+    assert last["mid.2"] == (10, 20)
+    shared = bough.trace(Residual().eval(), torch.randn(4, 5))
+    with pytest.raises(PlanError, match=r"^keep=\{'block.up': 0.5\} leaves nothing to cut: stem also computes the units"):
+        bough.plan(shared, bough.score(shared, "l2"), keep={"block.up": 0.5})
+    with pytest.raises(PlanError, match="keep names 'mud', which is no group"):
+        bough.plan(graph, scores, keep={"mud": 0.5})
+    with pytest.raises(PlanError, match="minimum"):
+        bough.plan(graph, scores, keep=0.5, minimum={nn.LSTM: 0.5})

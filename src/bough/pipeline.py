@@ -71,7 +71,7 @@ def prune(
     tie: Ties | None = None,
     allocation: str | Allocator | None = None,
     round_to: int | str = 1,
-    minimum: float | Mapping[str, float] = 1,
+    minimum: float | Mapping[Any, float] = 1,
     drop: Iterable[str] = (),
     exact_only: bool = False,
     uniform: bool = False,

@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from math import ceil
 from numbers import Integral, Real
+from typing import Any
 
 from bough.errors import PlanError, instead
 from bough.graph import Graph, Group
 from bough.planning.budget import Keep
-from bough.tracing.selection import groups_named
+from bough.tracing.selection import groups_computed, groups_named, label_of, selectors
+
+
+def by_group(graph: Graph, given: Mapping[Any, float], option: str) -> dict[str, float]:
+    """Return what is asked of groups and of modules as what is asked of groups and of lists of layers; the last one counts.
+
+    A module stands for the groups whose units nothing else computes. The name of a list of layers with a whole number stays:
+    it asks for a number of layers.
+
+    Args:
+        graph: of the model.
+        given: {group, module, type of modules, or a name or pattern of them: what is asked}.
+        option: the argument that was given it, for messages.
+
+    Raises:
+        PlanError: an entry names nothing, or a module computes no group by itself.
+    """
+    lists = {x.container for x in graph.layers}
+    found: dict[str, float] = {}
+    for entry, n in given.items():
+        layers = option == "keep" and entry in lists and isinstance(n, Integral)
+        if isinstance(entry, str) and (layers or groups_named(graph.groups, entry) or not _is_module(graph, entry)):
+            names: Iterable[str] = (entry,)
+        else:
+            shown = f"{option}={{{label_of(graph.model, entry)!r}: {n!r}}}"
+            names = sorted(groups_computed(graph, selectors(entry, option), option, shown))
+        for name in names:
+            found.pop(name, None)
+            found[name] = n
+    return found
+
+
+def _is_module(graph: Graph, name: str) -> bool:
+    """Return whether a name or pattern is of modules or parameters of the model."""
+    model = graph.model
+    paths = [*(n for n, _ in model.named_modules(remove_duplicate=False)), *(n for n, _ in model.named_parameters())]
+    return name in paths or any(fnmatchcase(path, name) for path in paths)
 
 
 def held(graph: Graph, left: Mapping[str, str], exact_only: bool) -> dict[str, str]:

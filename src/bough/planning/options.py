@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bough.cost import EnergyModel
 from bough.errors import PlanError, names_in
@@ -23,7 +24,7 @@ class Options:
 
     allocation: str | Allocator = "global"
     round_to: int | str = 1
-    minimum: float | Mapping[str, float] = 1
+    minimum: float | Mapping[Any, float] = 1
     drop: Iterable[str] = ()
     ignore: Selection = ()
     only: Selection | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,13 @@ from bough.latency import LatencyTable
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allocator, Allowed, allocator
 from bough.planning.attributes import HeldAttributes
-from bough.planning.budget import Budget, Goal, priced
+from bough.planning.budget import Budget, Goal, LeastOfTied, priced
 from bough.planning.counting import Counting
 from bough.planning.depth import chosen, left_out, widths
 from bough.planning.draft import Draft, chosen_units
 from bough.planning.equations import Ties, ties
 from bough.planning.isolate import isolate
-from bough.planning.named import held, least
+from bough.planning.named import by_group, held, least
 from bough.planning.options import Options
 from bough.planning.plan import Plan
 from bough.planning.ragged import Differing, differing
@@ -40,10 +41,10 @@ def plan(
     scores: Mapping[str, NDArray[np.float64]],
     budget: Budget | None = None,
     *,
-    keep: float | Mapping[str, float] | None = None,
+    keep: float | Mapping[Any, float] | None = None,
     allocation: str | Allocator = "global",
     round_to: int | str = 1,
-    minimum: float | Mapping[str, float] = 1,
+    minimum: float | Mapping[Any, float] = 1,
     drop: Iterable[str] = (),
     ignore: Selection = (),
     only: Selection | None = None,
@@ -62,7 +63,8 @@ def plan(
         budget: upper bounds on what remains.
         keep: instead of a budget: a share (0..1] of every group, or {group or pattern such as "layer1.*": a whole number of
             units, or a share below 1}, of which the last that fits a group counts; {list of layers: number of layers}. Groups
-            that the model's Python ties to each other keep one share: one of them is enough.
+            that the model's Python ties to each other keep one share: one of them is enough. A module, a type of modules, or
+            the name or pattern of modules stands for the groups whose units nothing else computes, as for `only`.
         allocation: how the budget is met, by name or as an allocator with options of its own: "global" ranks all units
             together, each relative to its group's mean; "uniform" cuts all groups by the same share; "isomorphic" ranks
             among groups of equal form; "greedy" goes by importance lost per cost saved; "knapsack" and "milp" solve for it;
@@ -70,7 +72,7 @@ def plan(
         round_to: widths that are cut become multiples of this (heads, counted one by one, excepted): a number, or the name
             of what they are to suit (see `ALIGNMENTS`).
         minimum: least units kept per group: a number of units, or a share below 1; for all groups, or {group or pattern such
-            as "layer1.*": number}, of which the last that fits a group counts.
+            as "layer1.*": number}, of which the last that fits a group counts; modules as for `keep`.
         drop: names of layers to leave out (see `graph.layers`); what remains of the budget is met by widths.
         ignore, only: what to leave alone, and what alone to cut: names, glob patterns, modules and types of modules, as for
             `trace`.
@@ -107,7 +109,10 @@ def plan(
 @uncollected()
 def planned(graph: Graph, scores: Mapping[str, NDArray[np.float64]], goal: Goal, how: Options) -> Plan:
     """`plan`, of a goal and options that are one value each."""
-    fewest = least(graph.groups, how.minimum)
+    if isinstance(goal, Mapping) and not isinstance(goal, LeastOfTied):
+        goal = by_group(graph, goal, "keep")
+    minimum = by_group(graph, how.minimum, "minimum") if isinstance(how.minimum, Mapping) else how.minimum
+    fewest = least(graph.groups, minimum)
     rest = left_out(graph, chosen(graph, how.drop, goal, scores))
     even = Uniform(graph) if how.uniform else None
     rest = even.relayered(rest) if even else rest

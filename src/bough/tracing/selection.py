@@ -60,7 +60,7 @@ def left_alone(graph: Graph, ignore: Selection = (), only: Selection | None = No
     stay: dict[str, str] = {}
     if only is not None:
         entries = selectors(only, "only")
-        selected = _only(graph, entries)
+        selected = groups_computed(graph, entries, "only", _shown(graph.model, entries))
         stay = {g.name: f"outside of {_shown(graph.model, entries)}" for g in graph.groups if g.name not in selected}
     for entry in selectors(ignore, "ignore"):
         named = _resolved(graph, entry, "ignore")
@@ -88,7 +88,7 @@ def _resolved(graph: Graph, entry: Selector, option: str) -> _Named:
     """Return what an entry names: the tensors of the modules and parameters that fit it, or groups where none do."""
     if not isinstance(entry, str):
         names = _module_names(graph.model, entry, option)
-        return _Named(_label(graph.model, entry), _tensors_within(graph, names))
+        return _Named(label_of(graph.model, entry), _tensors_within(graph, names))
     modules = [n for n, _ in graph.model.named_modules(remove_duplicate=False) if n]
     paths = [*modules, *(alias for _, aliases in _aliases(graph) for alias in aliases)]
     tensors = _tensors_within(graph, _fitting(paths, entry))
@@ -116,7 +116,7 @@ def _module_names(model: nn.Module, entry: nn.Module | type[nn.Module], option: 
     if names:
         return names
     if fit:
-        name = _label(model, entry)
+        name = label_of(model, entry)
         raise PlanError(f"{option}={name}: this module of {kind} has no parameters, so it has no dims to cut: leave it out")
     if isinstance(entry, type):
         near = instead(entry.__name__, dict.fromkeys(type(m).__name__ for _, m in modules))
@@ -125,7 +125,7 @@ def _module_names(model: nn.Module, entry: nn.Module | type[nn.Module], option: 
     raise PlanError(f"{option}=<{name}>: this module is no part of {kind}: take it from the model given, or write its name")
 
 
-def _label(model: nn.Module, entry: Selector) -> str:
+def label_of(model: nn.Module, entry: Selector) -> str:
     """Return an entry as messages show it: a name or pattern as it is, a module by its name, a type by its own."""
     if isinstance(entry, str):
         return entry
@@ -155,9 +155,19 @@ def _tensors_within(graph: Graph, names: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name, aliases in _aliases(graph) if any(map(covered, aliases)))
 
 
-def _only(graph: Graph, entries: Sequence[Selector]) -> frozenset[str]:
-    """Return the groups whose units are computed by nothing but what the entries name."""
-    named = [_resolved(graph, entry, "only") for entry in entries]
+def groups_computed(graph: Graph, entries: Sequence[Selector], option: str, shown: str) -> frozenset[str]:
+    """Return the groups that the entries name, or whose units are computed by nothing but the modules that they name.
+
+    Args:
+        graph: of the model.
+        entries: names, patterns, modules or types of modules.
+        option: the argument that was given the entries, for messages about one of them.
+        shown: all that was given, for messages.
+
+    Raises:
+        PlanError: an entry names nothing, or there is no such group.
+    """
+    named = [_resolved(graph, entry, option) for entry in entries]
     tensors = frozenset(t for n in named for t in n.tensors)
     asked = frozenset(name for n in named for name in n.groups)
     makers = _makers(graph)
@@ -168,12 +178,12 @@ def _only(graph: Graph, entries: Sequence[Selector]) -> frozenset[str]:
     why = "they compute no units that can be cut"
     for name, parameter in list(others.items())[:1]:
         why = f"{parameter.rpartition('.')[0] or parameter} also computes the units of {name}: name all that computes a group"
-    raise PlanError(f"{_shown(graph.model, entries)} leaves nothing to cut: {why}")
+    raise PlanError(f"{shown} leaves nothing to cut: {why}")
 
 
 def _shown(model: nn.Module, entries: Sequence[Selector]) -> str:
     """Return `only` as it was given, for messages."""
-    return f"only=[{', '.join(_label(model, e) if isinstance(e, type) else repr(_label(model, e)) for e in entries)}]"
+    return f"only=[{', '.join(label_of(model, e) if isinstance(e, type) else repr(label_of(model, e)) for e in entries)}]"
 
 
 def _makers(graph: Graph) -> dict[str, frozenset[str]]:
