@@ -256,7 +256,9 @@ def test_what_can_not_be_tied_is_one_error(tie, said):
 def test_what_has_no_counterpart_is_listed():
     model = SelfDistilled().eval()
     model.teacher.register_buffer("center", torch.zeros(16))
-    notes = bough.trace(model, X, tie={"teacher.*": "student.*"}).notes
-    assert [n for n in notes if "counterpart" in n] == [
-        "tie={'teacher.*': 'student.*'}: teacher.center has no counterpart, and is not tied"
-    ]
+    graph = bough.trace(model, X, tie={"teacher.*": "student.*"})
+    plan = bough.plan(graph, bough.score(graph, "l2"), keep={"student.up": 0.5})
+    for notes in (graph.notes, plan.notes):
+        assert [n for n in notes if "counterpart" in n] == [
+            "tie={'teacher.*': 'student.*'}: teacher.center has no counterpart, and is not tied"
+        ]

@@ -31,6 +31,7 @@ from bough.planning.ragged import Differing, differing
 from bough.planning.refused_counts import Learned, learned
 from bough.planning.uniform import Uniform
 from bough.tracing.selection import Selection, left_alone
+from bough.tracing.ties import tied_pairs
 from bough.tracing.trace import uncollected
 
 _ROUNDS = 8  # conflicts from which counts of a group are learned; at the next one the group is held
@@ -123,7 +124,8 @@ def planned(graph: Graph, scores: Mapping[str, NDArray[np.float64]], goal: Goal,
         rest, prices.form(rest), prices.form(graph).cost(), free.ranked(scores), widths(graph, goal), allocator(how.allocation)
     )
     found = _Search(rest, scores, counting, Allowed(aligned(how.round_to), fewest), even, free, how.on_conflict).agreed(stay)
-    return replace(found, notes=(*found.notes, *prices.notes()))
+    _, untied = tied_pairs(graph.model, dict(graph.tie))
+    return replace(found, notes=(*found.notes, *prices.notes(), *untied))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

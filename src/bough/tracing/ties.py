@@ -190,8 +190,8 @@ def modules_beside(
         if module not in used and partner in called and all((f"{module}.{n}", f"{partner}.{n}") in tied for n in names):
             yield module, partner
             return
-        for key in inner._modules.keys() & its._modules.keys():
-            if inner._modules[key] is not None and its._modules[key] is not None:
+        for key, part in inner._modules.items():
+            if part is not None and its._modules.get(key) is not None:
                 yield from within(f"{module}.{key}", f"{partner}.{key}")
 
     outer = dict.fromkeys(_holders(a, b) for a, b in sorted(tied))

@@ -66,7 +66,7 @@ def trace(
             that is a moving average of its student: `{"teacher.*": "student.*"}` ties the tensors whose names differ only so.
             Keys and values are names or patterns of modules and tensors (each `*` stands for the same text on both sides),
             modules of `model`, or dims, `{("q_a.weight", 0): ("q_b.weight", 0)}`. A tied module that no call reaches is run on
-            the inputs of its partner. A tensor named by a key without a counterpart is listed in `graph.notes`.
+            the inputs of its partner. A tensor named by a key without a counterpart is listed in the notes.
         real: run on real values from the start (otherwise only where shapes do not carry the run).
 
     Raises:
