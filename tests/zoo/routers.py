@@ -71,6 +71,17 @@ def loop_over_hit_experts(m: Mixture, x: Tensor, logits: Tensor) -> Tensor:
     return out
 
 
+def experts_by_name(m: Mixture, x: Tensor, logits: Tensor) -> Tensor:
+    """The experts that any token hit, looked up by a text that has their number, as in a ModuleDict."""
+    weight, chosen = _top(m, logits)
+    mask = F.one_hot(chosen, num_classes=m.experts_number).permute(2, 1, 0)
+    out = torch.zeros_like(x)
+    for e in torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero():
+        slot, token = torch.where(mask[e].squeeze(0))
+        out.index_add_(0, token, m.experts.get_submodule(f"{e[0]}")(x[token]) * weight[token, slot, None])
+    return out
+
+
 def loop_over_unique(m: Mixture, x: Tensor, logits: Tensor) -> Tensor:
     weight, chosen = _top(m, logits)
     out = torch.zeros_like(x)
@@ -439,7 +450,7 @@ LISTED = (
     loop_over_one_hot, loop_over_hit_experts, loop_over_unique, loop_with_equal, bincount_list, bincount_numpy, bincount_items,
     bincount_iterated, histogram_split, one_hot_counts, scattered_counts, scatter_added_counts, sums_of_comparisons,
     searched_ends, consecutive_runs, dense_gate_columns, stacked_outputs, token_by_token, sorted_gate, argsorted_gate,
-    numpy_array_of_counts, split_at_ends,
+    numpy_array_of_counts, split_at_ends, experts_by_name,
 )  # fmt: skip
 STACKED = (
     gshard_capacity, grouped_by_offsets, picked_matrices, selected_matrices, loop_over_stack, range_over_stack,

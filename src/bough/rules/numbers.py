@@ -36,7 +36,7 @@ _UNREAD = frozenset(
 _COUNTING = frozenset(("sum", "count_nonzero", "cumsum", "prod"))  # of integers and booleans
 _ORDER = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 _NUMBERING = frozenset(("bincount", "histc", "one_hot", "tolist", "numpy", "_local_scalar_dense"))  # integers name units
-_READERS = frozenset(("item", "__int__", "__index__", "__float__", "__bool__"))
+_READERS = frozenset(("item", "__int__", "__index__", "__float__", "__bool__", "__format__", "__repr__"))
 
 
 def follow(c: Context, call: Any, operands: list[Typing], typed: list[Typing], results: list[Any]) -> None:
