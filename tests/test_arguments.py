@@ -128,7 +128,8 @@ CALLS = dict([
     call(recovery.regularize.Slimming, graph=GRAPH, strength=1.0),
     call(recovery.regularize.ProgressiveZeroing, graph=GRAPH, budget=BUDGET, steps=2, periods=2, importance=None,
          schedule=recovery.linear),
-    call(bough.Budget, params=None, macs=None, size="50%", peak_memory=None, latency=None, energy=None, precision=None),
+    call(bough.Budget, params=None, macs=None, size="50%", peak_memory=None, latency=None, energy=None, precision=None,
+         flash=None),
     call(bough.Training, epochs=1, lr=0.1, optimizer="sgd", weight_decay=0.0, momentum=0.0, schedule="cosine", warmup=0.0,
          batch_size=8, accumulate=1, clip=None, precision="no", start="", seed=0, better="max", patience=None, folder=None,
          save_every=None, log_every=1, progress=False),
@@ -191,13 +192,13 @@ def outcome(function, name, value):
 
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation callback checkpoint clip data device dim distillation dtype energy evaluate "
-    "example_inputs folder forward graph groups importance latency loss macs match names only onto optimizer "
+    "example_inputs flash folder forward graph groups importance latency loss macs match names only onto optimizer "
     "otherwise params path patience peak_memory precision refit rewind_to ridge save_every student table tie training "
     "within",
     "string": "backend checkpoint device folder importance method path source start",
     "class": "method",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip dim energy epochs "
-    "every features growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory periods "
+    "every features flash growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory periods "
     "permutations plans probes quantum repeats ridge round_to rounds samples save_every scale seconds seed sites size step "
     "steps strength temperature warmup weight_byte weight_bytes weight_decay widths",
     "list": "batches data drop ignore regularizers source",

@@ -10,7 +10,7 @@ from bough.comparing.rows import Line
 if TYPE_CHECKING:
     from bough.comparing.comparison import Comparison
 
-_USUAL, _PRICED = ("params", "macs", "size"), ("stored", "latency", "energy")
+_USUAL, _PRICED = ("params", "macs", "size"), ("stored", "flash", "latency", "energy")
 
 
 def table(comparison: Comparison) -> str:

@@ -18,7 +18,8 @@ class Cost:
     bytes at that precision: integers (indices, masks) keep their width.
 
     Where asked for: `stored`: bytes of the state dict at another precision (see `PRECISIONS`). `latency`: seconds of one
-    forward pass, by a `LatencyTable`. `energy`: joules of one, by an `EnergyModel`. Otherwise None.
+    forward pass, by a `LatencyTable`. `energy`: joules of one, by an `EnergyModel`. `flash`: bytes of constants of the C
+    export for microcontrollers, which is int8; its code is not counted. Otherwise None.
     """
 
     params: int
@@ -29,6 +30,7 @@ class Cost:
     stored: int | None = None
     latency: float | None = None
     energy: float | None = None
+    flash: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The costs that are known."""

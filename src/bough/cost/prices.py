@@ -7,6 +7,7 @@ from typing import Protocol
 
 from bough.cost.closed_form import ClosedForm, activation_parts, closed_form
 from bough.cost.energy import EnergyModel
+from bough.cost.flash import flash_constants
 from bough.cost.polynomials import Part
 from bough.cost.precision import precision, stored
 from bough.graph import Graph
@@ -30,11 +31,13 @@ class Prices:
         precision: see `PRECISIONS`; adds the bytes stored, and counts activations at that precision.
         table: adds the latency.
         energy: adds the energy.
+        flash: adds the constants of the C export for microcontrollers.
     """
 
     precision: str | None = None
     table: LatencyModel | None = None
     energy: EnergyModel | None = None
+    flash: bool = False
 
     def form(self, graph: Graph) -> ClosedForm:
         """Return the closed form of a graph's costs, these costs included."""
@@ -46,6 +49,8 @@ class Prices:
             parts["latency"] = self.table.part(graph)
         if self.energy is not None:
             parts["energy"] = self.energy.part(graph)
+        if self.flash:
+            parts["flash"] = flash_constants(graph)
         return closed_form(graph).extended(parts)
 
     def notes(self) -> tuple[str, ...]:
@@ -57,4 +62,6 @@ class Prices:
             found.append(f"latency: {self.table.source}")
         if self.energy is not None:
             found.append(f"energy: {self.energy.source}")
+        if self.flash:
+            found.append("flash: bytes of constants of the int8 C export; code and start-up files are not counted")
         return tuple(found)

@@ -6,8 +6,10 @@ from bough.errors import PlanError
 
 # CPUs: numbers of one vector register (float32), in which kernels block channels. NVIDIA tensor cores are at their best
 # where matrix dims are multiples of 16 bytes, on A100 and later of 128 bytes (NVIDIA, Matrix Multiplication Background).
+# Cortex-M cores with the DSP extension read four int8 numbers as one word.
 ALIGNMENTS = {
     "neon": 4, "avx2": 8, "avx512": 16,
+    "cortex-m": 4,
     "cuda-tf32": 4, "cuda-fp16": 8, "cuda-int8": 16,
     "a100-tf32": 32, "a100-fp16": 64, "a100-int8": 128,
 }  # fmt: skip

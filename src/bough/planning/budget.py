@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bough.arguments import check_fields
 from bough.cost import Cost, EnergyModel, Prices
+from bough.cost.flash import FLASH_PRECISION
 from bough.cost.precision import precision as precision_called
 from bough.errors import BudgetError
 from bough.latency import LatencyTable
@@ -15,7 +16,7 @@ from bough.latency import LatencyTable
 _SI = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _IEC = {"KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30}
 _SMALL = {"": 1.0, "m": 1e-3, "u": 1e-6, "\u00b5": 1e-6, "\u03bc": 1e-6, "n": 1e-9}  # the micro sign, and the Greek letter
-_BASE = {"params": "", "macs": "MAC", "size": "B", "peak_memory": "B", "latency": "s", "energy": "J"}
+_BASE = {"params": "", "macs": "MAC", "size": "B", "peak_memory": "B", "latency": "s", "energy": "J", "flash": "B"}
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[A-Za-z\u00b5\u03bc]*)\s*", re.IGNORECASE)
 
 
@@ -29,10 +30,13 @@ class Budget:
     Bytes are of the model as it is, or where `precision` is given ("int8", see `PRECISIONS`) as it will be stored and run:
     `size` with weights at that precision, a float32 scale per output channel, biases and norms in 4 bytes; `peak_memory` with
     activations at that precision, integers (indices, masks) at their own width. `energy` is of that precision, too.
-    Percentages are then of the original model at that precision. `latency` needs a `LatencyTable`, see `plan`.
+    Percentages are then of the original model at that precision. `latency` needs a `LatencyTable`, see `plan`. `flash` is the
+    constants that the C export for microcontrollers writes (weights, biases, multipliers, shifts, tables), which are int8: with
+    another bound in bytes or joules beside it, `precision="int8"` has to be given.
 
     Raises:
-        BudgetError: a value that can not be read, an unknown unit, a percentage above 100, or no bound at all.
+        BudgetError: a value that can not be read, an unknown unit, a percentage above 100, no bound at all, or flash at
+            another precision than int8.
 
     Example:
         >>> Budget(macs="50%", size="256 KiB").limits(Cost(1000, 200, 4000, 0, 0))
@@ -46,6 +50,7 @@ class Budget:
     latency: float | str | None = None
     energy: float | str | None = None
     precision: str | None = None
+    flash: float | str | None = None
 
     def __post_init__(self) -> None:
         if not self._bounds():
@@ -55,6 +60,8 @@ class Budget:
         check_fields(self)
         if self.precision is not None:
             precision_called(self.precision)
+        if self.flash is not None:
+            self._check_flash()
 
     def limits(self, original: Cost) -> dict[str, float]:
         """The bounds as numbers per field of `Cost`, for a model of cost `original`."""
@@ -68,6 +75,16 @@ class Budget:
                 )
             found[of] = parse(field, value, float(costs.get(of, 0.0)))
         return found
+
+    def _check_flash(self) -> None:
+        others = [k for k in ("size", "peak_memory", "energy") if getattr(self, k) is not None]
+        if self.precision == FLASH_PRECISION or (self.precision is None and not others):
+            return
+        given = f"precision={self.precision!r} is given" if self.precision else f"{others[0]} would be counted as the model is"
+        raise BudgetError(
+            f"flash={self.flash!r} bounds the constants of the int8 export for microcontrollers, but {given}: "
+            f"give precision={FLASH_PRECISION!r}"
+        )
 
     def _bounds(self) -> dict[str, float | str]:
         return {k: getattr(self, k) for k in _BASE if getattr(self, k) is not None}
@@ -96,7 +113,7 @@ def priced(goal: Goal, table: LatencyTable | None, energy: EnergyModel | None) -
         )
     if goal.energy is not None and energy is None:
         energy = EnergyModel.of(goal.precision or "float32")
-    return Prices(goal.precision, table, energy)
+    return Prices(goal.precision, table, energy, goal.flash is not None)
 
 
 def parse(field: str, value: float | str, original: float) -> float:

@@ -13,7 +13,7 @@ from bough.graph import Graph
 
 LABELS = {
     "params": "parameters", "macs": "MACs", "size": "size (bytes)", "activation_bytes": "activations (bytes)",
-    "peak_memory": "peak memory (bytes)", "stored": "size as stored (bytes)",
+    "peak_memory": "peak memory (bytes)", "stored": "size as stored (bytes)", "flash": "constants in flash (bytes)",
     "latency_ms": "latency (ms)", "accuracy": "test accuracy (%)",
 }  # fmt: skip
 

@@ -9,6 +9,10 @@ from tests.exporting.embedded.nets import COMPILER, run_make
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc) on this machine")
 def test_the_example_builds_and_gives_the_bytes_of_the_reference(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = pages.run("microcontrollers.md")["made"]
+    names = pages.run("microcontrollers.md")
+    made, small, plan = names["made"], names["small"], names["plan"]
     assert made.calibrated
     assert run_make(tmp_path / "firmware", "test")["equal"] == 100
+    assert small.flash == pytest.approx(plan.cost.flash, rel=0.03)
+    assert small.flash <= 0.8 * 1024 < made.flash
+    assert small.arena.size <= plan.cost.peak_memory <= 3 * 1024
