@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import bough
 from bough.cli.commands import app
 from bough.planning.attributes.names import names_other, names_width
-from bough.planning.attributes.source import uses_of
+from bough.planning.attributes.source import quotients_of, uses_of
 
 
 def half(model, x, **options):
@@ -330,3 +330,34 @@ def test_a_name_is_followed_behind_its_last_assignment():
     assert uses == {(("fc",), "Linear", 0), (("glu",), "Linear", 0), (("glu",), "Linear", None)}
     plan = half(Reassigned(), torch.randn(2, 8), keep={"features.0": 9})
     assert plan.attributes.get(":out_dim", 32) == plan.groups["features.1"][0]
+
+
+class GroupedQueries(nn.Module):
+    """Attention whose key-value heads torch repeats; the number of repeats is read where there is a mask."""
+
+    def __init__(self, width=24, heads=4, shared=2):
+        super().__init__()
+        self.heads, self.shared, self.head_dim = heads, shared, width // heads
+        self.repeats = heads // shared
+        self.q, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.k, self.v = (nn.Linear(width, shared * self.head_dim) for _ in range(2))
+
+    def forward(self, x, mask=None):
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if mask is not None:
+            k, v = (t.repeat_interleave(self.repeats, 1) for t in (k, v))
+        made = nn.functional.scaled_dot_product_attention(q, k, v, mask, enable_gqa=mask is None)
+        return self.out(made.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(4, 2), (9, 3), (8, 2)])
+def test_a_quotient_in_the_source_is_the_number_of_repeats(heads, shared):
+    """At (4, 2) and (9, 3) repeats and key-value heads have one size, and only the source tells them apart."""
+    torch.manual_seed(0)
+    model, x = GroupedQueries(6 * heads, heads, shared).eval(), torch.randn(2, 5, 6 * heads)
+    assert quotients_of(GroupedQueries)["repeats"] == ("heads", "shared")
+    graph = bough.trace(model, x)
+    repeats = next(g for g in graph.groups if g.size == heads // shared and {m.name for m in g.members}.isdisjoint({"k.weight"}))
+    small = bough.cut(model, bough.plan(graph, bough.score(graph, "l2"), keep={repeats.name: 1}))
+    assert small.repeats == 1
+    assert small(x, torch.ones(5, 5, dtype=torch.bool)).sub(small(x)).abs().max() < 1e-5

@@ -11,7 +11,7 @@ from torch import nn
 from bough.graph import Graph
 from bough.planning.attributes.names import names_width
 from bough.planning.attributes.places import INPUT, Place, Places, identity
-from bough.planning.attributes.source import Use, uses_of
+from bough.planning.attributes.source import Use, quotients_of, uses_of
 from bough.planning.attributes.standard_layers import layer_widths
 from bough.spaces import Space, normal
 from bough.tracing.held import read
@@ -55,7 +55,10 @@ class Evidence:
         left = tracked or others
         if not left and names_width(name):
             return self._places.of(module, value), False
-        for found in (self._layers(module, name, value), self._source(module, name, value, left)):
+        evidence = (
+            self._layers(module, name, value), self._source(module, name, value, left), self._quotient(module, name, value)
+        )  # fmt: skip
+        for found in evidence:
             if found and agree(found):
                 return found, True
         return left, bool(left) and names_width(name) and agree(left)
@@ -135,6 +138,17 @@ class Evidence:
             shared = both or shared
         return shared
 
+    def _quotient(self, module: str, name: str, value: int) -> list[Place]:
+        """Return the places of an attribute that the class sets to a quotient of two numbers: the repeats of the divisor."""
+        holder = self._modules[module]
+        pair = quotients_of(type(holder)).get(name)
+        if pair is None:
+            return []
+        dividend, divisor = (_number(holder, operand) for operand in pair)
+        if dividend is None or divisor is None or dividend != divisor * value:
+            return []
+        return self._places.repeats(module, value, divisor)
+
     def _passed(self, module: str, use: Use, value: int, places: Iterable[Place]) -> list[Place]:
         """Return the places of an attribute's size in the submodules that a call makes from it."""
         found: list[Place] = []
@@ -158,3 +172,11 @@ def _parameter(layer: nn.Module, use: Use) -> str:
         return use.argument
     names = [*signature(type(layer)).parameters]
     return names[use.argument] if use.argument < len(names) else ""
+
+
+def _number(module: nn.Module, name: str) -> int | None:
+    """Return the integer of this name that a module holds, itself or in a config; None if there is none."""
+    for holder in (module.__dict__, *(getattr(v, "__dict__", {}) for v in module.__dict__.values())):
+        if type(holder.get(name)) is int:
+            return int(holder[name])
+    return None

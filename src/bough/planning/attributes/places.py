@@ -61,6 +61,27 @@ class Places:
         inside = f"{module}." if module else ""
         return [p for p in self._by_size.get(size, ()) if p.tensor.startswith(inside)]
 
+    def repeats(self, module: str, size: int, of: int) -> list[Place]:
+        """Return the places of this size that count the repeats of another factor, one of size `of`.
+
+        Query heads that share key-value heads are `KV x R`, and keys have `KV` without `R`: so R counts repeats of KV. Each axis
+        of the module that has the place must have the other factor, and one must have the other factor alone.
+        """
+        inside = f"{module}." if module else ""
+        axes = [axis for (name, _), axis in self.axes.items() if name.startswith(inside)]
+
+        def is_repeat(place: Place) -> bool:
+            mine, whole = set(place.space.atoms), self.axes[place.tensor, place.dim]
+            around = [set(axis.atoms) for axis in axes]
+            others = [set(s.atoms) for _, s in _parts(whole) if s.size == of and not mine & set(s.atoms)]
+            return any(
+                all(other <= atoms for atoms in around if mine & atoms)
+                and any(other <= atoms for atoms in around if not mine & atoms)
+                for other in others
+            )
+
+        return [p for p in self.of(module, size) if p.part and is_repeat(p)]
+
     def size(self, module: str, place: tuple[str, int, Part]) -> int | None:
         """Return the size of the place that `Place.within` describes, in another module; None if it has no such place."""
         name, dim, part = place

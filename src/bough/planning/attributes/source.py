@@ -33,6 +33,7 @@ class Use:
 
 
 _known: WeakKeyDictionary[type, dict[str, list[Use]]] = WeakKeyDictionary()
+_quotients: WeakKeyDictionary[type, dict[str, tuple[str, str]]] = WeakKeyDictionary()
 
 
 def uses_of(kind: type) -> dict[str, list[Use]]:
@@ -42,8 +43,42 @@ def uses_of(kind: type) -> dict[str, list[Use]]:
     return _known[kind]
 
 
+def quotients_of(kind: type) -> dict[str, tuple[str, str]]:
+    """Return {attribute: names of (dividend, divisor)} of the attributes that a class sets to a quotient.
+
+    `self.groups = config.num_heads // self.num_kv_heads` gives {"groups": ("num_heads", "num_kv_heads")}. An attribute that the
+    class sets in several ways is left out.
+    """
+    if kind not in _quotients:
+        found: dict[str, set[tuple[str, str] | None]] = {}
+        for function in _functions(kind):
+            scope = _Scope(function)
+            for targets, value in scope.assignments:
+                for symbol in filter(None, map(scope.symbol, targets)):
+                    if symbol[0] == "self":
+                        found.setdefault(symbol[1], set()).add(_quotient(value))
+        single = {name: next(iter(pairs)) for name, pairs in found.items() if len(pairs) == 1}
+        _quotients[kind] = {name: pair for name, pair in single.items() if pair is not None}
+    return _quotients[kind]
+
+
+def _quotient(node: ast.expr) -> tuple[str, str] | None:
+    """Return the last names of dividend and divisor of `a // b`."""
+    if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.FloorDiv)):
+        return None
+    names = [n.attr if isinstance(n, ast.Attribute) else getattr(n, "id", "") for n in (node.left, node.right)]
+    return (names[0], names[1]) if all(names) else None
+
+
 def _read(kind: type) -> dict[str, list[Use]]:
     reader = _Reader()
+    for function in _functions(kind):
+        reader.read(function)
+    return reader.found()
+
+
+def _functions(kind: type) -> Iterator[ast.FunctionDef]:
+    """Yield the methods in the source of a class and of its bases outside torch."""
     for base in kind.__mro__:
         if base is not object and not base.__module__.startswith("torch."):
             try:
@@ -52,8 +87,7 @@ def _read(kind: type) -> dict[str, list[Use]]:
                 continue
             for function in getattr(body, "body", ()):
                 if isinstance(function, ast.FunctionDef) and function.args.args:
-                    reader.read(function)
-    return reader.found()
+                    yield function
 
 
 class _Reader:
