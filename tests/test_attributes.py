@@ -357,7 +357,9 @@ def test_a_quotient_in_the_source_is_the_number_of_repeats(heads, shared):
     model, x = GroupedQueries(6 * heads, heads, shared).eval(), torch.randn(2, 5, 6 * heads)
     assert quotients_of(GroupedQueries)["repeats"] == ("heads", "shared")
     graph = bough.trace(model, x)
-    repeats = next(g for g in graph.groups if g.size == heads // shared and {m.name for m in g.members}.isdisjoint({"k.weight"}))
+    repeats = next(
+        g for g in graph.groups if g.size == heads // shared and {m.name for m in g.members}.isdisjoint({"k.weight"})
+    )
     small = bough.cut(model, bough.plan(graph, bough.score(graph, "l2"), keep={repeats.name: 1}))
     assert small.repeats == 1
     assert small(x, torch.ones(5, 5, dtype=torch.bool)).sub(small(x)).abs().max() < 1e-5
