@@ -39,8 +39,8 @@ class Quantized:
         model: the program with INT8 weights and operators of quantization; called as the model was. `bough.export` takes it.
         simulated: the program in float arithmetic that rounds to INT8, with gradients: what training changes.
         layers: every layer that is, or could be, in INT8.
-        signal_to_noise: of the model's outputs, in dB, on held-back data where there is more than one batch: no range was chosen
-            on it, but the variant in `trials` was, and layers that `mixed` keeps in float.
+        signal_to_noise: of the model's outputs, in dB, on held-back data where there is more than one batch: no range was
+            chosen on it, but the variant in `trials` was, and layers that `mixed` keeps in float.
         observer: the rule that chose the ranges of activations: "minmax", "percentile" or "mse".
         equalized: pairs of layers between which scales were moved.
         corrected: whether biases make up for the mean error.

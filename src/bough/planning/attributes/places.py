@@ -64,8 +64,8 @@ class Places:
     def repeats(self, module: str, size: int, of: int) -> list[Place]:
         """Return the places of this size that count the repeats of another factor, one of size `of`.
 
-        Query heads that share key-value heads are `KV x R`, and keys have `KV` without `R`: so R counts repeats of KV. Each axis
-        of the module that has the place must have the other factor, and one must have the other factor alone.
+        Query heads that share key-value heads are `KV x R`, and keys have `KV` without `R`: so R counts repeats of KV. Each
+        axis of the module that has the place must have the other factor, and one must have the other factor alone.
         """
         inside = f"{module}." if module else ""
         axes = [axis for (name, _), axis in self.axes.items() if name.startswith(inside)]
