@@ -3,8 +3,8 @@
     python -m benchmarks.deploying --data PATH --work FOLDER [resnet20] [dscnn]
 
 Runs the commands `bough prune`, `quantize` and `export` as a user would (half of the MACs, no training after the cut),
-`make test` in the folder of C, and measures accuracy on 1,000 test samples. Steps whose output is in the work folder are not run again.
-Needs torchao, onnx, onnxruntime, make and a C compiler; `dscnn` is trained on first use (see benchmarks.tasks).
+`make test` in the folder of C, and measures accuracy on 1,000 test samples. Steps whose output is in the work folder are not
+run again. Needs torchao, onnx, onnxruntime, make and a C compiler; `dscnn` is trained on first use (see benchmarks.tasks).
 """
 
 from __future__ import annotations
