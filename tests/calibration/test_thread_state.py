@@ -82,9 +82,9 @@ def test_refit_runs_in_the_state_of_its_caller(name):
     model, result, seen = start()
     with STATES[name](), torch.no_grad():
         bough.refit(model, result.model, result.plan, X.split(32))
-        (expected,) = {state()}
+        gradients, _, *others = state()
     assert len(seen) > 4  # the batches of both models
-    assert set(seen) == {expected}
+    assert set(seen) == {(gradients, False, *others)}  # in inference mode torch would hide what composite ops are made of
 
 
 def test_refit_under_autocast_fits_what_autocast_computes():

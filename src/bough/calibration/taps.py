@@ -112,11 +112,18 @@ def preserve_state(model: nn.Module, written: Collection[str] = ()) -> Iterator[
         model: the model.
         written: names of parameters whose values are restored as well, because `forward` changes them (`Graph.written`).
     """
+    gradients = torch.is_grad_enabled()
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     held = [(t, t.detach(), t.detach().clone()) for n, t, parameter, _ in held_tensors(model) if not parameter or n in written]
     try:
-        with torch.inference_mode(False), unchanged_rng(), substituted(model, lambda path, n: n):
+        # leaving inference mode turns gradients on
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(gradients),
+            unchanged_rng(),
+            substituted(model, lambda path, n: n),
+        ):
             model.eval()
             yield
     finally:

@@ -157,7 +157,9 @@ class _Mask:
 
 def _as_number(value: object) -> float:
     """Return a loss as a number, or raise PlanError."""
-    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
+    if isinstance(value, (int, float)):
         return float(value)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value.detach())
     what = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
     raise PlanError(f"the loss is {what}: give (model, batch) -> the mean loss, one number")

@@ -78,9 +78,7 @@ class Execution:
         """Makes (once) the stand-in of a tensor of the model or of the inputs."""
         found = self.stand_ins.get(id(tensor))
         if found is None:
-            with torch.inference_mode(
-                False
-            ):  # where inference mode is on, composite ops would not be seen as what they are made of
+            with torch.inference_mode(False):  # inference mode would hide the ops that composite ops are made of
                 found = self._made(tensor, shape)
             self.stand_ins[id(tensor)] = found
             self.stand_ins[id(found)] = found
