@@ -6,7 +6,7 @@ the maximum over the ops of such polynomials. All are evaluated for many candida
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -63,21 +63,27 @@ def _made(graph: Graph) -> ClosedForm:
     return ClosedForm([g.name for g in graph.groups], np.array([float(g.size) for g in graph.groups]), parts)
 
 
-def activation_parts(graph: Graph, element: Callable[[Storage], float]) -> dict[str, Part]:
-    """The bytes of activations, all together and those alive at once, with `element` bytes for an element of a storage."""
+def activation_parts(graph: Graph, element: Callable[[Storage], float], copies: Sequence[Storage] = ()) -> dict[str, Part]:
+    """Return the bytes of activations, all together and those alive at once, with `element` bytes for an element of a storage.
+
+    `copies`: storages that a runtime needs besides those of the recorded run; they count as alive, but not among all together.
+    """
     made = ((element(s), s.axes) for s in graph.storages if s.born >= 0)
-    return {"activation_bytes": total((g.atom for g in graph.groups), made), "peak_memory": _liveness(graph, element)}
+    return {
+        "activation_bytes": total((g.atom for g in graph.groups), made),
+        "peak_memory": _liveness(graph, element, [*graph.storages, *copies]),
+    }
 
 
-def _liveness(graph: Graph, element: Callable[[Storage], float]) -> Polynomials:
+def _liveness(graph: Graph, element: Callable[[Storage], float], storages: Sequence[Storage]) -> Polynomials:
     """One polynomial per op: the bytes alive while it runs. Ops whose live set is a subset of a neighbour's are left out."""
     builder = Builder(g.atom for g in graph.groups)
     events: dict[int, list[int]] = {}
     ends: dict[int, list[int]] = {}
-    for i, storage in enumerate(graph.storages):
+    for i, storage in enumerate(storages):
         events.setdefault(max(storage.born, 0), []).append(i)
         ends.setdefault(storage.dies, []).append(i)
-    expanded = [builder.expand(s.axes) for s in graph.storages]
+    expanded = [builder.expand(s.axes) for s in storages]
     live: dict[int, None] = {}
     last_added = False
     for step in range(len(graph.ops) + 1):
@@ -86,7 +92,7 @@ def _liveness(graph: Graph, element: Callable[[Storage], float]) -> Polynomials:
         dead = ends.get(step, [])
         last_added = last_added or bool(new)
         if (last_added and dead) or step == len(graph.ops):
-            builder.add([(element(graph.storages[i]), expanded[i]) for i in live])
+            builder.add([(element(storages[i]), expanded[i]) for i in live])
             last_added = False
         for i in dead:
             live.pop(i, None)

@@ -15,7 +15,8 @@ class Cost:
     products and attention in one forward pass. `size`: bytes of the state dict. `activation_bytes`: bytes of all tensors
     that ops make (views and in-place results not counted again). `peak_memory`: most bytes of activations alive at once,
     each from the op that makes it to the last that reads it, inputs included. Where a precision is asked for, both are in
-    bytes at that precision: integers (indices, masks) keep their width.
+    bytes at that precision: integers (indices, masks) keep their width; at int8, `peak_memory` has the copies that the C export
+    for microcontrollers makes (of slices and expansions, and of inputs between zeros).
 
     Where asked for: `stored`: bytes of the state dict at another precision (see `PRECISIONS`). `latency`: seconds of one
     forward pass, by a `LatencyTable`. `energy`: joules of one, by an `EnergyModel`. `flash`: bytes of constants of the C

@@ -8,13 +8,12 @@ arrays are written once, so the emitted constants can be a little smaller.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
-from bough.cost.polynomials import Polynomials, total
+from bough.cost.polynomials import Polynomials, numel, total
 from bough.graph import Graph, OpRecord
 from bough.spaces import Space
 
@@ -93,15 +92,11 @@ def _takes_batch_norm(op: OpRecord) -> bool:
 def _elementwise(op: OpRecord, name: str) -> Terms:
     """Yield a table for a function of one value, or the elements of the constant operand of a sum or product."""
     varying = sum(not state for state in op.states)
-    held = [axes for axes, state in zip(op.arguments, op.states, strict=True) if state and _numel(axes) > 1]
+    held = [axes for axes, state in zip(op.arguments, op.states, strict=True) if state and numel(axes) > 1]
     if varying == 1 and not held:
         yield _TABLE, ()
     elif name in _BINARY:
         yield from ((1.0, axes) for axes in held)
-
-
-def _numel(axes: Sequence[Space]) -> int:
-    return math.prod(axis.size for axis in axes)
 
 
 def is_pointwise(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -109,3 +110,8 @@ def total(graph_atoms: Iterable[Atom], terms: Iterable[tuple[float, Iterable[Spa
     builder = Builder(graph_atoms)
     builder.add([(weight, builder.expand(spaces)) for weight, spaces in terms])
     return builder.build()
+
+
+def numel(axes: Sequence[Space]) -> int:
+    """Return the number of elements of a tensor with all units kept."""
+    return math.prod(axis.size for axis in axes)

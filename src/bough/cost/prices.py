@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bough.cost.closed_form import ClosedForm, activation_parts, closed_form
+from bough.cost.copies import copied
 from bough.cost.energy import EnergyModel
-from bough.cost.flash import flash_constants
+from bough.cost.flash import FLASH_PRECISION, flash_constants
 from bough.cost.polynomials import Part
 from bough.cost.precision import precision, stored
 from bough.graph import Graph
@@ -44,7 +45,8 @@ class Prices:
         parts: dict[str, Part] = {}
         if self.precision is not None:
             parts["stored"] = stored(graph, self.precision)
-            parts |= activation_parts(graph, precision(self.precision).element)
+            copies = copied(graph) if self.precision == FLASH_PRECISION else []
+            parts |= activation_parts(graph, precision(self.precision).element, copies)
         if self.table is not None:
             parts["latency"] = self.table.part(graph)
         if self.energy is not None:
@@ -58,6 +60,10 @@ class Prices:
         found = []
         if self.precision is not None:
             found.append(f"stored, activation_bytes, peak_memory: bytes at {self.precision}")
+            if self.precision == FLASH_PRECISION:
+                found.append(
+                    "peak_memory: with the copies that the C export makes; an upper bound of its arena unless axes are permuted"
+                )
         if self.table is not None:
             found.append(f"latency: {self.table.source}")
         if self.energy is not None:

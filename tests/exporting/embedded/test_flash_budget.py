@@ -54,6 +54,41 @@ NETS = {
 }  # fmt: skip
 
 
+class Halves(nn.Module):
+    """Reads parts of a tensor, one of them after the whole is dead."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(16, 2, 1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        left, right = self.stem(x).chunk(2, 1)
+        return self.left(left) + self.right(right[:, :, ::1, :])
+
+
+class Strided(nn.Module):
+    def forward(self, x):
+        return x[:, :, ::2, :] * x[:, :1, ::2, :]
+
+
+def between(width, *layers):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4)
+    )
+
+
+COPYING = {
+    "transposed": (lambda: between(2, nn.ConvTranspose2d(16, 2, 4, stride=4)), (3, 12, 12)),
+    "transposed, padded": (lambda: between(2, nn.ConvTranspose2d(16, 2, 4, stride=2, padding=1)), (3, 12, 12)),
+    "padded average": (lambda: between(16, nn.AvgPool2d(3, stride=2, padding=1)), (3, 16, 16)),
+    "padded average of a sequence": (
+        lambda: nn.Sequential(nn.Conv1d(3, 16, 3), nn.AvgPool1d(3, 2, 1), nn.Flatten(), nn.Linear(112, 4)), (3, 16)
+    ),
+    "halves": (Halves, (3, 16, 16)),
+    "slices": (lambda: between(16, Strided()), (3, 16, 16)),
+}  # fmt: skip
+
+
 def exported(net, shape):
     return export_embedded(net, ((torch.randn(1, *shape),), {}), None, data=[torch.randn(4, *shape)])
 
@@ -72,6 +107,21 @@ def test_predicted_constants_are_those_of_the_export(name):
     plan = bough.plan(graph, scores, budget, allocation="greedy")
     assert plan.cost.flash <= 0.85 * whole.flash < plan.original.flash
     assert plan.cost.flash == pytest.approx(exported(bough.cut(net, plan), shape).flash, rel=0.03)
+
+
+@pytest.mark.parametrize("name", NETS | COPYING)
+def test_predicted_memory_is_enough_for_the_arena(name):
+    """Of the whole net and of one cut to half: at most 3 times as much, and not below but for rounding up to 8 bytes."""
+    torch.manual_seed(0)
+    build, shape = (NETS | COPYING)[name]
+    net, x = randomized(build()), torch.randn(1, *shape)
+    graph = bough.trace(net, x)
+    scores = bough.score(graph, bough.importance.Magnitude())
+    plan = bough.plan(graph, scores, bough.Budget(peak_memory="70%", precision="int8"), allocation="greedy")
+    assert plan.cost.peak_memory <= 0.7 * plan.original.peak_memory
+    for cost, model in ((plan.original, net), (plan.cost, bough.cut(net, plan))):
+        arena = exported(model, shape).arena.size
+        assert arena - 8 < cost.peak_memory < 3 * arena
 
 
 def test_every_function_that_is_exported_as_a_table_is_counted_as_one():
