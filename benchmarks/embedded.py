@@ -96,7 +96,7 @@ def cases(load: Any, folder: Path) -> dict[str, Callable[[], Case]]:
         return Case(KeywordDSCNN(), x[:500], "kws_ref_model.tflite")
 
     def resnet8() -> Case:
-        return Case(ResNet8(), test_images(load, 500)[0], "pretrainedResnet.tflite")
+        return Case(ResNet8(), test_images(load, 500)[0])  # its .tflite in the data is float32
 
     def dscnn() -> Case:
         task = TASKS["dscnn"](load, 3000)
@@ -135,13 +135,21 @@ def _make(made: EmbeddedExport, *goals: str) -> dict[str, int]:
 
 
 def tflite_arena(path: Path) -> dict[str, int] | None:
-    """Return the bytes of tflite-micro's arena after one run, in all and of its parts; None without the package."""
+    """Return the bytes of tflite-micro's arena after one run, in all and of its parts; None without the package.
+
+    Raises:
+        ValueError: the .tflite does not take int8.
+    """
     try:
         from tflite_micro import runtime
     except ImportError:
         return None
     interpreter = runtime.Interpreter.from_file(str(path))
     details = interpreter.get_input_details(0)
+    if np.dtype(details["dtype"]) != np.int8:
+        raise ValueError(
+            f"{path} takes {np.dtype(details['dtype'])}: an arena of int8 is only compared with that of an int8 .tflite"
+        )
     interpreter.set_input(np.zeros(details["shape"], dtype=details["dtype"]), 0)
     interpreter.invoke()
     with tempfile.TemporaryFile() as file:
