@@ -10,6 +10,7 @@ from torch import nn
 import bough
 from bough.cli import main
 from bough.errors import ExportError
+from bough.exporting.embedded.errors_by_op import ratio
 
 
 def build():
@@ -59,3 +60,24 @@ def test_a_quantized_model_needs_no_data(tmp_path):
     made = bough.export(quantized, x, tmp_path / "c", target="cortex-m")
     assert made.calibrated == ()
     assert made.sqnr > 25
+
+
+def test_a_program_that_lost_the_signal_says_where(tmp_path):
+    """The second convolution's results are smaller than the least scale; its activation is fused into it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4, bias=False)
+    )
+    x, data = torch.randn(1, 3, 12, 12), [torch.randn(8, 3, 12, 12)]
+    fine = bough.export(net, x, tmp_path / "fine", target="cortex-m", data=data)
+    assert (fine.warnings, "warning" in str(fine)) == ((), False)
+    with torch.no_grad():
+        net[2].weight *= 1e-9
+        net[2].bias *= 1e-9
+    lost = bough.export(net, x, tmp_path / "lost", target="cortex-m", data=data)
+    assert lost.sqnr < 10
+    (text,) = lost.warnings
+    assert "relu in module '3'" in text
+    assert str(lost).startswith(f"warning: {text}\n")
+    assert json.loads((tmp_path / "lost" / "model.json").read_text())["warnings"] == [text]
+    assert ratio(0.0, 1.0) == float("-inf")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bough.errors import ExportError
 from bough.exporting.embedded.arena import Arena, plan_arena
 from bough.exporting.embedded.c_source import described, header, source, vectors
+from bough.exporting.embedded.errors_by_op import LEAST_SQNR, low_sqnr_warning, ratio
 from bough.exporting.embedded.fixed_point import dequantized, quantized
 from bough.exporting.embedded.folder import write_folder
 from bough.exporting.embedded.folding import fold_batch_norms
@@ -41,6 +42,7 @@ class EmbeddedExport:
         flash: bytes of constants (weights, biases, multipliers, tables) in the C code.
         sqnr: signal to quantization noise in decibels of the outputs against the model in float, on the recorded inputs.
         agreement: share of recorded inputs on which the largest output is the same as the model's.
+        warnings: what makes the program useless as it is: a ratio below LEAST_SQNR, with the first operator that causes it.
     """
 
     program: Program
@@ -50,6 +52,7 @@ class EmbeddedExport:
     flash: int
     sqnr: float
     agreement: float
+    warnings: tuple[str, ...] = ()
 
     def run(self, *inputs: Tensor | NDArray[Any]) -> list[NDArray[np.float32]]:
         """Run the integer program on real inputs in PyTorch's shapes, and return real outputs in PyTorch's shapes."""
@@ -59,7 +62,7 @@ class EmbeddedExport:
 
     def __str__(self) -> str:
         """Return sizes and error in a few lines."""
-        return (
+        return "".join(f"warning: {text}\n" for text in self.warnings) + (
             f"{self.folder}: C99, int8, {self.flash:,} bytes of constants, {self.arena.size:,} bytes of arena\n"
             f"{self.sqnr:.1f} dB against the model; same largest output on {self.agreement:.1%} of the test vectors\n"
             f"run `make -C {self.folder} test` to compare the C code with the integer reference"
@@ -73,9 +76,10 @@ class EmbeddedExport:
             "input_bytes": [port.tensor.size for port in self.program.inputs],
             "output_bytes": [port.tensor.size for port in self.program.outputs],
             "ops": len(self.program.ops),
-            "sqnr_db": self.sqnr,
+            "sqnr_db": self.sqnr if np.isfinite(self.sqnr) else None,
             "argmax_agreement": self.agreement,
             "calibrated": list(self.calibrated),
+            "warnings": list(self.warnings),
         }
 
 
@@ -126,19 +130,21 @@ def export_embedded(
         reading = read(model, inputs)
         fold_batch_norms(reading)
         calibrated = complete(reading, inputs, batches, model)
-        program = lower(reading)
+        program, values = lower(reading)
         arena = plan_arena(program)
         recorded = _recorded(model, inputs, batches)
         given = [[packed(port, np.asarray(x)) for port, x in zip(program.inputs, run, strict=True)] for run in recorded]
         results = [run_program(program, run) for run in given]
         sqnr, agreement = _error(model, inputs, recorded, program, results)
+        warnings = (low_sqnr_warning(reading, program, values, recorded[0], sqnr),) if sqnr < LEAST_SQNR else ()
     finally:
         if not _exported(model):
             model.train(training)
     text, writer = source(program, arena)
     made = EmbeddedExport(
-        program, arena, tuple(calibrated), None if folder is None else Path(folder), writer.constants.bytes, sqnr, agreement
-    )
+        program, arena, tuple(calibrated), None if folder is None else Path(folder), writer.constants.bytes, sqnr, agreement,
+        warnings,
+    )  # fmt: skip
     if folder is not None:
         head, body = vectors(program, given, results)
         generated = {
@@ -187,7 +193,7 @@ def _error(
             signal += float((wanted**2).sum())
             noise += float(((real - wanted) ** 2).sum())
         same += int(unpacked(program.outputs[0], result[0]).argmax() == expected[0].numpy().argmax())
-    return float(10 * np.log10(signal / noise)) if noise and signal else float("inf"), same / max(1, len(recorded))
+    return ratio(signal, noise), same / max(1, len(recorded))
 
 
 def _ports(program: Program) -> Mapping[str, Any]:

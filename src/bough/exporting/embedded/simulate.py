@@ -21,6 +21,12 @@ def run_program(program: p.Program, inputs: Sequence[NDArray[np.int8]]) -> list[
         program: the program.
         inputs: one array per input of the program, in memory order, any shape.
     """
+    memory = run_all(program, inputs)
+    return [memory[id(port.tensor)] for port in program.outputs]
+
+
+def run_all(program: p.Program, inputs: Sequence[NDArray[np.int8]]) -> Memory:
+    """Return every tensor that a program computes, by the `id` of the tensor; arguments as for `run_program`."""
     memory: Memory = {}
     for port, values in zip(program.inputs, inputs, strict=True):
         memory[id(port.tensor)] = np.asarray(values, dtype=np.int8).reshape(-1)
@@ -28,7 +34,7 @@ def run_program(program: p.Program, inputs: Sequence[NDArray[np.int8]]) -> list[
         target = memory.setdefault(id(op.output), np.zeros(op.output.size, dtype=np.int8))
         sources = [memory[id(t)] if t.constant is None else t.constant.reshape(-1) for t in op.inputs]
         _KERNELS[type(op)](op, target, *sources)
-    return [memory[id(port.tensor)] for port in program.outputs]
+    return memory
 
 
 def _windows(x: NDArray[Any], in_dims: p.Dims, out_dims: p.Dims, window: p.Window, empty: int) -> NDArray[np.int64]:

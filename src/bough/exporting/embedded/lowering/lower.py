@@ -22,8 +22,8 @@ _SPATIAL = CONVOLUTIONS | {
 _PASSING = {"relu", "relu6", "hardtanh", "hardswish", "silu", "pad", "constant_pad_nd", "mul", "add", "sub", "div"}
 
 
-def lower(reading: Reading) -> Program:
-    """Return the integer program of a graph whose values have quantization parameters.
+def lower(reading: Reading) -> tuple[Program, dict[fx.Node, Value]]:
+    """Return (the integer program of a graph whose values have quantization parameters, where each value of the graph lies).
 
     Raises:
         ExportError: an operator that has no lowering; the message lists all of them with module and line.
@@ -49,7 +49,7 @@ def lower(reading: Reading) -> Program:
         context.values[last] = result
     for output in _outputs(reading):
         _add_output(context, output)
-    return context.program
+    return context.program, {node: value for node, value in context.values.items() if isinstance(value, Value)}
 
 
 def _add_input(context: Context, node: fx.Node) -> None:
