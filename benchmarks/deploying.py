@@ -126,7 +126,7 @@ def measured(name: str, work: Path) -> dict[str, Any]:
     test = subprocess.run(["make", "-C", str(firmware), "test"], check=True, capture_output=True, text=True).stdout
     dense = task(name)
     small = bough.load(work / "small", partial(_model, name))
-    models = {"dense": dense.model, "pruned": small.model, "onnx_int8": OnnxModel(work / "int8.onnx"), "c": CModel(firmware)}
+    models = {"dense": dense.model, "pruned": small, "onnx_int8": OnnxModel(work / "int8.onnx"), "c": CModel(firmware)}
     with torch.no_grad():
         found = {kind: dense.measure(model)[dense.metric] for kind, model in models.items()}
     sizes = json.loads((firmware / "model.json").read_text())
@@ -134,7 +134,7 @@ def measured(name: str, work: Path) -> dict[str, Any]:
         "accuracy": found,
         "bytes": {
             "dense_float": 4 * sum(p.numel() for p in dense.model.parameters()),
-            "pruned_float": 4 * sum(p.numel() for p in small.model.parameters()),
+            "pruned_float": 4 * sum(p.numel() for p in small.parameters()),
             "pruned_onnx": (work / "small.onnx").stat().st_size,
             "int8_onnx": (work / "int8.onnx").stat().st_size,
             "c_constants": sizes["constant_bytes"],
