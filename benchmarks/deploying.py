@@ -10,6 +10,7 @@ run again. Needs torchao, onnx, onnxruntime, make and a C compiler; `dscnn` is t
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import json
 import os
@@ -41,7 +42,7 @@ def task(name: str) -> Task:
 
 
 def _model(name: str) -> nn.Module:
-    return task(name).model
+    return copy.deepcopy(task(name).model)  # `load` cuts the model that it is given in place
 
 
 def _batches(name: str) -> list[Tensor]:
