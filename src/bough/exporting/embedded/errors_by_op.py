@@ -31,7 +31,7 @@ class _Errors(fx.Interpreter):
         value = self.values.get(n)
         if value is not None and value.columns is None and isinstance(result, Tensor) and id(value.tensor) in self.memory:
             stored = self.memory[id(value.tensor)].reshape(value.memory_shape).transpose(np.argsort(value.order))
-            self.ratios[n] = decibels(result.double().numpy(), dequantized(stored, value.quantization))
+            self.ratios[n] = decibels(result.double().numpy(), dequantized(stored, value.quantization).astype(np.float64))
         return result
 
 
