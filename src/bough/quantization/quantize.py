@@ -316,6 +316,7 @@ def _ratio(expected: Tensor, actual: Tensor) -> float:
 
 
 def _bytes(program: fx.GraphModule) -> int:
-    """Return the bytes of the tensors that a program reads."""
-    found = [tensor_of(program, node) for node in program.graph.nodes]
+    """Return the bytes of the weights that a program reads; scales and zero points of weights are not counted."""
+    weights = [n for n in program.graph.nodes if any("quantize" not in str(u.target) or u.args[0] is n for u in n.users)]
+    found = [tensor_of(program, node) for node in weights]
     return sum(t.numel() * t.itemsize for t in {id(t): t for t in found if t is not None}.values())

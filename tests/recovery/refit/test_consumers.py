@@ -194,8 +194,11 @@ def test_what_is_no_bias_is_told(added, scale):
 class Read(nn.Module):
     def __init__(self, kind):
         super().__init__()
-        self.i, self.w, self.kind = nn.Linear(5, 8), nn.Parameter(torch.zeros(3, 8, 4)), kind
-        self.pair = nn.Bilinear(8, 8, 4)
+        self.i, self.kind = nn.Linear(5, 8), kind
+        if kind == "einsum":
+            self.w = nn.Parameter(torch.zeros(3, 8, 4))
+        else:
+            self.pair = nn.Bilinear(8, 8, 4)
 
     def forward(self, x):
         h = torch.tanh(self.i(x))
