@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import bough
 from benchmarks import zoo
 from benchmarks.coverage_bough import plain
-from bough.tracing.trace import fingerprint
+from bough.tracing.fingerprint import fingerprint
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _KEYS = ("num_key_value_heads", "num_kv_heads")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -404,3 +404,13 @@ def sizes(axes: tuple[Space, ...], kept: Mapping[Atom, int]) -> tuple[int, ...]:
 def atoms_of(spaces: tuple[Space, ...]) -> set[Atom]:
     """All atoms that occur in some spaces."""
     return {a for s in spaces for a in normal(s).atoms}
+
+
+def value_axes(ops: Iterable[OpRecord]) -> dict[int, tuple[Space, ...]]:
+    """Return the axes of each value, by its number."""
+    types: dict[int, tuple[Space, ...]] = {}
+    for op in ops:
+        types.update(zip(op.inputs, op.arguments, strict=True))
+        types.update(zip(op.values, op.results, strict=True))
+    types.pop(-1, None)
+    return types

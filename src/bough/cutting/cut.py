@@ -25,7 +25,7 @@ from bough.tracing.caches import clear_memoized_methods
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import rewrite, substituted
 from bough.tracing.layers import bypass, leave_out
-from bough.tracing.trace import uncollected
+from bough.tracing.run import uncollected
 from bough.tracing.wrapped import held_by_reducer, traceable, unwrap
 
 

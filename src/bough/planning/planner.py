@@ -30,9 +30,9 @@ from bough.planning.plan import Plan
 from bough.planning.ragged import Differing, differing
 from bough.planning.refused_counts import Learned, learned
 from bough.planning.uniform import Uniform
+from bough.tracing.run import uncollected
 from bough.tracing.selection import Selection, left_alone
 from bough.tracing.ties import tied_pairs
-from bough.tracing.trace import uncollected
 
 _ROUNDS = 8  # conflicts from which counts of a group are learned; at the next one the group is held
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from bough.graph import Graph, atoms_of
 from bough.planning.recipe import Build, shapes
 from bough.spaces import Atom, Space, count, normal
+from bough.tracing.groups import UNUSED
 from bough.tracing.provenance import Equation, attributes_in, evaluate, spaces_in
-from bough.tracing.trace import UNUSED
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bough.graph import OpRecord, Passage, State, Unreached
+from bough.graph import OpRecord, Passage, State, Unreached, value_axes
 from bough.spaces import Atom, Space, freeze, normal, unify
 from bough.tracing.recorder import Recorder
 from bough.tracing.siblings import unreached_modules
@@ -93,7 +93,8 @@ class _Visible:
     def __init__(self, ops: Sequence[OpRecord], runs: Runs, module: str) -> None:
         self.module = module
         passages = [p for run in runs for p in run.get(module, ())]
-        types, inside = _types(ops), _types(op for p in passages for op in ops[p.start : p.end]) if module else _types(ops)
+        types = value_axes(ops)
+        inside = value_axes(op for p in passages for op in ops[p.start : p.end]) if module else types
         enters, leaves = {p.enters for p in passages}, {p.leaves for p in passages}
         between = [axes for n, axes in inside.items() if n not in enters and n not in leaves]
         self.readable = [*between, *(types[n] for n in enters if n in types)]
@@ -116,16 +117,6 @@ class _Visible:
         for axis in free:
             freeze(axis, f"{part}, which no call reaches, may read or write {size} units here: give a call that reaches it")
         return f"axes of {size} units in {where}, which it may read or write, are not cut"
-
-
-def _types(ops: Iterable[OpRecord]) -> dict[int, tuple[Space, ...]]:
-    """Return the axes of each value, by its number."""
-    types: dict[int, tuple[Space, ...]] = {}
-    for op in ops:
-        types.update(zip(op.inputs, op.arguments, strict=True))
-        types.update(zip(op.values, op.results, strict=True))
-    types.pop(-1, None)
-    return types
 
 
 def _ends_of_module(model: nn.Module, name: str, states: Mapping[str, State]) -> Iterator[_End]:

@@ -23,9 +23,9 @@ from bough.tracing.held import rewrite
 from bough.tracing.inputs import call_of
 from bough.tracing.layers import leave_out
 from bough.tracing.provenance import Path, key_of
+from bough.tracing.run import run, switch
 from bough.tracing.siblings import run_beside
 from bough.tracing.stream import OpCall, tensors_in
-from bough.tracing.trace import run, switch
 
 
 @dataclass(frozen=True, eq=False, slots=True)

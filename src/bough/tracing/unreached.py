@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bough.graph import OpRecord, Passage, Unreached
+from bough.graph import Passage, Unreached, value_axes
 from bough.spaces import Space, freeze, unify
 from bough.tracing.recorder import Recorder
 from bough.tracing.siblings import NUMBER, difference, siblings_by_name, siblings_of, unreached_modules
@@ -35,23 +35,13 @@ def tie_beside(recorder: Recorder, name: str, sibling: str, given: Any, result: 
 
 def tie_siblings(recorder: Recorder, runs: Iterable[Mapping[str, Sequence[Passage]]], names: Sequence[str]) -> None:
     """Give all siblings the types of the first: an unreached module beside them may stand in the place of any."""
-    types = _types(recorder.ops)
+    types = value_axes(recorder.ops)
     met = {n: [p for run in runs for p in run.get(n, ())] for n in names}
     for one, other in pairwise(p for n in names for p in met[n]):
         for a, b in ((one.enters, other.enters), (one.leaves, other.leaves)):
             for axis, counterpart in zip(types.get(a, ()), types.get(b, ()), strict=False):
                 if axis.size == counterpart.size:
                     unify(axis, counterpart, f"input or output of {names[0]} and of its siblings, of which a call reaches some")
-
-
-def _types(ops: Iterable[OpRecord]) -> dict[int, tuple[Space, ...]]:
-    """Return the axes of each value, by its number."""
-    types: dict[int, tuple[Space, ...]] = {}
-    for op in ops:
-        types.update(zip(op.inputs, op.arguments, strict=True))
-        types.update(zip(op.values, op.results, strict=True))
-    types.pop(-1, None)
-    return types
 
 
 def alike(model: nn.Module, name: str, sibling: str, result: Any, output: Any) -> bool:
