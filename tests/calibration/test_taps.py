@@ -7,19 +7,9 @@ from torch import nn
 import bough
 from bough.calibration import Tap, preserve_state, tapped
 from bough.errors import TraceError
-from tests.zoo import randomize
-from tests.zoo.small import ZOO
+from tests.traced import traced
 
 KINDS = {nn.Linear: "linear", nn.Conv2d: "convolution", nn.ConvTranspose2d: "convolution"}
-
-
-def built(name, batch=5):
-    torch.manual_seed(0)
-    model, inputs = ZOO[name]()
-    shape = (batch, *inputs.shape[1:])
-    data = torch.randn(shape, dtype=torch.float64) if inputs.is_floating_point() else torch.randint(0, 20, shape)
-    model = randomize(model.eval())
-    return model, bough.trace(model, inputs.double() if inputs.is_floating_point() else inputs), data
 
 
 def hooked(graph):
@@ -38,7 +28,7 @@ def hooked(graph):
 )
 @pytest.mark.parametrize("gradients", [False, True])
 def test_taps_show_what_hooks_see(name, gradients):
-    model, graph, data = built(name)
+    model, graph, data = traced(name, 5)
     sites = hooked(graph)
     assert len(sites) >= 2
     seen, shown = {}, {}
@@ -80,7 +70,7 @@ def test_taps_show_what_hooks_see(name, gradients):
 
 
 def test_several_calls_of_the_model_show_each():
-    model, graph, data = built("mlp")
+    model, graph, data = traced("mlp", 5)
     sizes = []
     with torch.no_grad(), tapped(graph, [Tap(0, lambda op, tensors: sizes.append(len(tensors[0])))]):
         model(data)
@@ -93,7 +83,7 @@ def test_several_calls_of_the_model_show_each():
 
 
 def test_what_a_tap_returns_is_used_instead():
-    model, graph, data = built("mlp")
+    model, graph, data = traced("mlp", 5)
 
     def doubled(op, tensors):
         return [2 * tensors[0], *tensors[1:]]
@@ -104,7 +94,7 @@ def test_what_a_tap_returns_is_used_instead():
 
 
 def test_the_model_stays_as_it_was():
-    model, graph, data = built("residual")
+    model, graph, data = traced("residual", 5)
     model.train()
     model.bn0.eval()
     model.head.weight.requires_grad_(False)

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 import bough
+from tests.zoo.shim import declare_torchvision_ops
 
 pytest.importorskip("onnxscript", reason="export to ONNX needs onnxscript: pip install -e .[onnx]")
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install -e .[hf]")
 
 
 def test_a_step_with_a_cache_whose_length_varies(tmp_path):
+    declare_torchvision_ops()  # transformers imports torchvision
     torch.manual_seed(0)
     sizes = {"vocab_size": 31, "hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}

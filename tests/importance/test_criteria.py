@@ -16,8 +16,8 @@ import bough
 from bough.errors import PlanError
 from bough.importance import CRITERIA, Combined, criterion, lost_signal
 from tests import pages
+from tests.traced import traced
 from tests.zoo import randomize
-from tests.zoo.small import ZOO
 
 NETS = ("mlp", "residual", "gated_attention", "channel_shuffle", "encoder", "weight_norm_hook", "transposed", "einsum")
 UNITS = [n for n, e in CRITERIA.items() if e.scores == "units"]
@@ -42,14 +42,7 @@ def loss(model, batch):
     return output(model, batch).flatten(1).sin().add(0.3).square().sum(1).mean()
 
 
-@functools.cache  # criteria leave the model as it is
-def built(name, batch=6):
-    torch.manual_seed(0)
-    model, inputs = ZOO[name]()
-    shape = (batch, *inputs.shape[1:])
-    data = torch.randn(shape, dtype=torch.float64) if inputs.is_floating_point() else torch.randint(0, 20, shape)
-    model = randomize(model.eval())
-    return model, bough.trace(model, inputs.double() if inputs.is_floating_point() else inputs), data
+built = functools.cache(traced)  # criteria leave the model as it is
 
 
 def tiny(units=5, seed=0):
@@ -388,7 +381,7 @@ def test_what_makes_a_unit_is_told_by_use_and_not_by_dim():
 
 
 def test_norm_scale_reads_the_norms():
-    model, graph, _ = built("residual")
+    model, graph, _ = built("residual", batch=6)
     scores = bough.score(graph, bough.importance.NormScale())
     np.testing.assert_allclose(scores["a"], model.bn1.weight.detach().abs().numpy())
     np.testing.assert_allclose(scores["stem"], (model.bn0.weight.abs() + model.bn2.weight.abs()).detach().numpy())

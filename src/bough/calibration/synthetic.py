@@ -81,6 +81,16 @@ def running_norms(graph: Graph) -> list[OpRecord]:
     return [op for op in graph.ops if op.name == "batch_norm" and len(statistics(graph, op)) == 2]
 
 
+def keeps_statistics(graph: Graph) -> bool:
+    """Return whether a batch norm has running statistics of data: not means of 0 and variances of 1, as it was made with."""
+    return any(not _initial(*(graph.tensor(name) for name in statistics(graph, norm))) for norm in running_norms(graph))
+
+
+def _initial(mean: Tensor, variance: Tensor) -> bool:
+    """Return whether statistics are those that a batch norm is made with, or have no values."""
+    return mean.is_meta or bool((mean == 0).all() and (variance == 1).all())
+
+
 def _synthesize_batch(graph: Graph, norms: Sequence[OpRecord], batch_size: int, steps: int, generator: torch.Generator) -> Any:
     """Return one batch whose statistics match those of the batch norms."""
     example = traced_batch(graph)

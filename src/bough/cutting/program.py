@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.fx._pytree import tree_flatten_spec
 
 from bough.errors import ExportError
@@ -24,22 +25,33 @@ _TORCH = str(Path(torch.__file__).parent)
 _NESTING = (torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast)
 
 
+def exported_program(
+    model: nn.Module, inputs: Inputs, dynamic_shapes: Any = None, advice: str = "Change what torch.export names"
+) -> ExportedProgram:
+    """Return the program that `torch.export` makes of a model; the random number generators stay as they are.
+
+    Raises:
+        ExportError: torch.export can not make one; the message gives the first line of its reason, and `advice`.
+    """
+    try:
+        with unchanged_rng():
+            return torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise ExportError(
+            f"torch.export can not make a program of {type(model).__name__} on these example_inputs: {type(error).__name__}: "
+            f"{first}. {advice}"
+        ) from error
+
+
 def exported(model: nn.Module, inputs: Inputs, dynamic_shapes: Any) -> fx.GraphModule:
     """The model as one graph of ATen ops, in the mode it is in; it holds the model's own tensors, by the same names.
 
     Raises:
         ExportError: torch.export can not do it; the message gives the first line of its reason.
     """
-    try:
-        with unchanged_rng():
-            program = torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes, strict=False).module()
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise ExportError(
-            f"torch.export can not make a program of {type(model).__name__} on these example_inputs: {type(error).__name__}: "
-            f"{first}. Plan with "
-            "on_conflict='freeze' and use bough.cut, or change what torch.export names"
-        ) from error
+    advice = "Plan with on_conflict='freeze' and use bough.cut, or change what torch.export names"
+    program = exported_program(model, inputs, dynamic_shapes, advice).module()
     program.training = model.training
     for graph in graphs(program):
         for node in list(graph.nodes):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bough.calibration import Data, as_data, batch_size, running_norms, synthesize
+from bough.calibration import Data, as_data, batch_size, keeps_statistics, synthesize
 from bough.graph import Graph
 from bough.tracing.tree import tensors_within
 
@@ -82,7 +82,7 @@ def _parts(data: Data) -> tuple[Data, Data]:
 
 def _synthetic(graph: Graph) -> Sample | None:
     """Return inputs made from the statistics of batch norms; None where there are none or the work is too much."""
-    if not running_norms(graph):
+    if not keeps_statistics(graph):
         return None
     device = next(p.device.type for p in graph.model.parameters())
     size = next((len(t) for t in tensors_within((graph.args, graph.kwargs)) if t.dim()), 1) or 1

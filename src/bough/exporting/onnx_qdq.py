@@ -121,6 +121,6 @@ def _added(model: Any, name: str, array: np.ndarray) -> Any:
     import onnx_ir as ir
 
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     model.graph.initializers[name] = value
     return value

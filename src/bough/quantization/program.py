@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bough.cutting.program import Inputs
-from bough.errors import ExportError
+from bough.cutting.program import Inputs, exported_program
 from bough.tracing.inputs import with_tensors
 from bough.tracing.tree import tensors_within
 
@@ -37,11 +36,11 @@ def capture(model: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, tuple[str
     try:
         program = torch.export.export(model, *sized, dynamic_shapes=shapes, strict=False)
     except Exception:
-        program, notes = _fixed(model, inputs), (f"the size of the batch is fixed at {_batch(inputs)}",)
+        program, notes = exported_program(model, inputs), (f"the size of the batch is fixed at {_batch(inputs)}",)
     else:
         if not _varies(program):
             notes = (f"the size of the batch is fixed at {first}",)
-            program = program if first == _batch(inputs) else _fixed(model, inputs)
+            program = program if first == _batch(inputs) else exported_program(model, inputs)
     module = copy.deepcopy(program.module(check_guards=False))
     graph = plain(module)
     _functional(graph)
@@ -65,17 +64,6 @@ def batch_that_varies(inputs: Inputs) -> tuple[Inputs, Any]:
         if tensor.dim() and len(tensor) == _batch(sized):
             shapes[tensor] = {0: torch.export.Dim.AUTO}
     return sized, shapes
-
-
-def _fixed(model: nn.Module, inputs: Inputs) -> Any:
-    try:
-        return torch.export.export(model, *inputs, strict=False)
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise ExportError(
-            f"torch.export can not make a program of {type(model).__name__} on these example_inputs: "
-            f"{type(error).__name__}: {first.strip()[:400]}"
-        ) from error
 
 
 def _batch(inputs: Inputs) -> int:

@@ -198,9 +198,10 @@ def _with(x: Typing, d: int, axis: Space) -> Typing:
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes")
 def _split(c: Context, call: Any, result: Any) -> list[Typing]:
-    x, at = c.of(call.args[0]), call.args[1]
+    x = c.of(call.args[0])
+    at = next((given for given in (*call.args[1:], *call.kwargs.values()) if hasattr(given, "dim")), None)
     d = argument(call, 2, "dim", 0) % len(x.axes)
-    if hasattr(at, "dim"):
+    if at is not None:
         for axis in (x.axes[d], *c.of(at).axes):
             c.freeze(axis, "split at values of a tensor")
         return [_with(x, d, c.data(r.shape[d])) for r in result]

@@ -65,13 +65,16 @@ def bind_unreached(model: nn.Module, recorder: Recorder, runs: Runs, unread: Seq
             ends = [_End(axis, True, True) for axis in tensors[0].axes]
         ends = [end for end in ends if id(end.axis) not in recorder.tied]
         untied = [axis for state in tensors for axis in state.axes if id(axis) not in recorder.tied]
-        found.append(Unreached(part, _bound(part, untied, ends, around[holder], may_follow=bool(holder) or part not in outer)))
+        module = part in outer
+        found.append(Unreached(part, _bound(part, untied, ends, around[holder], bool(holder) or not module, module)))
     return found
 
 
-def _bound(part: str, axes: Iterable[Space], ends: Sequence[_End], visible: _Visible, may_follow: bool) -> str:
+def _bound(
+    part: str, axes: Iterable[Space], ends: Sequence[_End], visible: _Visible, may_follow: bool, may_freeze: bool
+) -> str:  # fmt: skip
     """Bind the axes of the tensors of one part; return how it is treated."""
-    treatments = [visible.bind(end, part, may_follow) for end in ends]
+    treatments = [visible.bind(end, part, may_follow, may_freeze) for end in ends]
     for axis in axes:
         if isinstance(axis, Atom) and axis.link is None:
             freeze(axis, f"no call reaches {part}")
@@ -100,8 +103,16 @@ class _Visible:
         self.readable = [*between, *(types[n] for n in enters if n in types)]
         self.writable = [*between, *(types[n] for n in leaves if n in types)]
 
-    def bind(self, end: _End, part: str, may_follow: bool) -> str:
-        """Make an axis follow the one type of its size that it can stand for, or freeze several; return what was done."""
+    def bind(self, end: _End, part: str, may_follow: bool, may_freeze: bool) -> str:
+        """Make an axis follow the one type of its size that it can stand for, or freeze several; return what was done.
+
+        Args:
+            end: the axis.
+            part: what it belongs to.
+            may_follow: whether one type of this size is enough to say that it is the one.
+            may_freeze: whether the part certainly reads or writes values here. A module does; a single tensor may be used in
+                any way, so it is only named.
+        """
         size, seen = end.axis.size, list[Space]()
         values = [*(self.readable if end.reads else ()), *(self.writable if end.writes else ())]
         for axis in (normal(a) for axes in values for a in axes if a.size == size > 1):
@@ -114,6 +125,8 @@ class _Visible:
         if len(seen) == 1 and may_follow:
             unify(end.axis, seen[0], f"{part}, which no call reaches")
             return f"cut with the one axis of {size} units in {where}"
+        if not may_freeze:
+            return f"left as it is: which axis of {size} units in {where} it goes with is not known; give a call that reads it"
         for axis in free:
             freeze(axis, f"{part}, which no call reaches, may read or write {size} units here: give a call that reaches it")
         return f"axes of {size} units in {where}, which it may read or write, are not cut"

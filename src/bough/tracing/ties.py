@@ -181,21 +181,23 @@ def modules_beside(
     used = {path for name in read for path in _around(name)} | {path for name in called for path in (*_around(name), name)}
     tied = {(p.first, p.second) for p in pairs if p.whole}
     tied |= {(b, a) for a, b in tied}
-
-    def within(module: str, partner: str) -> Iterator[tuple[str, str]]:
+    found: dict[str, tuple[str, ...]] = {}
+    waiting = [pair for pair in dict.fromkeys(_holders(a, b) for a, b in sorted(tied)) if all(pair)]
+    while waiting:
+        module, partner = waiting.pop()
         inner, its = model.get_submodule(module), model.get_submodule(partner)
         names = [name for name, _ in inner.named_parameters()]
-        if not names:
-            return
-        if module not in used and partner in called and all((f"{module}.{n}", f"{partner}.{n}") in tied for n in names):
-            yield module, partner
-            return
-        for key, part in inner._modules.items():
-            if part is not None and its._modules.get(key) is not None:
-                yield from within(f"{module}.{key}", f"{partner}.{key}")
-
-    outer = dict.fromkeys(_holders(a, b) for a, b in sorted(tied))
-    return {name: (partner,) for a, b in outer if a and b for name, partner in within(a, b)}
+        if (
+            module not in used
+            and partner in called
+            and names
+            and all((f"{module}.{n}", f"{partner}.{n}") in tied for n in names)
+        ):
+            found[module] = (partner,)
+        elif names:
+            parts = [key for key, part in inner._modules.items() if part is not None and its._modules.get(key) is not None]
+            waiting += [(f"{module}.{key}", f"{partner}.{key}") for key in parts]
+    return found
 
 
 def _holders(first: str, second: str) -> tuple[str, str]:

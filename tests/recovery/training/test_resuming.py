@@ -66,7 +66,7 @@ def test_killed_between_an_epoch_s_log_and_its_state(tmp_path, monkeypatch):
     save, calls = TrainingRun._save, []
 
     def killed(self):
-        calls.append(self.at.step)
+        calls.append(self.counters.step)
         if len(calls) == 8:  # after the 7 steps of the first epoch
             raise Killed
         save(self)

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from bough.cutting.program import exported_program
 from bough.errors import ExportError
 from bough.exporting.embedded.program import Quantization
-from bough.tracing.randomness import unchanged_rng
 
 _QUANTIZE, _DEQUANTIZE, _DEQUANTIZE_CHANNELS = "quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel"
 _NOTHING = {  # at inference these return their first argument
@@ -88,16 +88,8 @@ def read(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Re
     Raises:
         ExportError: torch.export can not make a program of the model.
     """
-    try:
-        with unchanged_rng(), torch.no_grad():
-            program = torch.export.export(model, *inputs, strict=False).run_decompositions({})
-            module = program.module()
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise ExportError(
-            f"torch.export can not make a program of {type(model).__name__} on these example_inputs: {type(error).__name__}: "
-            f"{first}. Change what torch.export names in the model's forward"
-        ) from error
+    with torch.no_grad():
+        module = exported_program(model, inputs).run_decompositions({}).module()
     reading = Reading(module)
     _drop_checks(module.graph)
     _fold_constants(reading)

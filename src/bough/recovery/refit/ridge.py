@@ -254,4 +254,5 @@ def _solve_ridge(second: Tensor, cross: Tensor, ridge: float, raw: Tensor) -> Te
         return vectors @ (torch.where(is_null, 0.0, 1 / values)[:, :, None] * (vectors.mT @ cross))
     eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
     damped = second + torch.maximum(ridge * scale, rounding_floor(raw) + TINY) * eye
-    return torch.linalg.solve(damped, cross)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return torch.linalg.solve(damped, cross) if failed.any() else torch.cholesky_solve(cross, factor)
