@@ -474,9 +474,11 @@ def test_sparse_adjacency_is_cut_as_a_dense_one(form: str, held: bool) -> None:
 def test_inference_mode_changes_nothing(made_inside: bool, pruned_inside: bool) -> None:
     def build() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(
+        net = nn.Sequential(
             nn.Conv1d(4, 16, 1), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 12, 1), nn.ReLU(), nn.Conv1d(12, 3, 1)
         )
+        net[1].running_mean.normal_()
+        return net
 
     def plan_of(model: nn.Module, x: Tensor) -> dict[str, Any]:
         result = bough.prune(model, x, bough.Budget(macs="50%"), importance="l2")

@@ -34,8 +34,8 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
                 yield dot + key, value, parameter, saved
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
-        for key, value in attribute_values(module):
-            if isinstance(value, Tensor) and id(value) not in seen:
+        for key, value in attribute_values(module, (Tensor,)):
+            if id(value) not in seen:
                 seen.add(id(value))
                 yield dot + key, value, False, False
 

@@ -20,24 +20,27 @@ if TYPE_CHECKING:
     from bough.tracing.recorder import Recorder
 
 _DEPTH = 3
+SINGLE = (Tensor, int, float, str, type(None))
 _TORCH_OWN = frozenset(("_flat_weights", "_flat_weight_refs"))  # of recurrent layers: their parameters once more
 
 
-def attribute_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def attribute_values(module: nn.Module, kinds: tuple[type, ...] = SINGLE) -> Iterator[tuple[str, Any]]:
     """Yield (name, value) of the values in the attributes of one module, those inside containers and plain objects included.
 
-    The name of a value in a container is that of the attribute with the keys in brackets, such as `hidden[0]`.
+    The name of a value in a container is that of the attribute with the keys in brackets, such as `hidden[0]`. Of single
+    values (tensors, numbers, texts, None), those of `kinds`.
     """
     for key, value in module.__dict__.items():
-        if key not in MACHINERY and key not in _TORCH_OWN:
-            yield from _within(key, value, 0, set())
+        if key in MACHINERY or key in _TORCH_OWN:
+            continue
+        if not isinstance(value, SINGLE):
+            yield from _within(key, value, kinds, 0, set())
+        elif isinstance(value, kinds):
+            yield key, value
 
 
-def _within(name: str, value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _within(name: str, value: Any, kinds: tuple[type, ...], depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
     kind = type(value)
-    if isinstance(value, Tensor) or kind in (bool, int, float, str, type(None)):
-        yield name, value
-        return
     if opaque(value) or depth == _DEPTH or id(value) in seen:
         return
     seen.add(id(value))
@@ -50,7 +53,10 @@ def _within(name: str, value: Any, depth: int, seen: set[int]) -> Iterator[tuple
     else:
         return
     for key, inner in list(items):
-        yield from _within(f"{name}[{key}]", inner, depth + 1, seen)
+        if not isinstance(inner, SINGLE):
+            yield from _within(f"{name}[{key}]", inner, kinds, depth + 1, seen)
+        elif isinstance(inner, kinds):
+            yield f"{name}[{key}]", inner
 
 
 def held_state(model: nn.Module) -> dict[str, Any]:
