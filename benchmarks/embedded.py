@@ -30,38 +30,12 @@ from torch import Tensor, nn
 from benchmarks.cifar import load_module, predicted, test_images
 from benchmarks.harness import machine
 from benchmarks.tasks import TASKS
+from benchmarks.tasks.cifar_models import ResNet8
 from benchmarks.tasks.speech import DSCNN, NoisyDigits, drawn
 from bough.exporting.embedded import EmbeddedExport, export_embedded
 
 RESULTS = Path(__file__).parent / "results" / "embedded.json"
 INSTRUCTIONS = {"m4": 40.0, "m55": 31.25}  # per SysTick tick of QEMU's boards under -icount shift=0
-
-
-class ResNet8(nn.Module):
-    """The image classifier of MLPerf Tiny (Banbury et al., 2021): three stages of 16, 32 and 64 channels."""
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__()
-
-        def normed(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
-            conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-            return nn.Sequential(conv, nn.BatchNorm2d(outputs))
-
-        self.stem = nn.Sequential(normed(3, 16, 3, 1), nn.ReLU())
-        self.bodies, self.skips = nn.ModuleList(), nn.ModuleList()
-        inputs = 16
-        for width, stride in ((16, 1), (32, 2), (64, 2)):
-            self.bodies.append(nn.Sequential(normed(inputs, width, 3, stride), nn.ReLU(), normed(width, width, 3, 1)))
-            self.skips.append(nn.Identity() if stride == 1 else nn.Conv2d(inputs, width, 1, stride))
-            inputs = width
-        self.head = nn.Linear(64, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [N, 3, 32, 32] to logits."""
-        x = self.stem(x)
-        for body, skip in zip(self.bodies, self.skips, strict=True):
-            x = torch.relu(skip(x) + body(x))
-        return self.head(x.mean((2, 3)))
 
 
 class KeywordDSCNN(DSCNN):

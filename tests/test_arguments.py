@@ -96,9 +96,9 @@ CALLS = dict([
          example_inputs=None, memory=2**20),
     call(bough.recalibrate, small=small, data=BATCHES),
     call(bough.finetune, model=new, train=DATA, training=None, loss=None, forward=None, evaluate=None, optimizer=None,
-         regularizers=(), callback=None, accelerator=None),
+         regularizers=(), callback=None, accelerator=None, quantization=None),
     call(bough.distill, small=small, model=MODEL, train=DATA, training=None, distillation=None, loss=None, forward=None,
-         evaluate=None, optimizer=None, regularizers=(), callback=None, accelerator=None),
+         evaluate=None, optimizer=None, regularizers=(), callback=None, accelerator=None, quantization=None),
     call(bough.iterate, model=MODEL, example_inputs=lambda: X, budget=BUDGET, recover=lambda model, step: None, steps=1,
          schedule=recovery.geometric, importance="l2", data=None, planning=bough.plan, ignore=(), only=None, tie=None,
          optimizer=None, on_mismatch="raise"),
@@ -193,8 +193,8 @@ def outcome(function, name, value):
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation callback checkpoint clip data device dim distillation dtype energy evaluate "
     "example_inputs flash folder forward graph groups importance latency loss macs match names only onto optimizer "
-    "otherwise params path patience peak_memory precision refit rewind_to ridge save_every student table tie training "
-    "within",
+    "otherwise params path patience peak_memory precision quantization refit rewind_to ridge save_every student table tie "
+    "training within",
     "string": "backend checkpoint device folder importance method path source start",
     "class": "method",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip dim energy epochs "

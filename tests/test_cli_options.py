@@ -10,6 +10,7 @@ import bough
 from bough.cli import commands, main
 from bough.cli.commands import EXAMPLES, options_of
 from bough.cli.flags import flag, in_flags
+from bough.quantization import QAT
 from bough.recovery import Distillation, Training, refit_
 from tests.test_cli import MODEL, run
 from tests.zoo.tasks import same_mlp
@@ -23,6 +24,7 @@ TRAINING = {
     "model": "MODEL, cut by --checkpoint", "train": TASK, "loss": TASK, "evaluate": TASK,
     "training": "its fields are options", "regularizers": "objects of the running model: use the API",
     "callback": "a function of the running program: use the API", "accelerator": "accelerate launch -m bough sets it",
+    "quantization": "--qat; its fields are options",
 }  # fmt: skip
 
 # {command: {function: ({its argument: the option of another name}, {its argument: why there is no option})}}
@@ -46,7 +48,9 @@ APIS = {
         bough.trace: ({}, {"example_inputs": INPUTS, "real": "used where shapes do not carry the run"})
     },
     "refit": {refit_: ({}, {"example_inputs": INPUTS, "small": CHECKPOINT, "plan": CHECKPOINT})},
-    "finetune": {bough.finetune: ({}, TRAINING), Training: ({"folder": "out"}, TRAINING)},
+    "finetune": {
+        bough.finetune: ({}, TRAINING), Training: ({"folder": "out"}, TRAINING), QAT: ({}, {"example_inputs": INPUTS})
+    },
     "quantize": {bough.quantize: ({}, {"example_inputs": INPUTS})},
     "export": {
         bough.export: (
@@ -58,6 +62,7 @@ APIS = {
         bough.distill: ({}, {**TRAINING, "small": CHECKPOINT, "distillation": "its fields are options"}),
         Training: ({"folder": "out"}, TRAINING),
         Distillation: ({"features": "features_weight", "match": "features"}, {}),
+        QAT: ({}, {"example_inputs": INPUTS}),
     },
 }  # fmt: skip
 

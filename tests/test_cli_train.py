@@ -8,6 +8,7 @@ import torch
 
 import bough
 from bough.errors import BoughError
+from bough.quantization import load_quantized
 from bough.recovery.training import read_log
 from tests.test_cli import MODEL, run
 from tests.zoo import small, tasks
@@ -39,6 +40,36 @@ def test_training_commands(words, pruned, tmp_path):
     before, after = (bough.load(f, lambda: small.ZOO["mlp"]()[0]) for f in (pruned, out))
     assert not all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert json.loads(run(*words))["resumed"] == 16  # it has ended: nothing is trained again
+
+
+def test_quantization_aware_training(pruned, tmp_path):
+    """`--qat` saves a program for `bough export --quantized`, of the pruned model or of the model itself."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("torchao")
+    words = ["--qat", "--data", "tests.zoo.tasks:unlabelled", "--observer", "minmax", "--no-equalize", "--no-correct-bias"]
+    words += ["--epochs", "2", "--lr", "0.02", "--batch-size", "16", "--json"]
+    tuned, itself = tmp_path / "tuned", tmp_path / "itself"
+    first = json.loads(run("finetune", SEEDED, TASK, "--checkpoint", pruned, "--out", str(tuned), *words))
+    assert first["quantized"]["metric"] is not None
+    assert not (tuned / "plan.json").exists()
+    assert json.loads(run("finetune", SEEDED, TASK, "--checkpoint", pruned, "--out", str(tuned), *words))["resumed"] == 8
+    second = json.loads(run("distill", SEEDED, TASK, "--out", str(itself), *words))
+    assert second["quantized"]["size"] > first["quantized"]["size"]
+    x = torch.cat(list(tasks.unlabelled()))
+    assert load_quantized(tuned)(x).shape == load_quantized(itself)(x).shape
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--qat", "--checkpoint", "small"], "--qat needs --data"),
+        (["--observer", "mse", "--checkpoint", "small"], "--observer is for --qat"),
+        ([], "give --checkpoint"),
+    ],
+)
+def test_options_of_quantization_that_do_not_fit(words, message, tmp_path):
+    with pytest.raises(BoughError, match=message):
+        run("finetune", SEEDED, TASK, "--out", str(tmp_path / "out"), *words)
 
 
 def test_refit(tmp_path):

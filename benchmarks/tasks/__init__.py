@@ -20,6 +20,7 @@ TASKS: dict[str, Callable[[ModuleType, int], Task]] = {
     "mobilenetv1_025": pretrained.mobilenet,
     "stories260k": pretrained.stories,
     "resnet20": cifar_models.resnet20,
+    "resnet8": cifar_models.resnet8,
     "vit": cifar_models.vit,
     "plain_cnn": cifar_models.plain,
     "speech_gru": speech.speech_gru,

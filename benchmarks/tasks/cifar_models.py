@@ -1,4 +1,4 @@
-"""A vision transformer and a plain convolutional network on CIFAR-10, trained here."""
+"""A vision transformer and two convolutional networks on CIFAR-10, trained here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bough import recovery
 TRAINED = 49_000  # training images; those after them are for validation, and the first 1,024 for calibration
 VIT = recipe(epochs=14, weight_decay=0.05, clip=1.0, precision="bf16")
 PLAIN = recipe(epochs=6, lr=0.1, optimizer="sgd", weight_decay=5e-4, warmup=0.15, batch_size=128, precision="bf16")
+RESNET8 = recipe(epochs=18, lr=0.1, optimizer="sgd", weight_decay=5e-4, warmup=0.15, batch_size=128, precision="bf16")
 HALF = 2 / 3  # of the ViT's training steps see half of the patches
 
 
@@ -67,6 +68,33 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
+class ResNet8(nn.Module):
+    """The image classifier of MLPerf Tiny (Banbury et al., 2021): three stages of 16, 32 and 64 channels."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+
+        def normed(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+            conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+        self.stem = nn.Sequential(normed(3, 16, 3, 1), nn.ReLU())
+        self.bodies, self.skips = nn.ModuleList(), nn.ModuleList()
+        inputs = 16
+        for width, stride in ((16, 1), (32, 2), (64, 2)):
+            self.bodies.append(nn.Sequential(normed(inputs, width, 3, stride), nn.ReLU(), normed(width, width, 3, 1)))
+            self.skips.append(nn.Identity() if stride == 1 else nn.Conv2d(inputs, width, 1, stride))
+            inputs = width
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [N, 3, 32, 32] to logits."""
+        x = self.stem(x)
+        for body, skip in zip(self.bodies, self.skips, strict=True):
+            x = torch.relu(skip(x) + body(x))
+        return self.head(x.mean((2, 3)))
+
+
 def plain_cnn() -> nn.Module:
     """A VGG-like network: pairs of 3 x 3 convolutions with batch norm, and pooling between them."""
     layers: list[nn.Module] = []
@@ -99,6 +127,14 @@ def plain(load: ModuleType, test: int) -> Task:
         recovery.finetune(model.to(memory_format=torch.channels_last), data, replace(PLAIN, folder=folder), loss=label_loss)
 
     return cifar_task(load, test, trained("plain_cnn", plain_cnn, train, settings_of(PLAIN, images=TRAINED)))
+
+
+def resnet8(load: ModuleType, test: int) -> Task:
+    def train(model: nn.Module, folder: Path) -> None:
+        data = batches(Augmented(load, TRAINED), RESNET8.batch_size)
+        recovery.finetune(model.to(memory_format=torch.channels_last), data, replace(RESNET8, folder=folder), loss=label_loss)
+
+    return cifar_task(load, test, trained("resnet8", ResNet8, train, settings_of(RESNET8, images=TRAINED)))
 
 
 def resnet20(load: ModuleType, test: int) -> Task:

@@ -8,6 +8,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import bough
+from bough.errors import TrainingError
+from bough.quantization import QAT
 from tests.exporting.models import convolutional
 from tests.quantization.test_quantize import batches, trained
 
@@ -69,3 +71,70 @@ def test_a_killed_run_goes_on_to_the_same_weights(quantized, tmp_path):
     assert found.resumed == 6
     for (name, a), b in zip(whole.simulated.state_dict().items(), again.simulated.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+OPTIONS = {"observer": "minmax", "equalize": False, "correct_bias": False}
+TRAINING = {"epochs": 2, "lr": 1e-2, "batch_size": 16}
+
+
+def labelled():
+    x = torch.cat(batches(4))
+    return TensorDataset(x, x[:, 0].mean((1, 2)).gt(1).long())
+
+
+def loss_of(program):
+    x, y = labelled().tensors
+    with torch.no_grad():
+        return -float(nn.functional.cross_entropy(program(x), y))
+
+
+def test_trainers_take_quantization_and_leave_the_model(tmp_path):
+    model = trained(convolutional())
+    weights = copy.deepcopy(model.state_dict())
+    qat = QAT(torch.zeros(1, 3, 8, 8), batches(2), **OPTIONS)
+    by_hand = bough.quantize(model, qat.example_inputs, qat.data, **OPTIONS)
+    bough.distill(by_hand.simulated, model, TensorDataset(torch.cat(batches(4))), bough.Training(**TRAINING), distillation=HOW)
+    done = bough.distill(
+        model, model, TensorDataset(torch.cat(batches(4))), bough.Training(**TRAINING), distillation=HOW, quantization=qat
+    )
+    for (name, a), b in zip(
+        by_hand.retrained().model.state_dict().items(), done.quantized.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    assert all(torch.equal(a, b) for a, b in zip(weights.values(), model.state_dict().values(), strict=True))
+    assert done.to_dict()["quantized"]["observer"] == "minmax"
+    tuned = bough.finetune(model, labelled(), bough.Training(**TRAINING), evaluate=loss_of, quantization=qat)
+    assert tuned.quantized.metric == pytest.approx(tuned.best, abs=0.02)
+    assert tuned.quantized.metric > tuned.quantized.float_metric  # it was trained on these labels, the float model was not
+
+
+def test_a_killed_run_with_quantization_goes_on_to_the_same_weights(tmp_path):
+    model = trained(convolutional())
+    qat = QAT(torch.zeros(1, 3, 8, 8), batches(2), **OPTIONS)
+
+    def run(folder, qat=qat, kill=None):
+        def callback(line):
+            if line["step"] == kill:
+                raise KeyboardInterrupt
+
+        training = bough.Training(**TRAINING, folder=tmp_path / folder, save_every=1)
+        return bough.finetune(model, labelled(), training, callback=callback, quantization=qat)
+
+    whole = run("a").quantized.model.state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        run("b", kill=3)
+    again = run("b")
+    assert again.resumed == 3
+    assert all(torch.equal(a, b) for a, b in zip(whole.values(), again.quantized.model.state_dict().values(), strict=True))
+    with pytest.raises(TrainingError, match="another quantization"):
+        run("b", QAT(qat.example_inputs, qat.data, **{**OPTIONS, "observer": "mse"}))
+
+
+def test_what_refers_to_the_float_model_is_refused():
+    model = trained(convolutional())
+    qat = QAT(torch.zeros(1, 3, 8, 8), batches(2))
+    graph = bough.trace(model, torch.zeros(1, 3, 8, 8))
+    lasso = bough.recovery.regularize.GroupLasso(graph, strength=0.1)
+    for arguments in ({"optimizer": torch.optim.SGD(model.parameters(), 0.1)}, {"regularizers": [lasso]}):
+        with pytest.raises(TrainingError, match=f"{next(iter(arguments))} and quantization exclude each other"):
+            bough.finetune(model, labelled(), quantization=qat, **arguments)

@@ -51,7 +51,7 @@ def quantize(
     given = resolve(model, input_shape, weights, quiet=as_json)
     small = given.model if checkpoint is None else pruned(given, checkpoint).model
     options = chosen(
-        evaluate=metric, mixed=_limit(mixed), observer=observer, equalize=equalize, correct_bias=correct_bias,
+        evaluate=metric, mixed=metric_limit(mixed), observer=observer, equalize=equalize, correct_bias=correct_bias,
         reduce_range=reduce_range,
     )  # fmt: skip
     done = bough.quantize(small, given.inputs, batches(data, progress=not as_json), **options)
@@ -62,7 +62,8 @@ def quantize(
         typer.echo(f"{done}\nsaved in {out}")
 
 
-def _limit(mixed: str | None) -> float | str | None:
+def metric_limit(mixed: str | None) -> float | str | None:
+    """Return what `--mixed` says: a loss of the metric as a number, or a ratio such as "20 dB"."""
     try:
         return None if mixed is None else float(mixed)
     except ValueError:

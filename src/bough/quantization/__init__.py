@@ -1,10 +1,11 @@
 """INT8: after training, by measured ranges; simulated, to be trained; and of linear layers alone, without data."""
 
 from bough.quantization.linear import LinearQuantized, quantize_linear
+from bough.quantization.qat import QAT
 from bough.quantization.quantize import quantize
 from bough.quantization.quantized import Quantized, QuantizedLayer
 from bough.quantization.saved import load_quantized, save_quantized
 
 __all__ = [
-    "LinearQuantized", "Quantized", "QuantizedLayer", "load_quantized", "quantize", "quantize_linear", "save_quantized",
+    "QAT", "LinearQuantized", "Quantized", "QuantizedLayer", "load_quantized", "quantize", "quantize_linear", "save_quantized",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from bough.recovery.training.loop import TrainingRun, TrainingTask
 from bough.recovery.training.modes import restore_modes
 from bough.recovery.training.optimizer_hooks import Regularizer
 from bough.recovery.training.options import Trained, Training
+from bough.recovery.training.quantization_aware import QuantizationAware, trainee
 from bough.recovery.training.run_settings import object_settings
 from bough.recovery.training.task_loss import batch_loss, classes_dim, forward_of, logits_of
 
@@ -109,6 +110,7 @@ def distill(
     regularizers: Sequence[Regularizer] = (),
     callback: Callable[[dict[str, Any]], object] | None = None,
     accelerator: Accelerator | None = None,
+    quantization: QuantizationAware | None = None,
 ) -> Trained:
     """Train `small` in place to reproduce the outputs of `model`, the unpruned one.
 
@@ -125,6 +127,8 @@ def distill(
         evaluate: student -> metric, as for `finetune`.
         optimizer: an optimizer of your own; has to include the projections of `Distillation.match` if they are to be trained.
         regularizers, callback, accelerator: as for `finetune`.
+        quantization: quantization-aware training of `small`, as for `finetune`; the float model `small` may be the teacher
+            as well: `distill(small, small, ..., quantization=QAT(...))`.
 
     Returns:
         A record of the run: steps, losses and metrics of the epochs, the best epoch.
@@ -148,24 +152,28 @@ def distill(
     options, run = distillation or Distillation(), forward or forward_of(train)
     runs_model = loss is not None and calling_convention(loss, "output") == "model"
     task_loss = batch_loss if loss is None else as_model_loss(loss, run) if runs_model else as_output_loss(loss)
-    pair = _StudentAndTeacher(small, model, options.match, run, task_loss if runs_model and options.logits < 1 else None)
+    match = options.match
+    trained = trainee(small, quantization, evaluate, optimizer, regularizers, matches_features=match is not None)
+    student = trained.model
+    pair = _StudentAndTeacher(student, model, match, run, task_loss if runs_model and options.logits < 1 else None)
 
     def total_loss(outputs: _Outputs, batch: Any) -> Tensor:
         return _total_loss(options, outputs, batch, task_loss, uses_batch_loss=loss is None)
 
-    def evaluate_student(trained: nn.Module) -> float:
+    def evaluate_student(pair: nn.Module) -> float:
         assert evaluate is not None
-        return evaluate(small)
+        return evaluate(student)
 
     task = TrainingTask(
-        lambda trained, batch: trained(batch), total_loss, evaluate_student if evaluate else None, callback,
-        object_settings(options), small,
+        lambda pair, batch: pair(batch), total_loss, evaluate_student if evaluate else None, callback,
+        object_settings(options), student, trained.settings,
     )  # fmt: skip
     training = training or Training()
     restored = restore_devices(pair, model, optimizer=optimizer)
-    with restored, restore_modes(model), restore_modes(small), open_accelerator(training, accelerator) as opened:
+    with restored, restore_modes(model), restore_modes(student), open_accelerator(training, accelerator) as opened:
         model.to(opened.device)
-        return TrainingRun(pair, train, task, training, optimizer, regularizers, opened)()
+        done = TrainingRun(pair, train, task, training, optimizer, regularizers, opened)()
+    return trained.finish(done, evaluate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from bough.recovery.training.devices import restore_devices
 from bough.recovery.training.loop import TrainingRun, TrainingTask
 from bough.recovery.training.optimizer_hooks import Regularizer
 from bough.recovery.training.options import Trained, Training
+from bough.recovery.training.quantization_aware import QuantizationAware, trainee
 from bough.recovery.training.task_loss import batch_loss, forward_of
 
 
@@ -23,7 +24,7 @@ def finetune(
     loss: Loss | None = None, forward: Callable[[nn.Module, Any], Any] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None, optimizer: Optimizer | None = None,
     regularizers: Sequence[Regularizer] = (), callback: Callable[[dict[str, Any]], object] | None = None,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | None = None, quantization: QuantizationAware | None = None,
 ) -> Trained:  # fmt: skip
     """Train a model in place, on the devices that `accelerate` finds: those of `accelerate launch`, or a GPU if there is one.
 
@@ -48,6 +49,8 @@ def finetune(
         regularizers: see `bough.recovery.regularize`; also masks of lottery tickets.
         callback: called with {"step", "epoch", "loss", "lr"} after each step; may run the model in any mode.
         accelerator: an `accelerate.Accelerator` of your own; its precision and accumulation replace those of `training`.
+        quantization: quantization-aware training, see `bough.quantization.QAT`: the program that rounds to INT8 is trained, the
+            model stays as it is, and `Trained.quantized` is the result. `evaluate` is called on these programs, too.
 
     Returns:
         A record of the run: steps, losses and metrics of the epochs, the best epoch.
@@ -69,10 +72,13 @@ def finetune(
     check_arguments(finetune, locals())
     run = forward or forward_of(train)
     if loss is not None and calling_convention(loss, "output") == "model":
-        task = TrainingTask(lambda model, batch: model, as_model_loss(loss, run), evaluate, callback)
+        parts: tuple[Any, Any] = (lambda model, batch: model, as_model_loss(loss, run))
     else:
-        task = TrainingTask(run, as_output_loss(loss) if loss is not None else batch_loss, evaluate, callback)
+        parts = (run, as_output_loss(loss) if loss is not None else batch_loss)
     training = training or Training()
-    restored = restore_devices(model, optimizer=optimizer)
-    with restored, unprepared(model, accelerator), open_accelerator(training, accelerator) as opened:
-        return TrainingRun(model, train, task, training, optimizer, regularizers, opened)()
+    trained = trainee(model, quantization, evaluate, optimizer, regularizers)
+    task = TrainingTask(*parts, evaluate, callback, quantization=trained.settings)
+    restored = restore_devices(trained.model, optimizer=optimizer)
+    with restored, unprepared(trained.model, accelerator), open_accelerator(training, accelerator) as opened:
+        done = TrainingRun(trained.model, train, task, training, optimizer, regularizers, opened)()
+    return trained.finish(done, evaluate)

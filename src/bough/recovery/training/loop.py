@@ -7,7 +7,7 @@ all random draws (see seeding.py) follow from the counters, so neither a schedul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -45,6 +45,7 @@ class TrainingTask:
         callback: called with the line of each step.
         settings: further values that decide what is learned; a run is resumed only with the same ones.
         trained: the part of the model whose parameters the user's optimizer must have; all of it unless given.
+        quantization: settings of quantization-aware training, which decide what is learned as well.
     """
 
     forward: Callable[[nn.Module, Any], Any]
@@ -53,6 +54,7 @@ class TrainingTask:
     callback: Callable[[dict[str, Any]], object] | None = None
     settings: Sequence[Any] = ()
     trained: nn.Module | None = None
+    quantization: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("loss", "forward", "evaluate", "callback"):
@@ -118,6 +120,7 @@ class TrainingRun:
         self.settings = {
             "optimizer's options": optimizer_settings(self.raw_optimizer, self.learning_rates), "loss": list(task.settings),
             "regularizers": [object_settings(r) for r in self.regularizers], "evaluate": task.evaluate is not None,
+            "quantization": None if task.quantization is None else dict(task.quantization),
             "batch size": loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 0,
         }  # fmt: skip
         self.attachments: list[Attachment] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -154,6 +154,7 @@ class Trained:
         best_epoch: the epoch of the best metric.
         stopped_early: whether patience ended the run.
         resumed: the step from which the run was resumed, 0 for a new run.
+        quantized: with `quantization`, the trained program in INT8, a `bough.Quantized`; the model itself was not changed.
     """
 
     steps: int
@@ -162,10 +163,13 @@ class Trained:
     best_epoch: int | None
     stopped_early: bool
     resumed: int
+    quantized: Any = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, for JSON."""
-        return {**asdict(self), "epochs": list(self.epochs)}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "quantized"}
+        program = {} if self.quantized is None else {"quantized": self.quantized.to_dict()}
+        return {**found, "epochs": [dict(e) for e in self.epochs], **program}
 
     def __str__(self) -> str:
         lines = [f"{'epoch':>5} {'steps':>8} {'loss':>12} {'metric':>12}"]
@@ -174,4 +178,6 @@ class Trained:
             lines.append(f"{e['epoch']:5} {e['step']:8} {e['loss']:12.6g} {metric:>12}")
         if self.best is not None:
             lines.append(f"best: {self.best:.6g} in epoch {self.best_epoch}{' (stopped early)' if self.stopped_early else ''}")
+        if self.quantized is not None:
+            lines.append(str(self.quantized))
         return "\n".join(lines)
