@@ -263,7 +263,13 @@ MADE = {  # by bough, or protocols and tables
     "Column",
 }
 INNER = {"columns", "form_of", "unit_scores", "per_unit", "elementwise"}  # for allocators and criteria of one's own
-ELSEWHERE = {"save", "load", "export", "quantize"}  # in tests of their own; and dynamic_shapes are torch.export's own
+ELSEWHERE = {
+    "save",
+    "save_pretrained",
+    "load",
+    "export",
+    "quantize",
+}  # in tests of their own; and dynamic_shapes are torch.export's own
 
 
 def test_every_public_function_is_in_the_table():

@@ -12,7 +12,7 @@ def test_public_names():
         "LatencyTable", "Layer", "Member", "Plan", "Quantized", "Result", "Training", "Verification", "allocation", "compare",
         "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask",
         "meet_latency", "plan", "prune", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save",
-        "score", "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
+        "save_pretrained", "score", "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
     ]  # fmt: skip
     assert all(hasattr(bough, name) for name in bough.__all__)
 

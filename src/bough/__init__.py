@@ -11,7 +11,7 @@ from bough.comparing import Comparison, compare
 from bough.cost import Cost, EnergyModel
 from bough.cutting import Verification, cut, cut_, mask, rebuild, transfer_optimizer, verify
 from bough.errors import BoughError
-from bough.exporting import Exported, export, load, save
+from bough.exporting import Exported, export, load, save, save_pretrained
 from bough.graph import Frozen, Graph, Group, Layer, Member
 from bough.importance import score
 from bough.latency import LatencyTable
@@ -27,6 +27,6 @@ __all__ = [
     "LatencyTable", "Layer", "Member", "Plan", "Quantized", "Result", "Training", "Verification", "allocation", "compare",
     "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask",
     "meet_latency", "plan", "prune", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save",
-    "score", "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
+    "save_pretrained",    "score", "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

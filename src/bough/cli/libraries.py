@@ -15,6 +15,7 @@ from torch import nn
 from bough.cli.references import cause, imported
 from bough.cli.weights import PRETRAINED, RANDOM, Weights, impatient
 from bough.errors import BoughError, ModelReferenceError
+from bough.streaming.architecture import example_inputs
 
 Built = tuple[nn.Module, Any, Weights]
 """A model, example inputs, and where its weights are from."""
@@ -95,11 +96,7 @@ def _from_folder(transformers: Any, path: str, weights: str | None) -> Built:
     else:
         model = _seeded(lambda: architecture(config) if architecture else transformers.AutoModel.from_config(config))
         source = Weights("random", "as asked for" if there else f"the folder {path} has a config and no weights")
-    if hasattr(config, "vocab_size"):
-        return model, {"input_ids": torch.randint(0, config.vocab_size, (1, 16))}, source
-    size = getattr(config, "image_size", 224)
-    side = size if isinstance(size, int) else size[0]
-    return model, {"pixel_values": torch.randn(1, getattr(config, "num_channels", 3), side, side)}, source
+    return model, example_inputs(config), source
 
 
 def _weighted(

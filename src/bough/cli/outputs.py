@@ -5,8 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from torch import nn
+
+import bough
 from bough.errors import CheckpointError
 from bough.exporting.checkpoint import refuse_checkpoint
+from bough.planning import config_mismatch
+from bough.tracing.wrapped import unwrap
 
 _TRIED = 4096  # bytes: a full disk has no room for them
 
@@ -43,3 +48,30 @@ def unused(out: Path | None, overwrite: bool, *, run: str | None = None) -> None
     resumed = run is not None and out is not None and (out / run).is_file()
     if out is not None and not overwrite and not resumed:
         refuse_checkpoint(out)
+
+
+def source_folder(reference: str) -> Path | None:
+    """Return the folder of a reference hf:PATH; None of others."""
+    kind, _, path = reference.partition(":")
+    return Path(path) if kind == "hf" else None
+
+
+def save(model: nn.Module, plan: bough.Plan, out: Path, reference: str) -> str:
+    """Save a cut model, in place of what is in `out`, and return what is to be said of it.
+
+    A model of hf:PATH whose config can express the cut becomes a folder that `from_pretrained` loads; others become a
+    checkpoint of bough.
+    """
+    source = source_folder(reference)
+    if source is None or plan.rebuild:
+        bough.save(model, plan, out, overwrite=True)
+        return f"saved in {out}"
+    why = config_mismatch(unwrap(model))
+    if why is None:
+        bough.save_pretrained(model, plan, out, source=source, overwrite=True)
+        return f"saved in {out}, which from_pretrained and bough load"
+    bough.save(model, plan, out, overwrite=True)
+    return (
+        f"saved in {out}, which bough.load loads and from_pretrained does not: the config can not express the plan ({why}); "
+        "with --uniform it can"
+    )

@@ -17,7 +17,7 @@ from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
 from bough.cli.flags import in_flags
 from bough.cli.models import resolve
 from bough.cli.options import Ignore, Json, Model, Only, Overwrite, Shape, Tie, WeightsOf, chosen, given_by, ties_of
-from bough.cli.outputs import unused, writable
+from bough.cli.outputs import save, unused, writable
 from bough.cli.planning import ALLOCATION, allocation_of, planning_options
 from bough.cli.steps import Steps, prune_iteratively, step_options
 from bough.errors import PlanError, VerificationError
@@ -74,8 +74,9 @@ def prune(
     except VerificationError as error:
         told = f"{error.result.report}; nothing was saved; with --on-mismatch return it is saved all the same"
         raise VerificationError(told, error.result) from error
+    told = ""
     if out is not None:
-        bough.save(result, out, overwrite=True)
+        told = save(result.model, result.plan, out, model)
     if as_json:
         saved = str(out) if out else None
         typer.echo(json.dumps({**_as_json(result), "weights": net.weights.to_dict(), "saved": saved}))
@@ -84,7 +85,7 @@ def prune(
     for line in _lines(result):
         typer.echo(in_flags(line, signature(prune).parameters))
     if out is not None:
-        typer.echo(f"saved in {out}")
+        typer.echo(told)
 
 
 def _refuse(steps: Steps, refit: bool | None, planning: dict[str, Any]) -> None:

@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-import bough
 from bough.cli.calibration import batches
 from bough.cli.models import pruned, resolve
 from bough.cli.options import Checkpoint, Json, Original, Overwrite, Shape, WeightsOf, chosen
-from bough.cli.outputs import unused, writable
+from bough.cli.outputs import save, unused, writable
 from bough.recovery import refit_
 
 
@@ -39,8 +38,8 @@ def refit(
     dense = resolve(model, input_shape, weights, quiet=as_json)
     small, stream = pruned(dense, checkpoint), batches(data, progress=not as_json)
     done = refit_(dense.model, small.model, small.plan, stream, example_inputs=dense.inputs, **options)
-    bough.save(small, out, overwrite=True)
+    told = save(small.model, small.plan, out, model)
     if as_json:
         typer.echo(json.dumps({**done.to_dict(), "weights": dense.weights.to_dict(), "saved": str(out)}))
     else:
-        typer.echo(f"{done}\nsaved in {out}")
+        typer.echo(f"{done}\n{told}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import bough
 from bough.cli.models import Resolved, pruned, resolve
 from bough.cli.options import Json, Original, Overwrite, Shape, WeightsOf, chosen, given_by, training_options
-from bough.cli.outputs import unused, writable
+from bough.cli.outputs import save, unused, writable
 from bough.cli.qat import QATOptions, qat_options
 from bough.cli.references import find
 from bough.cli.tasks import CONTRACT, task_of
@@ -53,7 +53,7 @@ def finetune(
         quantization=None if qat is None else qat.of(original.inputs, progress=not as_json),
         **chosen(forward=None if forward is None else find(forward)),
     )  # fmt: skip
-    _finish(small, original, done, training, as_json)
+    _finish(small, original, done, training, model, as_json)
 
 
 @given_by(training=training_options, qat=qat_options)
@@ -87,7 +87,7 @@ def distill(
         quantization=None if qat is None else qat.of(teacher.inputs, progress=not as_json),
         **chosen(forward=None if forward is None else find(forward)),
     )  # fmt: skip
-    _finish(small, teacher, done, training, as_json)
+    _finish(small, teacher, done, training, model, as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +129,21 @@ def _named(training: Training, small: _Small, as_json: bool) -> Training:
     return replace(training, progress=not as_json, start=digest(small.model, small.plan))
 
 
-def _finish(small: _Small, original: Resolved, done: Trained, training: Training, as_json: bool) -> None:
+def _finish(small: _Small, original: Resolved, done: Trained, training: Training, model: str, as_json: bool) -> None:
     if os.environ.get("RANK", "0") != "0":  # one of several processes
         return
     trained = small.model if done.quantized is None else done.quantized.simulated
     if not all(bool(p.isfinite().all()) for p in trained.parameters()):
         raise TrainingError("the trained weights are not finite: nothing was saved")
     assert training.folder is not None
+    told = f"saved in {training.folder}"
     if done.quantized is not None:
         save_quantized(done.quantized, original.inputs, training.folder, overwrite=True)
     else:
         assert small.plan is not None
-        bough.save(small.model, small.plan, training.folder, overwrite=True)
+        told = save(small.model, small.plan, Path(training.folder), model)
     if as_json:
         found = {**done.to_dict(), "weights": original.weights.to_dict(), "saved": str(training.folder)}
         typer.echo(json.dumps(found))
     else:
-        typer.echo(f"{done}\nsaved in {training.folder}, with log.jsonl and curve.png")
+        typer.echo(f"{done}\n{told}; with log.jsonl and curve.png")

@@ -4,7 +4,9 @@ from bough.exporting.artifact import Exported, run_artifact
 from bough.exporting.checkpoint import load, load_plan, refuse_checkpoint, save
 from bough.exporting.embedded import EmbeddedExport, export_embedded
 from bough.exporting.export import export
+from bough.exporting.pretrained import check_pretrained, save_pretrained
 
 __all__ = [
-    "EmbeddedExport", "Exported", "export", "export_embedded", "load", "load_plan", "refuse_checkpoint", "run_artifact", "save",
+    "EmbeddedExport", "Exported", "check_pretrained", "export", "export_embedded", "load", "load_plan", "refuse_checkpoint",
+    "run_artifact", "save", "save_pretrained",
 ]  # fmt: skip

@@ -18,7 +18,18 @@ from torch import Tensor, nn
 from bough.arguments import check_arguments
 from bough.cutting import cut_, rebuild
 from bough.errors import CheckpointError
-from bough.exporting.contents import FORMAT, PLAN, VERSION, WEIGHTS, Contents, checksum, read_contents, read_weights
+from bough.exporting.contents import (
+    FORMAT,
+    PLAN,
+    VERSION,
+    WEIGHTS,
+    Contents,
+    checksum,
+    forget_pretrained,
+    read_contents,
+    read_weights,
+)
+from bough.exporting.pretrained_tensors import pretrained_tensors
 from bough.planning import Plan
 from bough.recovery import check_cut_shapes
 from bough.storage import file_digest, make_folder, write_files
@@ -80,14 +91,8 @@ def save(model: Any, plan: Any = None, folder: Any = None, *, overwrite: bool = 
         True
     """
     check_arguments(save, locals())
-    if folder is None:
-        plan, folder = None, plan
-    if plan is None:
-        model, plan = _parts(model)
-    if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
-        wrong = model if not isinstance(model, nn.Module) else plan
-        raise CheckpointError(f"nothing to save in a {type(wrong).__name__}: {_CALLS}")
-    place = _path(folder, "save")
+    model, plan, folder = pruned_parts(model, plan, folder)
+    place = folder_path(folder, "save")
     if not overwrite:
         refuse_checkpoint(place)
     inner = unwrap(model)
@@ -115,6 +120,7 @@ def save(model: Any, plan: Any = None, folder: Any = None, *, overwrite: bool = 
         part.write_text(json.dumps({**contents, "checksum": checksum(contents)}), encoding="utf-8")
 
     make_folder(place)
+    forget_pretrained(place, but=(WEIGHTS,))
     write_files([(place / WEIGHTS, write_weights), (place / PLAN, write_plan)])
     return place
 
@@ -140,9 +146,9 @@ def load(
         PlanError: `build_model` makes another model than the one that was pruned.
     """
     check_arguments(load, locals())
-    place = _path(folder, "load")
+    place = folder_path(folder, "load")
     contents = read_contents(place)
-    tensors = read_weights(place, contents)
+    tensors = {} if contents.files is not None else read_weights(place, contents)
     model, inputs = _built(build_model())
     if example_inputs is None:
         example_inputs = inputs
@@ -154,6 +160,8 @@ def load(
         )
     model.train(contents.training)
     model = rebuild(model, plan, example_inputs, dynamic_shapes=dynamic_shapes) if plan.rebuild else cut_(model, plan)
+    if contents.files is not None:
+        tensors = pretrained_tensors(place, contents, unwrap(model))
     _fill(unwrap(model), tensors, contents, place)
     return model.train(contents.training)
 
@@ -164,7 +172,7 @@ def load_plan(folder: Folder) -> Plan:
     Raises:
         CheckpointError: there is no checkpoint in the folder, or its plan is damaged.
     """
-    return read_contents(_path(folder, "load_plan")).plan
+    return read_contents(folder_path(folder, "load_plan")).plan
 
 
 def refuse_checkpoint(folder: Path) -> None:
@@ -180,10 +188,27 @@ def refuse_checkpoint(folder: Path) -> None:
         )
 
 
-def _path(folder: Any, call: str) -> Path:
+def folder_path(folder: Any, call: str) -> Path:
+    """Return a folder's path; raise CheckpointError if it is none."""
     if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
         raise CheckpointError(f"bough.{call}: folder is {folder!r:.40}, and must be the path of a folder")
     return Path(folder)
+
+
+def pruned_parts(model: Any, plan: Any, folder: Any) -> tuple[nn.Module, Plan, Any]:
+    """Return the model, plan and folder of a call with (result, folder) or (model, plan, folder).
+
+    Raises:
+        CheckpointError: the arguments are others.
+    """
+    if folder is None:
+        plan, folder = None, plan
+    if plan is None:
+        model, plan = _parts(model)
+    if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
+        wrong = model if not isinstance(model, nn.Module) else plan
+        raise CheckpointError(f"nothing to save in a {type(wrong).__name__}: {_CALLS}")
+    return model, plan, folder
 
 
 def _parts(result: Any) -> tuple[Any, Any]:

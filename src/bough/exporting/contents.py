@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from bough.storage import file_digest
 from bough.storage.schema import Invalid, flag, items, one_of, read_json, record, row, shown, table, text, whole
 
 FORMAT, VERSION = "bough-checkpoint", 2
+PRETRAINED, PRETRAINED_VERSION = "bough-pretrained", 1
 PLAN, WEIGHTS = "plan.json", "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What `plan.json` says. `tensors`: {name: (shape, dtype)}. `extras`: {name: what a module's `get_extra_state` returned}.
-    `weights_sha256`: sha256 of the weights' file; None in checkpoints of version 1."""
+    `weights_sha256`: sha256 of the weights' file; None in checkpoints of version 1. `files`: {name: sha256} of the files of a
+    folder of transformers, which has its weights in these; None in a checkpoint of bough's own."""
 
     plan: Plan
     training: bool
@@ -33,6 +36,7 @@ class Contents:
     aliases: dict[str, str]
     extras: dict[str, Any]
     weights_sha256: str | None
+    files: dict[str, str] | None = None
 
 
 def checksum(contents: Mapping[str, Any]) -> str:
@@ -46,6 +50,8 @@ def read_contents(place: Path) -> Contents:
         raise CheckpointError(f"{place} has no checkpoint: {PLAN} is missing")
     try:
         data = read_json(path.read_bytes())
+        if isinstance(data, dict) and data.get("format") == PRETRAINED:
+            return _checked_pretrained(data)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise Invalid("it is not part of a bough checkpoint")
         if data.get("version") not in _SCHEMAS or isinstance(data["version"], bool):
@@ -74,6 +80,38 @@ def _checked(data: dict[str, Any]) -> Contents:
     if "checksum" in found and found["checksum"] != checksum({k: v for k, v in data.items() if k != "checksum"}):
         raise Invalid("its content has changed since it was written (the checksum differs)")
     return Contents(plan, found["training"], tensors, aliases, found.get("extras", {}), found.get("weights_sha256"))
+
+
+def _checked_pretrained(data: dict[str, Any]) -> Contents:
+    """The contents of `plan.json` in a folder of transformers.
+
+    Raises:
+        Invalid: they do not fit their schema.
+    """
+    found = _PRETRAINED_SCHEMA(data, "")
+    if found["checksum"] != checksum({k: v for k, v in data.items() if k != "checksum"}):
+        raise Invalid("its content has changed since it was written (the checksum differs)")
+    return Contents(Plan.from_dict(data["plan"], "plan"), found["training"], {}, {}, {}, "", found["files"])
+
+
+def pretrained_contents(plan: Plan, files: Mapping[str, str], *, training: bool) -> dict[str, Any]:
+    """Return what `plan.json` says in a folder of transformers, all but the checksum. `files`: {name: sha256}."""
+    head = {"format": PRETRAINED, "version": PRETRAINED_VERSION, "training": training}
+    return {**head, "files": dict(files), "plan": plan.to_dict()}
+
+
+def forget_pretrained(place: Path, but: Collection[str] = ()) -> None:
+    """Delete from a folder the plan of a model of transformers, its config, and the files that belong to it except `but`.
+
+    Nothing is deleted where the folder has no such plan, or a damaged one.
+    """
+    with suppress(CheckpointError):
+        files = read_contents(place).files
+        if files is None:
+            return
+        (place / PLAN).unlink(missing_ok=True)
+        for name in ["config.json", *(n for n in files if n not in but and Path(n).name == n)]:
+            (place / name).unlink(missing_ok=True)
 
 
 def _check_packed(value: Any, tensors: Mapping[str, Any], place: str) -> None:
@@ -107,6 +145,16 @@ _FIRST = {
     "training": flag,
     "plan": _any,  # by the schema of plans
 }
+_PRETRAINED_SCHEMA = record(
+    {
+        "format": one_of(PRETRAINED),
+        "version": one_of(PRETRAINED_VERSION),
+        "training": flag,
+        "files": table(text),
+        "plan": _any,
+        "checksum": text,
+    }
+)
 _SCHEMAS = {1: record(_FIRST), 2: record({**_FIRST, "extras": table(_any), "weights_sha256": text, "checksum": text})}
 
 

@@ -6,5 +6,6 @@ from bough.planning.budget import Budget
 from bough.planning.options import Options
 from bough.planning.plan import Plan, Scale
 from bough.planning.planner import plan, planned
+from bough.planning.recipe import config_mismatch
 
-__all__ = ["Allocator", "Budget", "Options", "Plan", "Scale", "Stale", "plan", "planned", "stale_lines"]
+__all__ = ["Allocator", "Budget", "Options", "Plan", "Scale", "Stale", "config_mismatch", "plan", "planned", "stale_lines"]

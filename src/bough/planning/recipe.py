@@ -69,21 +69,26 @@ class Recipe:
         config = getattr(model, "config", None)
         if config is None or not isinstance(getattr(config, "__dict__", None), dict):
             return None
-        recipe, name = Recipe(model, config), type(model).__name__
-        try:
-            made = recipe.make({})
-        except Exception as error:
-            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        else:
-            here = shapes(model)
-            apart = sorted(n for n in made.shapes.keys() | here.keys() if made.shapes.get(n) != here.get(n))
-            if not apart:
-                return recipe
-            why = f"it has {apart[0]} of shape {made.shapes.get(apart[0])}, and the model of shape {here.get(apart[0])}"
+        recipe = Recipe(model, config)
+        why = recipe.mismatch(model)
+        if why is None:
+            return recipe
         raise PlanError(
-            f"uniform=True: {name} made again from its config alone is not this model ({why}), so no config can tell what a "
-            "cut leaves. Plan without uniform=True, and keep the model with bough.save and bough.load"
+            f"uniform=True: {type(model).__name__} made again from its config alone is not this model ({why}), so no config "
+            "can tell what a cut leaves. Plan without uniform=True, and keep the model with bough.save and bough.load"
         )
+
+    def mismatch(self, model: nn.Module) -> str | None:
+        """Return in which tensor `model` differs from what its class makes of its config; None where it does not."""
+        try:
+            made = self.make({})
+        except Exception as error:  # whatever a constructor raises
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        here = shapes(model)
+        apart = sorted(n for n in made.shapes.keys() | here.keys() if made.shapes.get(n) != here.get(n))
+        if not apart:
+            return None
+        return f"it has {apart[0]} of shape {made.shapes.get(apart[0])}, and the model of shape {here.get(apart[0])}"
 
     def fields(self) -> dict[Field, int | None]:
         """The integers of the config, its fields that are None, and those (None) that the class asks for in vain."""
@@ -109,6 +114,14 @@ class Recipe:
         """As `build`, with of some lists of the config only the items told; raises what the config or the class raises."""
         with _lightly():
             return describe(self._class(changed(self._config, changes, stay)))
+
+
+def config_mismatch(model: nn.Module) -> str | None:
+    """Return why a model's class can not make the model from its config; None where it can, so that stock code loads it."""
+    config = getattr(model, "config", None)
+    if config is None or not isinstance(getattr(config, "__dict__", None), dict):
+        return "it holds no config"
+    return Recipe(model, config).mismatch(model)
 
 
 def describe(model: nn.Module) -> Build:

@@ -35,7 +35,7 @@ def write_files(files: Sequence[tuple[Path, Write]]) -> None:
     try:
         for path, write in files:
             part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-            with _explained(path):
+            with explained(path):
                 if path.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))  # a rename would fail after others
                 os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -43,13 +43,13 @@ def write_files(files: Sequence[tuple[Path, Write]]) -> None:
                 written.append((part, path))
                 write(part)
                 part.chmod(mode)
-                _sync(part)
+                sync(part)
         for part, path in written:
-            with _explained(path):
+            with explained(path):
                 part.replace(path)
         for folder in {path.parent for path, _ in files}:
-            with _explained(folder):
-                _sync(folder)
+            with explained(folder):
+                sync(folder)
     finally:
         for part, _ in written:
             with suppress(OSError):
@@ -68,7 +68,7 @@ def append_line(path: Path, line: str) -> None:
         WriteError: the file can not be written.
     """
     left = memoryview(f"{line}\n".encode())
-    with _explained(path), open(path, "ab", buffering=0) as file:
+    with explained(path), open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
             while left:
@@ -87,12 +87,12 @@ def make_folder(folder: Path) -> None:
     blocking = next((p for p in (folder, *folder.parents) if p.is_file()), None)
     if blocking is not None:
         raise WriteError(f"{folder} can not be made: {blocking} is a file")
-    with _explained(folder):
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Raise a WriteError that names the path for whatever the system or safetensors reports."""
     try:
         yield
@@ -101,7 +101,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise WriteError(f"{path} can not be written: {reason}") from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk. Windows has no such call for folders."""
     if path.is_dir() and os.name == "nt":
         return

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bough.errors import BoughError, WriteError
-from bough.storage.atomic import PARTS, _explained, make_folder
+from bough.storage.atomic import PARTS, explained, make_folder
 
 LOCK = "run.lock"
 
@@ -74,7 +74,7 @@ def _acquired(place: Path, folder: Path, error: type[BoughError]) -> int:
     """The descriptor of the locked file, which says who holds it."""
     path = place / LOCK
     while True:
-        with _explained(path):
+        with explained(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(descriptor)

@@ -1,0 +1,1 @@
+"""Checkpoints that are pruned file by file, without ever holding the model."""
