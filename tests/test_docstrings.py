@@ -7,13 +7,16 @@ import pkgutil
 import pytest
 
 import bough
+from tests.zoo.shim import declare_torchvision_ops
 
-EXTRAS = ("torchao", "onnx", "onnxruntime", "onnxscript", "executorch")  # without which some modules can not be imported
+declare_torchvision_ops()  # which transformers imports
+EXTRAS = ("torchao", "onnx", "onnxruntime", "onnxscript", "executorch", "transformers")  # without which some modules can not be imported
 NEEDED = {  # by their examples
     "bough.exporting.export": "onnxscript",
     "bough.quantization.quantize": "torchao",
     "bough.quantization.quantized": "torchao",
     "bough.quantization.linear": "torchao",
+    "bough.exporting.pretrained": "transformers",
 }
 
 
