@@ -10,7 +10,14 @@ import bough
 from tests.zoo.shim import declare_torchvision_ops
 
 declare_torchvision_ops()  # which transformers imports
-EXTRAS = ("torchao", "onnx", "onnxruntime", "onnxscript", "executorch", "transformers")  # without which some modules can not be imported
+EXTRAS = (
+    "torchao",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "executorch",
+    "transformers",
+)  # without which some modules can not be imported
 NEEDED = {  # by their examples
     "bough.exporting.export": "onnxscript",
     "bough.quantization.quantize": "torchao",

@@ -57,8 +57,8 @@ def pruned_folders(tmp_path_factory):
     for family in FAMILIES:
         source, out = folder_of(family, root), root / f"{family}-small"
         run(
-            "prune", f"hf:{source}", "--budget", "params=70%", "--importance", "l2", "--no-refit", "--uniform", "--out", str(out),
-            "--json",
+            "prune", f"hf:{source}", "--budget", "params=70%", "--importance", "l2", "--no-refit", "--uniform", "--json",
+            "--out", str(out),
         )  # fmt: skip
         folders[family] = source, out
     called = [sys.executable, "-c", FRESH_PROCESS, *(str(out) for _, out in folders.values())]

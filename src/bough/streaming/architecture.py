@@ -42,7 +42,7 @@ def architecture(folder: Path) -> nn.Module:
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} can not be read: {error}") from error
     names = config.architectures or []
-    known = getattr(transformers, names[0], None) if names else transformers.AutoModel
+    known: Any = getattr(transformers, names[0], None) if names else transformers.AutoModel
     if known is None:
         raise CheckpointError(f"{folder / 'config.json'} is of {names[0]}, which transformers {transformers.__version__} lacks")
     build = known._from_config if names else known.from_config
