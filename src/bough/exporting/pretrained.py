@@ -27,7 +27,7 @@ from bough.storage.atomic import explained, sync
 from bough.tracing.wrapped import unwrap
 
 CONFIG = "config.json"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 _WRITTEN = (CONFIG, "generation_config.json", PLAN)
 
 
