@@ -16,6 +16,7 @@ from bough.planning.allocation import unit_scores
 from bough.planning.attributes import HeldAttributes, Stale
 from bough.planning.equations import Ties, solve
 from bough.planning.fold import fold
+from bough.planning.index_lists import IndexLists
 from bough.planning.plan import Plan, Scale
 from bough.planning.uniform import Told
 from bough.spaces import Atom, Each, Kept, indices
@@ -110,9 +111,9 @@ class Draft:
 
     def _cut(self) -> dict[str, dict[int, list[int]]]:
         """The indices kept, by tensor and dim; of what nothing comes of, as the class makes it."""
-        graph, cut = self.graph, dict[str, dict[int, list[int]]]()
+        graph, cut, lists = self.graph, dict[str, dict[int, list[int]]](), IndexLists()
         for name, dim in sorted({(m.name, m.dim) for g in graph.groups if g.atom in self.kept for m in g.members}):
-            cut.setdefault(name, {})[dim] = indices(graph.states[name].axes[dim], self.kept).tolist()
+            cut.setdefault(name, {})[dim] = lists(indices(graph.states[name].axes[dim], self.kept))
         by_name = {g.name: self.kept.get(g.atom) for g in graph.groups}
         for (name, dim), (like, n) in self.told.idle.items():
             units = by_name[like] if like else None
