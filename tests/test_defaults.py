@@ -46,6 +46,40 @@ def test_with_data_the_default_is_as_good_as_the_best_candidate_by_hand():
     assert (result.choice.importance, result.choice.allocation) == (best.importance, best.allocation)
 
 
+class Residual(nn.Module):
+    """A stream of 16 units that five layers read, with wide layers beside it that can lose units at no cost."""
+
+    def __init__(self, needed):
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.leave = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.up = nn.ModuleList(nn.Linear(16, 64) for _ in range(4))
+        self.down = nn.ModuleList(nn.Linear(64, 16) for _ in range(4))
+        with torch.no_grad():
+            for down in self.down:
+                down.weight[:, needed:] = 0
+
+    def forward(self, x):
+        x = self.enter(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(up(x).relu())
+        return self.leave(x)
+
+
+@pytest.mark.parametrize("needed", [24, 64])
+def test_groups_that_many_layers_read_are_tried_whole_and_left_whole_where_that_is_better(needed):
+    model = Residual(needed).eval()
+    result = bough.prune(model, X[:2], HALF, data=X.split(32), allocation="uniform")  # which alone would cut the stream
+    *open_to, again = trials = result.choice.trials
+    assert [t.whole for t in trials] == [(), (), ("enter",)]
+    assert again.importance == min(open_to, key=lambda t: t.discrepancy).importance
+    better = again.discrepancy < min(t.discrepancy for t in open_to)
+    assert result.choice.whole == (("enter",) if better else ())
+    assert (result.plan.groups["enter"][0] == 16) == better == ("left whole" in str(result.choice).splitlines()[0])
+    if needed == 24:  # 40 units of each wide layer cost nothing
+        assert better
+
+
 def test_data_lets_the_default_lose_far_less():
     model = net()
     with_data, without = (bough.prune(model, X[:2], HALF, data=d) for d in (X.split(32), None))

@@ -85,7 +85,8 @@ def prune(
 
     What is left open is chosen for the model, and `Result.choice` says how. With `data`, the candidates of
     `bough.defaults.WITH_DATA` are cut, refitted on a part of the data and compared on another part; the one whose outputs
-    differ the least from the dense model's is refitted on the first 1,024 samples (or 256 MiB) of the data. Without data,
+    differ the least from the dense model's is refitted on the first 1,024 samples (or 256 MiB) of the data. If it cuts groups
+    that four or more products read, such as residual streams, it is tried with these left whole, too. Without data,
     models whose batch norms keep statistics are given synthetic inputs (see `bough.synthesize`) where making them takes no
     longer than about half a minute; other models are cut by their weights alone, and not refitted.
 
@@ -165,7 +166,8 @@ def prune(
 
 def _choice(chosen: Chosen, sample: Sample | None, refitted: Refit | None, notes: tuple[str, ...]) -> Choice:
     importance, allocation = chosen.candidate.names
-    return Choice(importance, allocation, sample.origin if sample else "", refitted is not None, chosen.trials, notes)
+    origin = sample.origin if sample else ""
+    return Choice(importance, allocation, origin, refitted is not None, chosen.whole, chosen.trials, notes)
 
 
 def _check_errors(criterion: Criterion | DataCriterion | None, allocation: str | Allocator | None, data: object) -> None:

@@ -34,6 +34,7 @@ class Options:
     on_conflict: str = "freeze"
     table: LatencyTable | None = None
     energy: EnergyModel | None = None
+    whole: tuple[str, ...] = ()  # names of groups that stay besides what `ignore` names
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "drop", names_in(self.drop, "drop"))  # planning may go through these more than once

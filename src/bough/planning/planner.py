@@ -117,7 +117,8 @@ def planned(graph: Graph, scores: Mapping[str, NDArray[np.float64]], goal: Goal,
     rest = left_out(graph, chosen(graph, how.drop, goal, scores))
     even = Uniform(graph) if how.uniform else None
     rest = even.relayered(rest) if even else rest
-    stay = held(rest, left_alone(graph, how.ignore, how.only), how.exact_only)
+    alone = {**dict.fromkeys(how.whole, "better left whole"), **left_alone(graph, how.ignore, how.only)}
+    stay = held(rest, alone, how.exact_only)
     free = differing(rest, scores, how.ragged)
     prices = priced(goal, how.table, how.energy)
     counting = Counting(
