@@ -143,7 +143,9 @@ class _Trials:
         if not tried:
             raise self.errors[0]
         apart, chosen = min(tried, key=lambda t: t[0])
-        streams = tuple(g.name for g in self.graph.groups if g.readers >= _MANY and chosen.plan.groups.get(g.name, (g.size,))[0] < g.size)
+        streams = tuple(
+            g.name for g in self.graph.groups if g.readers >= _MANY and chosen.plan.groups.get(g.name, (g.size,))[0] < g.size
+        )
         again = self._tried(chosen.candidate, streams) if streams else None
         if again is not None and again[0] < apart:
             chosen = again[1]
