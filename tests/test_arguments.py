@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import bough
-from bough import allocation, importance, recovery
+from bough import allocation, importance, recovery, sparsity
 from bough.latency import required_points
 from bough.measuring import latency
 
@@ -29,6 +29,7 @@ POINTS = {
 }
 TABLE = bough.LatencyTable("a chip", "eager", 8, 0.0, 0.0, POINTS)
 MASKS = {"0.weight": torch.ones(8, 4, dtype=torch.bool)}
+ZEROS = torch.zeros(8, 4, dtype=torch.bool)
 OUTCOME = bough.prune(MODEL, X, BUDGET)
 
 
@@ -94,6 +95,18 @@ CALLS = dict([
     call(bough.refit, model=MODEL, small=SMALL, plan=PLAN, data=BATCHES),
     call(recovery.refit_, model=MODEL, small=small, plan=PLAN, data=BATCHES, ridge=1e-2, sites=8, everything=True, skips=True,
          example_inputs=None, memory=2**20),
+    call(bough.sparsify, model=new, example_inputs=lambda: X, sparsity=0.5, pattern=None, method="magnitude", allocation=None,
+         data=None, loss=None, ignore=(), only=None, permute=False, damping=0.01, sites=8),
+    call(sparsity.attach_masks_, model=new, masks=MASKS),
+    call(sparsity.attached_masks, model=MODEL),
+    call(sparsity.detach_masks_, model=new),
+    call(sparsity.follows_pattern, tensor=torch.ones(2, 4), pattern="2:4", dim=1),
+    call(sparsity.save_sparse, model=new, path="file", format="csr", compress=False),
+    call(sparsity.load_sparse, path="nowhere"),
+    call(sparsity.file_sizes, model=MODEL),
+    call(sparsity.use_sparse_kernels, model=lambda: recovery.apply_masks_(new(), {"0.weight": ZEROS}), layout="csr"),
+    call(sparsity.GradualPruning, graph=GRAPH, sparsity=0.5, steps=4, updates=2, method="magnitude", allocation="global",
+         schedule=recovery.cubic, ignore=(), only=None),
     call(bough.recalibrate, small=small, data=BATCHES),
     call(bough.finetune, model=new, train=DATA, training=None, loss=None, forward=None, evaluate=None, optimizer=None,
          regularizers=(), callback=None, accelerator=None, quantization=None),
@@ -193,14 +206,14 @@ def outcome(function, name, value):
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation callback checkpoint clip data device dim distillation dtype energy evaluate "
     "example_inputs flash folder forward graph groups importance latency loss macs match names only onto optimizer "
-    "otherwise params path patience peak_memory precision quantization refit rewind_to ridge save_every student table tie "
-    "training within",
+    "otherwise params path patience pattern peak_memory precision quantization refit rewind_to ridge save_every student "
+    "table tie training within",
     "string": "backend checkpoint device folder importance method path source start",
     "class": "method",
-    "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip dim energy epochs "
-    "every features flash growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory periods "
-    "permutations plans probes quantum repeats ridge round_to rounds samples save_every scale seconds seed sites size step "
-    "steps strength temperature warmup weight_byte weight_bytes weight_decay widths",
+    "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim energy "
+    "epochs every features flash growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory "
+    "periods permutations plans probes quantum repeats ridge round_to rounds samples save_every scale seconds seed sites size "
+    "step steps strength temperature updates warmup weight_byte weight_bytes weight_decay widths",
     "list": "batches data drop ignore regularizers source",
 }
 
@@ -228,7 +241,9 @@ def test_right_values():
         name, value = next(iter(arguments.items()))
         made = value() if inspect.isfunction(value) and not inspect.signature(value).parameters else value
         raised = outcome(function, name, made)
-        assert raised is None or function in (bough.LatencyTable.load, recovery.zeros), f"{function.__qualname__}: {raised}"
+        assert raised is None or function in (bough.LatencyTable.load, sparsity.load_sparse, recovery.zeros), (
+            f"{function.__qualname__}: {raised}"
+        )
 
 
 MADE = {  # by bough, or protocols and tables
@@ -260,6 +275,9 @@ MADE = {  # by bough, or protocols and tables
     "Allocator",
     "Sums",
     "Allowed",
+    "Sparsified",
+    "SparseLayer",
+    "SparseKernels",
     "Column",
 }
 INNER = {"columns", "form_of", "unit_scores", "per_unit", "elementwise"}  # for allocators and criteria of one's own
@@ -273,7 +291,7 @@ ELSEWHERE = {
 
 
 def test_every_public_function_is_in_the_table():
-    modules = (bough, importance, recovery, recovery.regularize, allocation)
+    modules = (bough, importance, recovery, recovery.regularize, allocation, sparsity)
     public = {n: getattr(m, n) for m in modules for n in m.__all__ if n not in MADE | INNER | ELSEWHERE}
     taking = {n for n, x in public.items() if callable(x) and inspect.signature(x).parameters}
     assert taking <= {f.__name__ for f in CALLS}

@@ -3,7 +3,7 @@
 trace -> score -> plan -> cut -> verify -> recover -> save
 """
 
-from bough import allocation, errors, importance, quantization, recovery
+from bough import allocation, errors, importance, quantization, recovery, sparsity
 from bough.analysis import sensitivity
 from bough.calibration import synthesize
 from bough.calls import Call
@@ -19,14 +19,15 @@ from bough.pipeline import Result, prune
 from bough.planning import Budget, Plan, plan
 from bough.quantization import Quantized, quantize
 from bough.recovery import Training, distill, finetune, iterate, recalibrate, refit
+from bough.sparsity import Sparsified, sparsify
 from bough.targeting import correct_table, meet_latency
 from bough.tracing import trace
 
 __all__ = [
     "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
-    "LatencyTable", "Layer", "Member", "Plan", "Quantized", "Result", "Training", "Verification", "allocation", "compare",
-    "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask",
-    "meet_latency", "plan", "prune", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save",
-    "save_pretrained",    "score", "sensitivity", "synthesize", "trace", "transfer_optimizer", "verify",
+    "LatencyTable", "Layer", "Member", "Plan", "Quantized", "Result", "Sparsified", "Training", "Verification", "allocation",
+    "compare", "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load",
+    "mask", "meet_latency", "plan", "prune", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save",
+    "save_pretrained", "score", "sensitivity", "sparsify", "sparsity", "synthesize", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -70,6 +70,18 @@ def left_alone(graph: Graph, ignore: Selection = (), only: Selection | None = No
     return stay
 
 
+def tensors_named(graph: Graph, given: Selection | None, option: str) -> frozenset[str]:
+    """Return the parameters and buffers that `given` names: those of modules and parameters, and the members of groups.
+
+    Raises:
+        PlanError: an entry names nothing.
+    """
+    named = [_resolved(graph, entry, option) for entry in selectors(given, option)]
+    groups = {name for n in named for name in n.groups}
+    members = {m.name for g in graph.groups if g.name in groups for m in g.members}
+    return frozenset(members.union(*(n.tensors for n in named)))
+
+
 def groups_named(groups: Sequence[Group], name: str) -> list[Group]:
     """Return the group called `name`, or the groups whose names the pattern `name` matches."""
     return [g for g in groups if g.name == name] or [g for g in groups if fnmatchcase(g.name, name)]

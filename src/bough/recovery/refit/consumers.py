@@ -81,10 +81,10 @@ def find_consumers(dense: Graph, small: Graph, plan: Plan, kept: Mapping[Atom, K
         everything: whether to include all consumers whose input was changed by the cut, not only those that read cut units.
     """
     changed, dense_op = changed_values(dense, plan, kept), match_ops(dense, small, plan)
-    uses, flow, dense_flow = dict(_weight_uses(small)), Flow(small), Flow(dense)
+    uses, flow, dense_flow = dict(weight_uses(small)), Flow(small), Flow(dense)
     skipped: dict[str, str] = {}
     consumers: list[Consumer] = []
-    dense_axes = {axis.op: axis for _, (_, axis) in _weight_uses(dense)}
+    dense_axes = {axis.op: axis for _, (_, axis) in weight_uses(dense)}
 
     def is_affected(axis: InputAxis) -> bool:
         assert axis.contraction is not None
@@ -119,7 +119,7 @@ def find_consumers(dense: Graph, small: Graph, plan: Plan, kept: Mapping[Atom, K
     return ConsumerSearch(tuple(consumers), skipped)
 
 
-def _weight_uses(graph: Graph) -> Iterator[tuple[int, tuple[frozenset[str], InputAxis]]]:
+def weight_uses(graph: Graph) -> Iterator[tuple[int, tuple[frozenset[str], InputAxis]]]:
     """Yield (op, (parameters, axis)) for each product of an activation and a weight."""
     origin = weights_of(graph)
     seen: set[int] = set()

@@ -92,7 +92,7 @@ def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         0.0
     """
     check_arguments(apply_masks_, locals())
-    parameters = _masked_parameters(model, masks)
+    parameters = check_masks(model, masks)
     for name, mask in masks.items():
         parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
     return model
@@ -124,7 +124,7 @@ class Sparse:
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         check_arguments(Sparse.__init__, locals())
-        self._model, self._parameters = model, _masked_parameters(model, masks)
+        self._model, self._parameters = model, check_masks(model, masks)
         self.masks = dict(masks)
         apply_masks_(model, masks)
 
@@ -165,7 +165,7 @@ class Sparse:
         self.masks = dict(state["masks"])
 
 
-def _masked_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
     """Return the model's parameters by name, after checking that the masks fit."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
