@@ -112,6 +112,8 @@ CALLS = dict([
          regularizers=(), callback=None, accelerator=None, quantization=None),
     call(bough.distill, small=small, model=MODEL, train=DATA, training=None, distillation=None, loss=None, forward=None,
          evaluate=None, optimizer=None, regularizers=(), callback=None, accelerator=None, quantization=None),
+    call(bough.Pipeline, build_model=lambda: new, stages=[bough.pipeline.Prune(BUDGET, refit=False)], example_inputs=lambda: X,
+         train=None, data=None, loss=None, forward=None, evaluate=None, seed=0),
     call(bough.iterate, model=MODEL, example_inputs=lambda: X, budget=BUDGET, recover=lambda model, step: None, steps=1,
          schedule=recovery.geometric, importance="l2", data=None, planning=bough.plan, ignore=(), only=None, tie=None,
          optimizer=None, on_mismatch="raise"),
@@ -207,9 +209,9 @@ ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation callback checkpoint clip data device dim distillation dtype energy evaluate "
     "example_inputs flash folder forward graph groups importance latency loss macs match names only onto optimizer "
     "otherwise params path patience pattern peak_memory precision quantization refit rewind_to ridge save_every student "
-    "table tie training within",
+    "table tie train training within",
     "string": "backend checkpoint device folder importance method path source start",
-    "class": "method",
+    "class": "method build_model",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim energy "
     "epochs every features flash growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory "
     "periods permutations plans probes quantum repeats ridge round_to rounds samples save_every scale seconds seed sites size "
@@ -256,6 +258,7 @@ MADE = {  # by bough, or protocols and tables
     "Group",
     "Layer",
     "Member",
+    "PipelineResult",
     "Plan",
     "Quantized",
     "Result",

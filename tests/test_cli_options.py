@@ -51,6 +51,12 @@ APIS = {
     "finetune": {
         bough.finetune: ({}, TRAINING), Training: ({"folder": "out"}, TRAINING), QAT: ({}, {"example_inputs": INPUTS})
     },
+    "pipeline": {
+        bough.Pipeline: ({}, {**dict.fromkeys(inspect.signature(bough.Pipeline).parameters, "FILE says it")}),
+        bough.Pipeline.run: (
+            {"folder": "out"}, {"self": "FILE describes it", "progress": "shown unless --json"}
+        ),
+    },
     "quantize": {bough.quantize: ({}, {"example_inputs": INPUTS})},
     "export": {
         bough.export: (

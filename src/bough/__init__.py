@@ -3,7 +3,7 @@
 trace -> score -> plan -> cut -> verify -> recover -> save
 """
 
-from bough import allocation, errors, importance, quantization, recovery, sparsity
+from bough import allocation, errors
 from bough.analysis import sensitivity
 from bough.calibration import synthesize
 from bough.calls import Call
@@ -15,7 +15,7 @@ from bough.exporting import Exported, export, load, save, save_pretrained
 from bough.graph import Frozen, Graph, Group, Layer, Member
 from bough.importance import score
 from bough.latency import LatencyTable
-from bough.pipeline import Result, prune
+from bough.pipeline import Pipeline, PipelineResult, Result, prune
 from bough.planning import Budget, Plan, plan
 from bough.quantization import Quantized, quantize
 from bough.recovery import Training, distill, finetune, iterate, recalibrate, refit
@@ -24,10 +24,6 @@ from bough.targeting import correct_table, meet_latency
 from bough.tracing import trace
 
 __all__ = [
-    "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
-    "LatencyTable", "Layer", "Member", "Plan", "Quantized", "Result", "Sparsified", "Training", "Verification", "allocation",
-    "compare", "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load",
-    "mask", "meet_latency", "plan", "prune", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save",
-    "save_pretrained", "score", "sensitivity", "sparsify", "sparsity", "synthesize", "trace", "transfer_optimizer", "verify",
+
 ]  # fmt: skip
 __version__ = "0.1.0"

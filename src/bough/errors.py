@@ -10,6 +10,7 @@ BoughError
 │   └── ConflictError     the model's own Python contradicts the plan
 ├── VerificationError     a cut model that is not the masked original
 ├── TrainingError         a training run that can not start, go on or be resumed
+├── PipelineError         a pipeline whose stages do not fit together, or whose folder holds another
 ├── ComparisonError       a comparison that can not start, or whose folder holds another
 ├── CheckpointError       a checkpoint that is missing, damaged or of another version
 ├── WriteError            a file that can not be written, such as on a full disk
@@ -69,6 +70,10 @@ class VerificationError(BoughError):
 
 class TrainingError(BoughError):
     """A training run that can not start, go on or be resumed."""
+
+
+class PipelineError(BoughError, ValueError):
+    """A pipeline whose stages do not fit together, or whose folder holds another."""
 
 
 class ComparisonError(BoughError, ValueError):

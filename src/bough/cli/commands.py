@@ -16,6 +16,7 @@ from bough.cli.export import export
 from bough.cli.models import pruned, resolve
 from bough.cli.options import Ignore, Json, Model, Only, Shape, Tie, WeightsOf, ties_of
 from bough.cli.outputs import writable
+from bough.cli.pipeline import pipeline
 from bough.cli.prune import prune
 from bough.cli.quantize import quantize
 from bough.cli.refit import refit
@@ -115,6 +116,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     table: "bough table mypackage.models:build --out table.json --backend onnxruntime",
     quantize: "bough quantize mypackage.models:build mypackage.data:batches --checkpoint small --out small-int8",
     export: "bough export mypackage.models:build --checkpoint small --out model.onnx",
+    pipeline: "bough pipeline deploy.toml --out run",
     demo: "bough demo --seeds 1",
 }
 for command, example in EXAMPLES.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import nn
 
 import bough
 from bough.cli.calibration import batches
@@ -52,10 +53,11 @@ def export(
     if checkpoint is not None and quantized is not None:
         raise ModelReferenceError("--checkpoint and --quantized: give one; a quantized program holds the pruned model")
     given = resolve(model, input_shape, weights, quiet=as_json)
+    exported: nn.Module = given.model
     if quantized is not None:
         exported = load_quantized(quantized)
-    else:
-        exported = given.model if checkpoint is None else pruned(given, checkpoint).model
+    elif checkpoint is not None:
+        exported = pruned(given, checkpoint).model
     shapes = None if dynamic_shapes is None else dict(map(_dims, dynamic_shapes))
     options = chosen(
         dynamic_batch=dynamic_batch, dynamic_shapes=shapes, tolerance=tolerance, repeats=repeats, overwrite=overwrite,

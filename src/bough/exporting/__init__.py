@@ -3,10 +3,10 @@
 from bough.exporting.artifact import Exported, run_artifact
 from bough.exporting.checkpoint import load, load_plan, refuse_checkpoint, save
 from bough.exporting.embedded import EmbeddedExport, export_embedded
-from bough.exporting.export import export
+from bough.exporting.export import export, require_format
 from bough.exporting.pretrained import check_pretrained, save_pretrained
 
 __all__ = [
     "EmbeddedExport", "Exported", "check_pretrained", "export", "export_embedded", "load", "load_plan", "refuse_checkpoint",
-    "run_artifact", "save", "save_pretrained",
+    "require_format", "run_artifact", "save", "save_pretrained",
 ]  # fmt: skip

@@ -118,12 +118,9 @@ def _as_c(
     overwrite: bool, refused: list[str],
 ) -> EmbeddedExport:  # fmt: skip
     """Write a folder of C, from a quantized program or, by ranges on data, from a float model."""
-    if target not in TARGETS:
-        raise ExportError(f"export(target={target!r}): use {' or '.join(map(repr, TARGETS))}, or None for a file")
+    _require_target(path, target)
     if refused:
         raise ExportError(f"export({refused[0]}=...) is for files; the shapes of C are those of example_inputs: leave it out")
-    if Path(path).suffix.removeprefix(".") in FORMATS:
-        raise ExportError(f"export(path={str(path)!r}): target={target!r} writes a folder; give a path without that ending")
     call = one_call(example_inputs)
     if call.method != FORWARD:
         raise ExportError(f"export(target={target!r}) writes forward, and example_inputs call {call.method!r}: wrap the method")
@@ -144,16 +141,35 @@ class _Job:
     precision: str
 
 
+def require_format(path: str | os.PathLike[str], target: str | None = None) -> None:
+    """Raise an ExportError unless the ending of a path, or the target, is a format whose packages are installed.
+
+    Args:
+        path, target: as for `export`.
+    """
+    kind = Path(path).suffix.removeprefix(".")
+    if target is not None:
+        _require_target(path, target)
+    elif kind not in FORMATS:
+        raise ExportError(f"export(path={str(path)!r}): the file must end in {' or '.join('.' + f for f in FORMATS)}")
+    else:
+        require_onnx() if kind == "onnx" else require_executorch()
+
+
+def _require_target(path: str | os.PathLike[str], target: str) -> None:
+    if target not in TARGETS:
+        raise ExportError(f"export(target={target!r}): use {' or '.join(map(repr, TARGETS))}, or None for a file")
+    if Path(path).suffix.removeprefix(".") in FORMATS:
+        raise ExportError(f"export(path={str(path)!r}): target={target!r} writes a folder; give a path without that ending")
+
+
 def _place(path: str | os.PathLike[str], overwrite: bool) -> Path:
     place = Path(path)
-    kind = place.suffix.removeprefix(".")
-    if kind not in FORMATS:
-        raise ExportError(f"export(path={str(path)!r}): the file must end in {' or '.join('.' + f for f in FORMATS)}")
+    require_format(place)
     if not place.parent.is_dir():
         raise WriteError(f"{place} can not be written: there is no folder {place.parent}")
     if place.exists() and (not overwrite or place.is_dir()):
         raise WriteError(f"{place} is there already: give another path, or export(..., overwrite=True)")
-    require_onnx() if kind == "onnx" else require_executorch()
     return place
 
 

@@ -2,10 +2,11 @@
 
 from bough.quantization.linear import LinearQuantized, quantize_linear
 from bough.quantization.qat import QAT
-from bough.quantization.quantize import quantize
+from bough.quantization.quantize import quantize, require_torchao, weight_bytes
 from bough.quantization.quantized import Quantized, QuantizedLayer
 from bough.quantization.saved import load_quantized, save_quantized
 
 __all__ = [
-    "QAT", "LinearQuantized", "Quantized", "QuantizedLayer", "load_quantized", "quantize", "quantize_linear", "save_quantized",
+    "QAT", "LinearQuantized", "Quantized", "QuantizedLayer", "load_quantized", "quantize", "quantize_linear", "require_torchao",
+    "save_quantized", "weight_bytes",
 ]  # fmt: skip

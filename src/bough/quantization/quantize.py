@@ -77,7 +77,7 @@ def quantize(
     limit = _limit(mixed, evaluate)
     if observer is not None and observer not in OBSERVERS:
         raise QuantizationError(f"quantize(observer={observer!r}): use one of {', '.join(map(repr, OBSERVERS))}")
-    _require_torchao()
+    require_torchao()
     inner = unwrap(model)
     inputs = _one_call(example_inputs)
     batches = _batches(inner, inputs, as_data(data))
@@ -139,8 +139,8 @@ class _Search:
         ratio = self.ratio(made)
         metric = None if evaluate is None else float(evaluate(made))
         return Quantized(
-            made, best.program, layers, ratio, best.observer, best.equalized, best.corrected, self.trials, _bytes(made),
-            _bytes(self.base), metric, float_metric, notes,
+            made, best.program, layers, ratio, best.observer, best.equalized, best.corrected, self.trials, weight_bytes(made),
+            weight_bytes(self.base), metric, float_metric, notes,
         )  # fmt: skip
 
     def _best(self, observer: str | None, equalize: bool | None, correct: bool | None) -> _Way:
@@ -269,7 +269,8 @@ def _limit(mixed: float | str | None, evaluate: Metric | None) -> _Limit | None:
     return _Limit(loss=float(mixed))
 
 
-def _require_torchao() -> None:
+def require_torchao() -> None:
+    """Raise a QuantizationError unless torchao is installed."""
     try:
         import torchao.quantization.pt2e  # noqa: F401
     except ImportError as error:
@@ -315,7 +316,7 @@ def _ratio(expected: Tensor, actual: Tensor) -> float:
     return signal_to_noise({"y": expected}, {"y": actual})
 
 
-def _bytes(program: fx.GraphModule) -> int:
+def weight_bytes(program: fx.GraphModule) -> int:
     """Return the bytes of the weights that a program reads; scales and zero points of weights are not counted."""
     weights = [n for n in program.graph.nodes if any("quantize" not in str(u.target) or u.args[0] is n for u in n.users)]
     found = [tensor_of(program, node) for node in weights]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx
 
 from bough.calls import as_calls
 from bough.errors import CheckpointError
@@ -57,7 +57,7 @@ def save_quantized(
     return place
 
 
-def load_quantized(folder: str | os.PathLike[str]) -> nn.Module:
+def load_quantized(folder: str | os.PathLike[str]) -> fx.GraphModule:
     """Return the program that `save_quantized` wrote, called as the model was; it needs no code of the model.
 
     Raises:

@@ -7,9 +7,9 @@ from html import escape
 from typing import Any
 
 from bough.planning import Plan
-from bough.report.tables import LABELS, number
+from bough.report.labels import LABELS, number
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
@@ -27,6 +27,16 @@ def page(title: str, rows: Mapping[str, Mapping[str, Any]], plan: Plan, notes: l
         for k in first
         if first[k]
     )
+    remarks = "".join(f"<p>{escape(n)}</p>" for n in notes)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+        f"<h1>{escape(title)}</h1><table><tr><th></th><th class=n>{escape(before)}</th><th class=n>{escape(after)}</th>"
+        f"<th class=n>ratio</th></tr>{costs}</table>{remarks}{widths_table(plan)}</html>\n"
+    )
+
+
+def widths_table(plan: Plan) -> str:
+    """Return the width of every group before and after as a heading and a table with bars."""
     widest = max((total for _, total in plan.groups.values()), default=1)
     widths = "".join(
         f"<tr><td>{escape(name)}</td><td class=n>{total}</td><td class=n>{kept}</td>"
@@ -34,10 +44,7 @@ def page(title: str, rows: Mapping[str, Mapping[str, Any]], plan: Plan, notes: l
         "</span></div></td></tr>"
         for name, (kept, total) in plan.groups.items()
     )
-    remarks = "".join(f"<p>{escape(n)}</p>" for n in notes)
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{escape(title)}</h1><table><tr><th></th><th class=n>{escape(before)}</th><th class=n>{escape(after)}</th>"
-        f"<th class=n>ratio</th></tr>{costs}</table>{remarks}<h2>Widths, before and after</h2>"
-        f"<table><tr><th>group</th><th class=n>before</th><th class=n>after</th><th></th></tr>{widths}</table></html>\n"
+        "<h2>Widths, before and after</h2><table><tr><th>group</th><th class=n>before</th><th class=n>after</th><th></th></tr>"
+        f"{widths}</table>"
     )

@@ -10,22 +10,12 @@ from rich.table import Table
 
 from bough.cost.cost import SECONDS_AND_JOULES, shown
 from bough.graph import Graph
-
-LABELS = {
-    "params": "parameters", "macs": "MACs", "size": "size (bytes)", "activation_bytes": "activations (bytes)",
-    "peak_memory": "peak memory (bytes)", "stored": "size as stored (bytes)", "flash": "constants in flash (bytes)",
-    "latency_ms": "latency (ms)", "accuracy": "test accuracy (%)",
-}  # fmt: skip
+from bough.report.labels import LABELS, number
 
 
 def show(table: Table) -> None:
     """Prints a table."""
     Console(soft_wrap=False).print(table)
-
-
-def number(value: float) -> str:
-    """A count without, a measurement with two decimals."""
-    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
 def costs_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +51,12 @@ def unprepared(model: nn.Module, accelerator: Accelerator | None = None) -> Iter
             vars(model)[_PREPARED] = before
 
 
+def require_accelerate() -> None:
+    """Raise a TrainingError unless accelerate is installed."""
+    if find_spec("accelerate") is None:
+        raise TrainingError("training needs accelerate: pip install 'bough[train]'")
+
+
 @contextmanager
 def open_accelerator(training: Training, accelerator: Accelerator | None = None) -> Iterator[Any]:
     """Yield the user's accelerator, or a new one for `training`.
@@ -62,12 +69,11 @@ def open_accelerator(training: Training, accelerator: Accelerator | None = None)
     if accelerator is not None:
         yield accelerator
         return
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, is_initialized
-        from accelerate.utils import DataLoaderConfiguration
-    except ImportError:
-        raise TrainingError("training needs accelerate: pip install 'bough[train]'") from None
+    require_accelerate()
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.utils import DataLoaderConfiguration
+
     in_use = is_initialized()
     try:
         try:

@@ -1,4 +1,4 @@
-"""The verbs that run several stages."""
+"""`prune`: tracing, scores, plan, cut, verification and refit in one call."""
 
 from __future__ import annotations
 
