@@ -23,7 +23,7 @@ from bough.recovery.training.seeding import seed_all
 from bough.recovery.training.task_loss import batch_loss, logits_of, run_batch
 
 __all__ = [
-    "Attachment", "Distillation", "Features", "Regularizer", "STATE_FILE", "Trained", "Training", "TrainingRun", "batch_loss",
+    "STATE_FILE", "Attachment", "Distillation", "Features", "Regularizer", "Trained", "Training", "TrainingRun", "batch_loss",
     "check_optimizer", "combine_attachments", "distill", "distillation_loss", "finetune", "full_state", "hook_after_step",
     "hook_before_step", "load_full_state", "logits_of", "read_log", "require_accelerate", "restore_modes", "run_batch",
     "seed_all", "training_loader", "training_modes", "unwrap_optimizer",
