@@ -3,7 +3,7 @@
 trace -> score -> plan -> cut -> verify -> recover -> save
 """
 
-from bough import allocation, errors
+from bough import allocation, errors, importance, pipeline, quantization, recovery, sparsity
 from bough.analysis import sensitivity
 from bough.calibration import synthesize
 from bough.calls import Call
@@ -24,6 +24,11 @@ from bough.targeting import correct_table, meet_latency
 from bough.tracing import trace
 
 __all__ = [
-
+    "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group", "LatencyTable",
+    "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Quantized", "Result", "Sparsified", "Training", "Verification",
+    "allocation", "compare", "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate",
+    "load", "mask", "meet_latency", "pipeline", "plan", "prune", "quantization", "quantize", "rebuild", "recalibrate",
+    "recovery", "refit", "save", "save_pretrained", "score", "sensitivity", "sparsify", "sparsity", "synthesize", "trace",
+    "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"
