@@ -71,7 +71,7 @@ def test_from_training_to_c_and_again(tmp_path):
     [
         ("model = ", "can not be read"),
         (HEAD, "needs model"),
-        (HEAD + "modell = 1\n[[stage]]\nkind = 'train'", "modell is unknown: did you mean 'model'"),
+        (HEAD + "models = 1\n[[stage]]\nkind = 'train'", "models is unknown: did you mean 'model'"),
         (HEAD + "[[stage]]\nkind = 'prun'", "kind = 'prun' is unknown: did you mean 'prune'"),
         (HEAD + "[[stage]]\nkind = 'train'\nepoch = 3", "epoch is unknown: did you mean 'epochs'"),
         (HEAD + "[[stage]]\nkind = 'train'\nlr = -1.0", "lr above 0"),
