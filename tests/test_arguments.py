@@ -117,6 +117,10 @@ CALLS = dict([
     call(bough.iterate, model=MODEL, example_inputs=lambda: X, budget=BUDGET, recover=lambda model, step: None, steps=1,
          schedule=recovery.geometric, importance="l2", data=None, planning=bough.plan, ignore=(), only=None, tie=None,
          optimizer=None, on_mismatch="raise"),
+    call(bough.supernet, model=new, example_inputs=lambda: X, importance="group", data=None, ignore=(), only=None, tie=None,
+         round_to=1, minimum=0.25, depth=False),
+    call(bough.Subnet, counts={"0": 4}, dropped=()),
+    call(bough.Sandwich, random=1, distillation=recovery.Distillation(logits=1.0), shrinking=0.0),
     call(recovery.distillation_loss, student=X, teacher=X, temperature=1.0, dim=-1),
     call(recovery.merge, graph=GRAPH, plan=PLAN),
     call(recovery.masks_of, model=MODEL, plan=PLAN),
@@ -213,10 +217,11 @@ ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "string": "backend checkpoint device folder importance method path source start",
     "class": "method build_model",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim energy "
-    "epochs every features flash growth latency log_every lr mac macs memory minimum op_seconds p params patience peak_memory "
-    "periods permutations plans probes quantum repeats ridge round_to rounds samples save_every scale seconds seed sites size "
-    "step steps strength temperature updates warmup weight_byte weight_bytes weight_decay widths",
-    "list": "batches data drop ignore regularizers source",
+    "epochs every features flash growth latency log_every lr mac macs memory minimum op_seconds p params patience "
+    "peak_memory periods permutations plans probes quantum random repeats ridge round_to rounds samples save_every "
+    "scale seconds seed sites size step steps strength temperature updates warmup weight_byte weight_bytes "
+    "weight_decay widths",
+    "list": "batches data depth drop dropped ignore regularizers source",
 }
 
 
@@ -262,6 +267,8 @@ MADE = {  # by bough, or protocols and tables
     "Plan",
     "Quantized",
     "Result",
+    "SubnetTable",
+    "Supernet",
     "Verification",
     "Merged",
     "Iterated",

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import bough
-from bough.cli import commands, main
+from bough.cli import commands, main, supernet
 from bough.cli.commands import EXAMPLES, options_of
 from bough.cli.flags import flag, in_flags
 from bough.quantization import QAT
@@ -26,6 +26,13 @@ TRAINING = {
     "callback": "a function of the running program: use the API", "accelerator": "accelerate launch -m bough sets it",
     "quantization": "--qat; its fields are options",
 }  # fmt: skip
+
+ENERGY = "a model of energy: use the API"
+FIT = {
+    "self": "made by the options of bough.supernet", "sandwich": "its fields are options",
+    **{name: TRAINING[name] for name in ("train", "training", "loss", "evaluate", "callback", "accelerator")},
+}  # fmt: skip
+SUPERNET = {"example_inputs": INPUTS, "data": "of criteria on data: use the API"}
 
 # {command: {function: ({its argument: the option of another name}, {its argument: why there is no option})}}
 APIS = {
@@ -70,6 +77,21 @@ APIS = {
         Distillation: ({"features": "features_weight", "match": "features"}, {}),
         QAT: ({}, {"example_inputs": INPUTS}),
     },
+    "supernet profile": {
+        bough.supernet: ({}, SUPERNET),
+        bough.Supernet.profile: ({"budgets": "budget"}, {"self": "made by the options of bough.supernet", "energy": ENERGY}),
+    },
+    "supernet train": {
+        bough.supernet: ({}, {"example_inputs": INPUTS}),
+        bough.Supernet.fit: ({}, FIT),
+        bough.Sandwich: ({}, {"distillation": "its fields are options"}),
+        Training: ({"folder": "out"}, {"progress": "shown unless --json", "start": "made from the model's weights"}),
+    },
+    "supernet extract": {
+        bough.Supernet.extract: (
+            {"target": "budget", "drop": "subnet"}, {"self": "--checkpoint holds it", "energy": ENERGY}
+        ),
+    },
 }  # fmt: skip
 
 
@@ -94,7 +116,7 @@ def test_every_option_of_the_api_is_one_of_the_command(command, api):
     """What is not has a reason."""
     renamed, reasons = APIS[command][api]
     asked = [renamed.get(name, name) for name in inspect.signature(api).parameters if name not in reasons]
-    options = options_of([command])
+    options = options_of(command.split())
     assert [name for name in asked if name not in options] == []
     assert renamed.keys() <= inspect.signature(api).parameters.keys()
 
@@ -104,7 +126,7 @@ def test_no_reason_is_out_of_date(command):
     there = {name for api in APIS[command] for name in inspect.signature(api).parameters}
     reasons = {name for _, given in APIS[command].values() for name in given}
     assert reasons <= there
-    assert not reasons & options_of([command]) - {"model", "training", "planning"}
+    assert not reasons & options_of(command.split()) - {"model", "training", "planning"}
 
 
 @pytest.mark.parametrize("command", APIS)
@@ -112,23 +134,23 @@ def test_no_default_is_written_twice(command):
     """Options that are left out are not passed on, so the API's own defaults hold."""
     renamed = {old: new for names, _ in APIS[command].values() for old, new in names.items()}
     shared = {renamed.get(name, name) for api in APIS[command] for name in inspect.signature(api).parameters}
-    parameters = inspect.signature(getattr(commands, command)).parameters
+    parameters = inspect.signature(commands.command_of(command.split())).parameters
     own = {"iterative", "schedule"} if command == "prune" else set()  # one cut; the name of a function
     given = {n: p.default for n, p in parameters.items() if n in shared - own and p.default not in (None, p.empty)}
     assert given == {}
 
 
-@pytest.mark.parametrize("command", [c.__name__ for c in EXAMPLES])
+@pytest.mark.parametrize("command", [*(c.__name__ for c in EXAMPLES), *(f"supernet {c.__name__}" for c in supernet.EXAMPLES)])
 def test_help_shows_an_example_and_the_exit_status(command):
-    text = " ".join(run(command, "--help").split())
+    text = " ".join(run(*command.split(), "--help").split())
     assert f"Example: bough {command} " in text
     assert "Exit status: 0 done, 1 failed" in text
 
 
 def test_examples_name_options_that_exist():
-    for command, example in EXAMPLES.items():
+    for example in (*EXAMPLES.values(), *supernet.EXAMPLES.values()):
         given = {word for word in example.split() if word.startswith("--")}
-        assert given <= {flag(name) for name in options_of([command.__name__])}
+        assert given <= {flag(name) for name in options_of(example.split())}
 
 
 @pytest.mark.parametrize(

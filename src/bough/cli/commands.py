@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import bough
+from bough.cli import supernet
 from bough.cli.compare import compare
 from bough.cli.export import export
 from bough.cli.models import pruned, resolve
@@ -121,10 +122,16 @@ EXAMPLES: dict[Callable[..., None], str] = {
 }
 for command, example in EXAMPLES.items():
     app.command(epilog=f"Example: {example}\n\n{STATUS}")(command)
+app.add_typer(supernet.app, name="supernet")
+
+
+def command_of(words: Sequence[str]) -> Callable[..., None] | None:
+    """Return the command that a command line names, such as "prune" or "supernet train"; None if it names none."""
+    named = {command.__name__: command for command in (supernet.EXAMPLES if "supernet" in words else EXAMPLES)}
+    return next((named[word] for word in words if word in named), None)
 
 
 def options_of(words: Sequence[str]) -> frozenset[str]:
     """Return the names of the parameters of the command that a command line names; none where it names none."""
-    named = {command.__name__: command for command in EXAMPLES}
-    command = next((named[word] for word in words if word in named), None)
+    command = command_of(words)
     return frozenset() if command is None else frozenset(signatures.signature(command).parameters)

@@ -56,7 +56,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         _agreed(plan)
         slicer = Slicer(plan)
         small, copies = copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
-        _finish(unwrap(small), plan)
+        finish(unwrap(small), plan)
         note(plan, unwrap(small), ((n, t, copies[id(t)]) for n, t, parameter, _ in held_tensors(inner) if parameter))
         return small
 
@@ -92,7 +92,7 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
                     tensor.grad = None
                 if id(tensor) in values:
                     _put(name, tensor, values[id(tensor)])
-            _finish(inner, plan)
+            finish(inner, plan)
     clear_memoized_methods(inner)
     note(plan, inner, ((n, t, t) for n, t, parameter, _ in held if parameter))
     return model
@@ -167,7 +167,7 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
         copies = {id(t): like(t, values[id(t)]) for _, t, _ in held}
     try:
         with uncollected():
-            memo: dict[int, Any] = {**_computed(model), **copies}
+            memo: dict[int, Any] = {**computed_weights(model), **copies}
             copy_modules(model, memo)
             new = copy.deepcopy(model, memo)
         for _, old, _ in held:
@@ -185,8 +185,8 @@ def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tens
     return new, copies
 
 
-def _computed(model: nn.Module) -> dict[int, Tensor]:
-    """What recurrent layers hold of parametrized weights, which they compute anew when they run: it can not be copied."""
+def computed_weights(model: nn.Module) -> dict[int, Any]:
+    """Return {id: detached tensor} of parametrized weights that recurrent layers hold, which deepcopy refuses to copy."""
     layers = (m for m in model.modules() if isinstance(m, nn.RNNBase))
     return {id(t): t.detach() for m in layers for t in m._flat_weights if isinstance(t, Tensor) and not t.is_leaf}
 
@@ -250,7 +250,8 @@ def _set_data(tensor: Tensor, value: Tensor) -> None:
     tensor.data = value
 
 
-def _finish(model: nn.Module, plan: Plan) -> None:
+def finish(model: nn.Module, plan: Plan) -> None:
+    """Set what a plan says of a model beside its tensors: the integers of its modules, and the layers that are left out."""
     rewrite(model, plan.attributes, plan.sequences)
     owners = {module_of(name) for name in plan.kept}
     for module in {*owners, *(o.rpartition(".")[0] for o in owners)}:

@@ -157,8 +157,8 @@ def distill(
     student = trained.model
     pair = _StudentAndTeacher(student, model, match, run, task_loss if runs_model and options.logits < 1 else None)
 
-    def total_loss(outputs: _Outputs, batch: Any) -> Tensor:
-        return _total_loss(options, outputs, batch, task_loss, uses_batch_loss=loss is None)
+    def total_loss(outputs: StudentOutputs, batch: Any) -> Tensor:
+        return weighted_loss(options, outputs, batch, task_loss, uses_batch_loss=loss is None)
 
     def evaluate_student(pair: nn.Module) -> float:
         assert evaluate is not None
@@ -177,7 +177,7 @@ def distill(
 
 
 @dataclass(frozen=True, slots=True)
-class _Outputs:
+class StudentOutputs:
     """Outputs of both models for a batch, the distance of their features, and a task loss that ran the student itself."""
 
     student: Any
@@ -186,8 +186,13 @@ class _Outputs:
     task_loss: Tensor | None
 
 
-def _total_loss(
-    options: Distillation, outputs: _Outputs, batch: Any, task_loss: Callable[[Any, Any], Tensor], *, uses_batch_loss: bool
+def weighted_loss(
+    options: Distillation,
+    outputs: StudentOutputs,
+    batch: Any,
+    task_loss: Callable[[Any, Any], Tensor],
+    *,
+    uses_batch_loss: bool,
 ) -> Tensor:
     """Return the weighted sum of distillation loss, task loss and feature distance."""
     student, teacher = logits_of(outputs.student), logits_of(outputs.teacher)
@@ -216,7 +221,7 @@ class _StudentAndTeacher(nn.Module):
         self.student, self.match = student, match
         self._not_submodules = (teacher, run, loss)  # in a tuple, so that the teacher is not registered
 
-    def forward(self, batch: Any) -> _Outputs:
+    def forward(self, batch: Any) -> StudentOutputs:
         teacher, run, loss = self._not_submodules
         if self.match is None:
             student_output, teacher_output, distance = run(self.student, batch), _run_teacher(teacher, run, batch), None
@@ -224,7 +229,7 @@ class _StudentAndTeacher(nn.Module):
             with self.match.watch(self.student, teacher) as features:
                 teacher_output, student_output = _run_teacher(teacher, run, batch), run(self.student, batch)
             distance = self.match(features)
-        return _Outputs(student_output, teacher_output, distance, None if loss is None else loss(self.student, batch))
+        return StudentOutputs(student_output, teacher_output, distance, None if loss is None else loss(self.student, batch))
 
 
 def _run_teacher(teacher: nn.Module, run: Forward, batch: Any) -> Any:

@@ -1,0 +1,72 @@
+"""Which widths of a model's groups are elastic: decided by the same rules as a plan, and checked at the smallest subnet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bough.errors import PlanError
+from bough.graph import Graph
+from bough.planning.alignment import aligned
+from bough.planning.allocation import Allowed
+from bough.planning.equations import ties
+from bough.planning.named import by_group, least
+from bough.planning.options import Options
+from bough.planning.planner import planned
+from bough.supernet.ordering import Scores
+from bough.supernet.space import ElasticWidth, SubnetSpace, elastic_layers
+
+
+def subnet_space(
+    graph: Graph, scores: Scores, *, round_to: int | str, minimum: float | Mapping[Any, float], depth: bool | Iterable[str]
+) -> tuple[SubnetSpace, dict[str, str]]:
+    """Return (the subnets of a graph, {group that is not elastic: reason}).
+
+    The smallest widths are planned, so the model's Python is run at them; groups that it contradicts there are not elastic.
+
+    Args:
+        graph: of the ordered model.
+        scores: of its units, the first unit the highest.
+        round_to, minimum: as for `plan`.
+        depth: see `elastic_layers`.
+
+    Raises:
+        PlanError: nothing is elastic, or an option that fits no group or layer.
+        ConflictError: the model does not run without the elastic layers.
+    """
+    allowed = widths_allowed(graph, round_to, minimum)
+    depths = elastic_layers(graph, depth)
+    held = dict(ties(graph, {}).held)
+    smallest = {n: int(w.counts[-1][i]) for w in _widths(graph, held, allowed) for i, n in enumerate(w.groups)}
+    if smallest:
+        held = dict(planned(graph, scores, smallest, Options()).frozen)
+    widths = _widths(graph, held, allowed)
+    if not widths and not depths:
+        reasons = "; ".join(f"{n}: {why}" for n, why in held.items()) or "no group has another width"
+        raise PlanError(
+            f"{type(graph.model).__name__} has nothing elastic: {reasons}. Lower minimum or round_to, or give depth"
+        )
+    space = SubnetSpace(graph, widths, depths)
+    space.without(space.layers)  # raises where the model does not run
+    return space, held
+
+
+def widths_allowed(graph: Graph, round_to: int | str, minimum: float | Mapping[Any, float]) -> Allowed:
+    """Return the widths that the options `round_to` and `minimum` of `plan` allow.
+
+    Raises:
+        PlanError: an option that is out of range, or that fits no group.
+    """
+    multiple = Options(round_to=round_to).round_to
+    lowest = least(graph.groups, by_group(graph, minimum, "minimum") if isinstance(minimum, Mapping) else minimum)
+    return Allowed(aligned(multiple), lowest)
+
+
+def _widths(graph: Graph, held: Mapping[str, str], allowed: Allowed) -> tuple[ElasticWidth, ...]:
+    by_name = {g.name: g for g in graph.groups}
+    found = []
+    for classes in ties(graph, held).classes:
+        counts = allowed.widths([by_name[n] for n in classes])
+        if len(counts) > 1:
+            found.append(ElasticWidth(classes, counts))
+    return tuple(found)

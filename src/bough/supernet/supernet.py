@@ -1,0 +1,416 @@
+"""`supernet` and `Supernet`: one model that contains many smaller ones, whose weights they share."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.optim import Optimizer
+
+from bough.arguments import check_arguments
+from bough.calibration import Data, Loss, as_data
+from bough.cost import Cost, EnergyModel
+from bough.cutting import cut
+from bough.errors import ConflictError, PlanError
+from bough.graph import Graph
+from bough.importance import Criterion, DataCriterion, score
+from bough.latency import LatencyTable
+from bough.planning import Allocator, Budget, Options, Plan, planned
+from bough.planning.allocation import Allowed
+from bough.recovery import Trained, Training
+from bough.supernet.checkpoint import load_supernet, save_supernet
+from bough.supernet.elastic import subnet_space, widths_allowed
+from bough.supernet.extracted import Extracted, recalibrated
+from bough.supernet.instances import Instances
+from bough.supernet.ordering import Scores, importance_order, order_units
+from bough.supernet.pricing import SubnetPrices, prices_of, subnet_within
+from bough.supernet.profile import BudgetCheck, Profile, profile_of
+from bough.supernet.space import SubnetSpace
+from bough.supernet.subnet import Subnet
+from bough.supernet.table import SubnetRow, SubnetTable
+from bough.supernet.tabulating import tabulated
+from bough.supernet.training import Sandwich, train_sandwich
+from bough.tracing import trace
+from bough.tracing.fingerprint import weights_digest
+from bough.tracing.selection import Selection
+from bough.tracing.ties import Ties
+from bough.tracing.wrapped import traceable
+
+_PLANS = 256  # plans of subnets that stay known
+_DRAWS = 100  # of a subnet, until the model's Python agrees with one
+
+
+def supernet(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    importance: str | Criterion | DataCriterion = "group",
+    data: Data | Iterable[Any] | None = None,
+    ignore: Selection = (),
+    only: Selection | None = None,
+    tie: Ties | None = None,
+    round_to: int | str = 1,
+    minimum: float | Mapping[Any, float] = 0.25,
+    depth: bool | Iterable[str] = False,
+) -> Supernet:
+    """Return a model of elastic widths and depth, in which the units of every group are ordered by importance.
+
+    A subnet keeps the first, most important units of each group, and may leave out layers. The supernet computes what `model`
+    does; `model` stays as it was, and its classes are not rewritten.
+
+    Source: Yu and Huang, 2019 (universally slimmable networks); Cai et al., 2020 (once-for-all).
+
+    Args:
+        model, example_inputs, ignore, only, tie: as for `trace`.
+        importance: criterion by which units are ordered, as for `score`.
+        data: batches for a criterion on data.
+        round_to: widths of subnets are multiples of this, as for `plan`.
+        minimum: the smallest width of a group, a number of units or a share below 1, as for `plan`.
+        depth: which layers may be left out: False for none; True for the entries of lists that can be left out, the last one
+            first (of a list whose entries all can, the first entry stays); or names and patterns of `graph.layers`.
+
+    Raises:
+        ArgumentError: an argument of another type.
+        TraceError: as for `trace`.
+        PlanError: nothing is elastic, or an option names nothing.
+        ConflictError: the model does not run without the elastic layers.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(3, 4)
+        >>> nested = supernet(net, x)
+        >>> torch.allclose(nested(x), net(x), atol=1e-6)
+        True
+        >>> with nested.at({"0": 4}):
+        ...     loss = nested(x).square().mean()
+        >>> loss.backward()
+        >>> small = nested.extract({"0": 4}).model
+        >>> small[0].out_features
+        4
+    """
+    check_arguments(supernet, locals())
+    inner = traceable(model)
+    graph = trace(inner, example_inputs, ignore=ignore, only=only, tie=tie)
+    scores = score(graph, importance, data)
+    order = importance_order(graph, scores)
+    ordered = order_units(inner, graph, order)
+    graph = trace(ordered, example_inputs, ignore=ignore, only=only, tie=tie)
+    scores = {name: np.asarray(scores[name], dtype=np.float64)[units] for name, units in order.items()}
+    space, frozen = subnet_space(graph, scores, round_to=round_to, minimum=minimum, depth=depth)
+    return Supernet(space, scores, frozen, widths_allowed(graph, round_to, minimum))
+
+
+class Supernet(nn.Module):
+    """A model that runs at the widths and depth that are set by `at`, and at full size outside of it.
+
+    `supernet` makes one, and `Supernet.load` reads a saved one.
+
+    Attributes:
+        model: the largest subnet, an ordinary module; its parameters are those of all subnets.
+        space: the subnets.
+        scores: {group: float64 [units]}, descending: by which the units were ordered, and budgets are divided.
+        frozen: {group that is not elastic although its types allow it: reason}.
+        refused: {subnet that was drawn and is not used: how the model's Python contradicts it}.
+    """
+
+    def __init__(self, space: SubnetSpace, scores: Scores, frozen: Mapping[str, str], allowed: Allowed) -> None:
+        super().__init__()
+        self.model = space.graph.model
+        self.space, self.scores, self.frozen, self.allowed = space, dict(scores), dict(frozen), allowed
+        self.refused: dict[Any, str] = {}
+        self._instances = Instances(self.model)
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._active: list[nn.Module] = []
+        self.training = self.model.training
+
+    @property
+    def graph(self) -> Graph:
+        """The traced graph of `model`."""
+        return self.space.graph
+
+    @property
+    def smallest(self) -> Subnet:
+        """The subnet of the smallest widths and depth."""
+        return self.space.at(0.0)
+
+    @property
+    def middle(self) -> Subnet:
+        """The subnet of the middle widths and depth."""
+        return self.space.at(0.5)
+
+    @property
+    def largest(self) -> Subnet:
+        """The whole model as a subnet."""
+        return self.space.at(1.0)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the subnet that `at` has set, or the whole model."""
+        return (self._active[-1] if self._active else self.model)(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Supernet:
+        """Set the mode of the model, and of the subnets that are in use."""
+        super().train(mode)
+        for module in self._active:
+            module.train(mode)
+        return self
+
+    @contextmanager
+    def at(self, counts: Subnet | Mapping[str, int], *, drop: Iterable[str] = ()) -> Iterator[nn.Module]:
+        """Run a subnet inside the context: calls of the supernet are calls of the module that is yielded.
+
+        Its parameters are slices of the supernet's, made on entry: gradients flow to the supernet, and a step of the optimizer
+        inside the context does not show before the next entry. Its buffers are copies, so the batch-norm statistics of the
+        supernet are those of the largest subnet; `bough.recalibrate` sets a subnet's own.
+
+        Args:
+            counts: {group: units}, where groups that are not named are as wide as in the supernet; or a subnet.
+            drop: elastic layers that are left out.
+
+        Raises:
+            PlanError: no such group, layer or width.
+            ConflictError: the model's Python contradicts these counts.
+        """
+        module = self.instance(self.subnet(counts, drop=drop))
+        self._active.append(module)
+        try:
+            yield module
+        finally:
+            self._active.pop()
+
+    def subnet(self, counts: Subnet | Mapping[str, int], *, drop: Iterable[str] = ()) -> Subnet:
+        """Return the subnet of some counts and layers, completed and checked.
+
+        Args:
+            counts, drop: as for `at`.
+
+        Raises:
+            PlanError: as for `at`.
+        """
+        check_arguments(Supernet.subnet, locals())
+        if isinstance(counts, Subnet):
+            return self.space.checked(counts.counts, (*counts.dropped, *drop))
+        return self.space.checked(counts, drop)
+
+    def instance(self, subnet: Subnet) -> nn.Module:
+        """Return the module of a subnet on slices of the present weights, as `at` yields it.
+
+        Raises:
+            ConflictError: as for `at`.
+        """
+        plan = self.plan(subnet)
+        return self._instances.make(subnet.key, plan) if plan.kept or plan.left_out else self.model
+
+    def plan(self, subnet: Subnet) -> Plan:
+        """Return the plan that cuts `model` to a subnet.
+
+        Raises:
+            ConflictError: the model's Python contradicts the counts.
+        """
+        check_arguments(Supernet.plan, locals())
+        if subnet.key not in self._plans:
+            how = Options(drop=subnet.dropped, on_conflict="raise")
+            plan = planned(self.graph, self.scores, dict(subnet.counts), how)
+            other = [n for n, k in subnet.counts.items() if plan.groups[n][0] != k]
+            if other:
+                raise ConflictError(f"{other[0]} can not have {subnet.counts[other[0]]} units: {plan.frozen.get(other[0], '')}")
+            self._plans[subnet.key] = plan
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(subnet.key)
+        return self._plans[subnet.key]
+
+    def sample(self, rng: np.random.Generator | int, *, smallest: float = 0.0) -> Subnet:
+        """Draw a subnet, each width and each depth uniformly; subnets that the model's Python contradicts are drawn anew.
+
+        Args:
+            rng: a generator, or a seed.
+            smallest: position from 0 to 1, between smallest and largest, below which nothing is drawn.
+
+        Raises:
+            PlanError: `smallest` is out of range.
+            ConflictError: none of 100 draws runs.
+        """
+        check_arguments(Supernet.sample, locals())
+        if not 0 <= smallest <= 1:
+            raise PlanError(f"sample(smallest={smallest}): must be from 0 to 1")
+        generator = np.random.default_rng(rng)
+        for _ in range(_DRAWS):
+            drawn = self.space.sample(generator, smallest)
+            try:
+                self.plan(drawn)
+            except ConflictError as error:
+                self.refused[drawn.key] = str(error)
+                continue
+            return drawn
+        raise ConflictError(f"none of {_DRAWS} subnets runs: {next(reversed(self.refused.values()))}")
+
+    def costs(
+        self, subnets: Iterable[Subnet], *, table: LatencyTable | None = None, energy: EnergyModel | None = None
+    ) -> list[Cost]:
+        """Return the predicted costs of subnets, by arithmetic alone.
+
+        Args:
+            subnets: of this supernet.
+            table: adds the latency.
+            energy: adds the energy.
+        """
+        check_arguments(Supernet.costs, locals())
+        return SubnetPrices(self.space, prices_of(None, table, energy)).costs([*subnets])
+
+    def profile(
+        self, budgets: Iterable[Budget] = (), *, table: LatencyTable | None = None, energy: EnergyModel | None = None
+    ) -> Profile:
+        """Return the smallest, middle and largest subnet with their costs, and whether budgets can be met: before training.
+
+        Args:
+            budgets: to be checked.
+            table: adds the latency; needed for budgets of latency.
+            energy: adds the energy.
+
+        Raises:
+            BudgetError: a budget of latency without a table.
+        """
+        check_arguments(Supernet.profile, locals())
+        subnets = {"smallest": self.smallest, "middle": self.middle, "largest": self.largest}
+        checks = []
+        for budget in budgets:
+            *low, high = SubnetPrices(self.space, prices_of(budget, table, energy)).costs(
+                [*self.space.smallest(), self.largest]
+            )
+            checks.append(BudgetCheck.of(budget, low, high))
+        return profile_of(subnets, self.costs(subnets.values(), table=table, energy=energy), checks)
+
+    def within(
+        self, budget: Budget, *, allocation: str | Allocator = "global", table: LatencyTable | None = None,
+        energy: EnergyModel | None = None,
+    ) -> Subnet:  # fmt: skip
+        """Return the subnet that an allocator finds for a budget, by the scores of the units; layers are left out last.
+
+        Args:
+            budget: upper bounds on what remains; percentages are of the largest subnet.
+            allocation, table, energy: as for `plan`.
+
+        Raises:
+            BudgetError: no subnet meets the budget.
+        """
+        check_arguments(Supernet.within, locals())
+        prices = SubnetPrices(self.space, prices_of(budget, table, energy))
+        return subnet_within(prices, self.scores, budget, self.allowed, self.frozen, allocation)
+
+    def extract(
+        self, target: Budget | Subnet | SubnetRow | Mapping[str, int], *, drop: Iterable[str] = (),
+        data: Data | Iterable[Any] | None = None, allocation: str | Allocator = "global", table: LatencyTable | None = None,
+        energy: EnergyModel | None = None,
+    ) -> Extracted:  # fmt: skip
+        """Return a subnet as an ordinary plan and an ordinary dense model, equal to the supernet at these widths.
+
+        Args:
+            target: a budget (see `within`), counts as for `at`, a subnet, or a row of a table.
+            drop: elastic layers that are left out, with counts.
+            data: batches, as for `score`: the extracted model's batch-norm statistics are set to those on them.
+            allocation, table, energy: for a budget, as for `plan`.
+
+        Raises:
+            BudgetError: no subnet meets the budget.
+            PlanError: no such group, layer or width.
+            ConflictError: the model's Python contradicts the counts.
+        """
+        check_arguments(Supernet.extract, locals())
+        if isinstance(target, Budget):
+            target = self.within(target, allocation=allocation, table=table, energy=energy)
+        subnet = self.subnet(target.subnet if isinstance(target, SubnetRow) else target, drop=drop)
+        plan = replace(self.plan(subnet), weights=weights_digest(self.model))
+        small = cut(self.model, plan)
+        return Extracted(recalibrated(small, None if data is None else as_data(data)), plan, subnet)
+
+    def table(
+        self, budgets: Mapping[str, Budget], *, tables: Mapping[str, LatencyTable] | None = None,
+        evaluate: Callable[[nn.Module], float] | None = None, data: Data | Iterable[Any] | None = None,
+        allocation: str | Allocator = "global", energy: EnergyModel | None = None,
+    ) -> SubnetTable:  # fmt: skip
+        """Return a subnet for each device, with its cost and metric; any row can be extracted later.
+
+        Args:
+            budgets: {device: upper bounds}.
+            tables: {device: latency table}, for budgets of latency.
+            evaluate: module in eval mode -> metric; without it rows have no metric.
+            data: batches, on which a subnet's batch-norm statistics are set before it is evaluated.
+            allocation, energy: as for `plan`.
+
+        Raises:
+            BudgetError: no subnet meets a budget; the message names the device.
+        """
+        check_arguments(Supernet.table, locals())
+        return tabulated(self, budgets, tables or {}, evaluate, None if data is None else as_data(data), allocation, energy)
+
+    def fit(
+        self, train: Any, training: Training | None = None, *, sandwich: Sandwich | None = None, loss: Loss | None = None,
+        forward: Callable[[nn.Module, Any], Any] | None = None, evaluate: Callable[[nn.Module], float] | None = None,
+        data: Data | Iterable[Any] | None = None, optimizer: Optimizer | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None, accelerator: Any = None,
+    ) -> Trained:  # fmt: skip
+        """Train all subnets in place by the sandwich rule: the largest, the smallest and random ones in each step.
+
+        The largest learns the task; the others learn its answers to the same batch (in-place distillation). Resumes as
+        `finetune` does, and runs in several processes as that does.
+
+        Source: Yu and Huang, 2019 (sandwich rule, in-place distillation); Cai et al., 2020 (progressive shrinking).
+
+        Args:
+            train: as for `finetune`.
+            training: the options.
+            sandwich: how many subnets a step has, and how they learn from the largest.
+            loss, forward, optimizer, callback, accelerator: as for `finetune`.
+            evaluate: module in eval mode -> metric; the metric of an epoch is the mean over the smallest, middle and largest
+                subnets, and the weights of the best epoch are kept.
+            data: batches on which the batch-norm statistics of a subnet are set before it is evaluated.
+
+        Raises:
+            ArgumentError: an argument of another type.
+            TrainingError: as for `finetune`; outputs without logits; or `evaluate` without `data` where there are batch norms.
+            CheckpointError: the state in the folder is damaged.
+        """
+        check_arguments(Supernet.fit, locals())
+        return train_sandwich(
+            self, train, training or Training(), sandwich or Sandwich(), loss=loss, forward=forward, evaluate=evaluate,
+            data=None if data is None else as_data(data), optimizer=optimizer, callback=callback, accelerator=accelerator,
+        )  # fmt: skip
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the supernet to a file in a folder, weights, order and subnets, and return the file's path.
+
+        Args:
+            folder: where to; made if absent.
+            overwrite: replace a supernet that is in the folder.
+
+        Raises:
+            CheckpointError: the folder has a supernet already.
+            WriteError: the file can not be written; an older one stays.
+        """
+        check_arguments(Supernet.save, locals())
+        return save_supernet(self, Path(folder), overwrite=overwrite)
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str], build_model: Callable[[], Any], example_inputs: Any = None) -> Supernet:
+        """Return the supernet that `save` wrote, bit for bit.
+
+        Args:
+            folder: as for `save`.
+            build_model: returns a model of the original architecture (its weights do not matter), or (model, example inputs).
+            example_inputs: as for `trace`; needed unless `build_model` returns them.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another version, or there are no example inputs.
+            PlanError: `build_model` makes another model.
+        """
+        check_arguments(Supernet.load, locals())
+        space, scores, frozen, allowed = load_supernet(Path(folder), build_model, example_inputs)
+        return Supernet(space, scores, frozen, allowed)
