@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-embedded check bench format
+.PHONY: demo test test-embedded test-search check bench format
 demo: .venv/demo
 	$(BIN)/bough demo
 
@@ -14,6 +14,12 @@ test-embedded: .venv/dev
 	apt-get install -y --no-install-recommends gcc gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
 	$(PIP) torchao==0.18.0
 	$(BIN)/python -m pytest -n 2 tests/exporting/embedded
+
+# a database server (Debian's package) for studies that several machines share; its workers are killed at ten moments
+test-search: .venv/dev
+	apt-get install -y --no-install-recommends postgresql
+	$(PIP) psycopg[binary]
+	BOUGH_KILLS=10 $(BIN)/python -m pytest tests/searching
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

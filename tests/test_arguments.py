@@ -88,6 +88,10 @@ CALLS = dict([
     call(bough.compare, model=MODEL, example_inputs=lambda: X, criteria=["l2"], budgets=[BUDGET], evaluate=error,
          allocations=["global"], seeds=[0], data=None, loss=None, refit=False, ignore=(), only=None, tie=None, folder=None,
          about=None, lower_is_better=False, progress=False),
+    call(bough.search, model=MODEL, example_inputs=lambda: X, evaluate=error, budget=BUDGET, objectives=None, at_least=None,
+         at_most=None, trials=1, method="random", screen=None, population=2, start=(), layers=(), importance="l2", data=None,
+         refit=False, recalibrate=False, make=None, ignore=(), only=None, tie=None, storage=None, name="search", heartbeat=1,
+         about=None, seed=0, progress=False),
     call(bough.sensitivity, graph=GRAPH, scores=SCORES, evaluate=error, widths=[0.5]),
     call(bough.correct_table, graph=GRAPH, table=TABLE, measure=lambda model: 1.0, plans=1, seed=0),
     call(bough.meet_latency, graph=GRAPH, scores=SCORES, budget=bough.Budget(latency="50%"), table=TABLE, measure=timed,
@@ -210,18 +214,18 @@ def outcome(function, name, value):
 
 
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
-    "None": "about accelerator allocation callback checkpoint clip data device dim distillation dtype energy evaluate "
-    "example_inputs flash folder forward graph groups importance latency loss macs match names only onto optimizer "
-    "otherwise params path patience pattern peak_memory precision quantization refit rewind_to ridge save_every student "
-    "table tie train training within",
-    "string": "backend checkpoint device folder importance method path source start",
+    "None": "about accelerator allocation at_least at_most budget callback checkpoint clip data device dim distillation "
+    "dtype energy evaluate example_inputs flash folder forward graph groups importance latency loss macs make "
+    "match names objectives only onto optimizer otherwise params path patience pattern peak_memory precision "
+    "quantization refit rewind_to ridge save_every screen start storage student table tie train training within",
+    "string": "backend checkpoint device folder importance method name path source start storage",
     "class": "method build_model",
-    "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim energy "
-    "epochs every features flash growth latency log_every lr mac macs memory minimum op_seconds p params patience "
-    "peak_memory periods permutations plans probes quantum random repeats ridge round_to rounds samples save_every "
-    "scale seconds seed sites size step steps strength temperature updates warmup weight_byte weight_bytes "
-    "weight_decay widths",
-    "list": "batches data depth drop dropped ignore regularizers source",
+    "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim "
+    "energy epochs every features flash growth heartbeat latency log_every lr mac macs memory minimum "
+    "op_seconds p params patience peak_memory periods permutations plans population probes quantum random "
+    "repeats ridge round_to rounds samples save_every scale seconds seed sites size step steps strength "
+    "temperature trials updates warmup weight_byte weight_bytes weight_decay widths",
+    "list": "batches data depth drop dropped ignore layers regularizers source start",
 }
 
 
@@ -267,6 +271,7 @@ MADE = {  # by bough, or protocols and tables
     "Plan",
     "Quantized",
     "Result",
+    "SearchResult",
     "SubnetTable",
     "Supernet",
     "Verification",

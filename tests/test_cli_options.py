@@ -51,6 +51,22 @@ APIS = {
         ),
         bough.plan: ({"allocation": "allocations", "budget": "budgets"}, PLANNING),
     },
+    "search": {
+        bough.search: (
+            {},
+            {
+                "example_inputs": INPUTS, "planning": "its arguments are options", "progress": "shown unless --json",
+                "make": "an object of the running program: use the API",
+            },
+        ),
+        bough.plan: (
+            {},
+            {
+                **PLANNING, "allocation": "the plans of several come first: --start",
+                "uniform": "widths that a config can tell are not searched", "on_conflict": "such candidates fail",
+            },
+        ),
+    },
     "inspect": {
         bough.trace: ({}, {"example_inputs": INPUTS, "real": "used where shapes do not carry the run"})
     },

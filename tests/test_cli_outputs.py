@@ -20,6 +20,7 @@ NO_WORK = {  # each command, up to where its result goes
     "finetune": ["finetune", MODEL, TASK, "--checkpoint", "none", "--out"],
     "distill": ["distill", MODEL, TASK, "--checkpoint", "none", "--out"],
     "compare": ["compare", MODEL, "--evaluate", "tests.zoo.tasks:nothing", "--budgets", "macs=40%", "--out"],
+    "search": ["search", MODEL, "--evaluate", "tests.zoo.tasks:nothing", "--out"],
     "table": ["table", MODEL, "--out"],
     "table --ask": ["table", MODEL, "--ask"],
     "demo": ["demo", "--page"],
@@ -37,7 +38,7 @@ def system_error(monkeypatch, number, text):
 
 @pytest.fixture
 def no_work(monkeypatch):
-    for command in ("prune", "refit", "train", "compare", "table", "commands"):
+    for command in ("prune", "refit", "train", "compare", "search", "table", "commands"):
         monkeypatch.setattr(
             f"bough.cli.{command}.resolve", lambda *given, **options: pytest.fail("began to work"), raising=False
         )

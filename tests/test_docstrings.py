@@ -20,6 +20,7 @@ EXTRAS = (
 )  # without which some modules can not be imported
 NEEDED = {  # by their examples
     "bough.exporting.export": "onnxscript",
+    "bough.searching.search": "optuna",
     "bough.quantization.quantize": "torchao",
     "bough.quantization.quantized": "torchao",
     "bough.quantization.linear": "torchao",

@@ -31,6 +31,7 @@ class Task:
         train: (small, model) distills `small` in place by a known recipe; only where that takes minutes.
         train_set: makes the dataset for training, of pairs (input, label), augmented; its items are drawn from torch's
             global generator, as `bough.finetune` expects.
+        choose_part: (model, share) -> `choose` on this share of the validation data.
         output_loss: (output, batch) -> mean over the batch, as `bough.finetune(loss=)` takes it.
     """
 
@@ -46,6 +47,7 @@ class Task:
     metric: str = "accuracy"
     train_set: Callable[[], Dataset[Any]] | None = None
     output_loss: Callable[[Any, Any], Tensor] | None = None
+    choose_part: Callable[[nn.Module, float], float] | None = None
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
@@ -60,6 +62,16 @@ def label_loss(output: Tensor, batch: Any) -> Tensor:
 def pairs(x: Tensor, y: Tensor, size: int) -> list[Any]:
     """Batches (input, label) of `size` samples."""
     return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def accuracy_of_part(x: Tensor, labels: Tensor) -> Callable[[nn.Module, float], float]:
+    """Return (model, share) -> accuracy on the first share of the samples, at least one of them."""
+
+    def part(model: nn.Module, share: float) -> float:
+        n = max(1, round(share * len(x)))
+        return accuracy(model, x[:n], labels[:n])
+
+    return part
 
 
 def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:

@@ -19,6 +19,7 @@ from bough.pipeline import Pipeline, PipelineResult, Result, prune
 from bough.planning import Budget, Plan, plan
 from bough.quantization import Quantized, quantize
 from bough.recovery import Training, distill, finetune, iterate, recalibrate, refit
+from bough.searching import SearchResult, search
 from bough.sparsity import Sparsified, sparsify
 from bough.supernet import Sandwich, Subnet, SubnetTable, Supernet, supernet
 from bough.targeting import correct_table, meet_latency
@@ -27,10 +28,10 @@ from bough.tracing import trace
 __all__ = [
     "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
     "LatencyTable", "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Quantized", "Result", "Sandwich",
-    "Sparsified", "Subnet", "SubnetTable", "Supernet", "Training", "Verification", "allocation", "compare", "correct_table",
-    "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask", "meet_latency",
-    "pipeline", "plan", "prune", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save",
-    "save_pretrained", "score", "sensitivity", "sparsify", "sparsity", "supernet", "synthesize", "trace",
+    "SearchResult", "Sparsified", "Subnet", "SubnetTable", "Supernet", "Training", "Verification", "allocation", "compare",
+    "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask",
+    "meet_latency", "pipeline", "plan", "prune", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit",
+    "save", "save_pretrained", "score", "search", "sensitivity", "sparsify", "sparsity", "supernet", "synthesize", "trace",
     "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ BoughError
 ├── TrainingError         a training run that can not start, go on or be resumed
 ├── PipelineError         a pipeline whose stages do not fit together, or whose folder holds another
 ├── ComparisonError       a comparison that can not start, or whose folder holds another
+├── SearchError           a search that can not start or go on, or whose study holds another
 ├── CheckpointError       a checkpoint that is missing, damaged or of another version
 ├── WriteError            a file that can not be written, such as on a full disk
 └── ModelReferenceError   a model name on the command line that leads nowhere
@@ -78,6 +79,10 @@ class PipelineError(BoughError, ValueError):
 
 class ComparisonError(BoughError, ValueError):
     """A comparison that can not start, or whose folder holds another."""
+
+
+class SearchError(BoughError, ValueError):
+    """A search that can not start or go on, or whose study holds another."""
 
 
 class CheckpointError(BoughError):

@@ -1,4 +1,4 @@
-"""The command line: `bough inspect | prune | refit | finetune | distill | measure | compare | ... | demo`.
+"""The command line: `bough inspect | prune | refit | finetune | distill | measure | compare | search | ... | demo`.
 
 Exit status: 0 where the work is done, 1 where it failed (one line on stderr says why), 2 where the command line can not be
 understood.

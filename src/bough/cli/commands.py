@@ -21,6 +21,7 @@ from bough.cli.pipeline import pipeline
 from bough.cli.prune import prune
 from bough.cli.quantize import quantize
 from bough.cli.refit import refit
+from bough.cli.search import search
 from bough.cli.table import table
 from bough.cli.train import distill, finetune
 from bough.graph import unreached_lines
@@ -113,6 +114,10 @@ EXAMPLES: dict[Callable[..., None], str] = {
     compare: (
         "bough compare mypackage.models:build --evaluate mypackage.data:accuracy --budgets macs=50% --criteria l2 "
         "--criteria wanda --data mypackage.data:batches --out compared"
+    ),
+    search: (
+        "bough search mypackage.models:build --evaluate mypackage.data:accuracy --budget latency=60% --budget peak_memory=70% "
+        "--table table.json --data mypackage.data:batches --out searched"
     ),
     table: "bough table mypackage.models:build --out table.json --backend onnxruntime",
     quantize: "bough quantize mypackage.models:build mypackage.data:batches --checkpoint small --out small-int8",

@@ -55,7 +55,7 @@ def compare(
     writable(out, folder=True)
     names = criteria or ["l2"]
     bounds = [budget_of([text]) for text in budgets]
-    metric = _metric(evaluate)
+    metric = metric_of(evaluate)
     given = calibration(data, loss, names, progress=False)
     net = resolve(model, input_shape, weights, quiet=as_json)
     options = chosen(
@@ -65,7 +65,7 @@ def compare(
     entrants = {name: given.criterion(name) if is_reference(name) else name for name in names}
     found = compare_criteria(
         net.model, net.inputs, entrants, bounds, metric, loss=given.loss, folder=out,
-        about={"data": str(data), **_about(about or [])}, progress=not as_json, **options, **planning,
+        about={"data": str(data), **about_of(about or [])}, progress=not as_json, **options, **planning,
     )  # fmt: skip
     picture, why = out / PLOT, None
     try:
@@ -82,7 +82,8 @@ def compare(
         raise ComparisonError(f"every row failed, such as by: {found.lines[0].rows[0].error}")
 
 
-def _metric(reference: str) -> Callable[[nn.Module], Any]:
+def metric_of(reference: str) -> Callable[[nn.Module], Any]:
+    """Return the function of a model that a reference names, with its errors told as those of the user's code."""
     function = find(reference)
     takes = positional(function) if callable(function) else (0, -1)
     if takes is not None and not takes[0] <= 1 <= takes[1]:
@@ -98,7 +99,8 @@ def _metric(reference: str) -> Callable[[nn.Module], Any]:
     return metric
 
 
-def _about(given: Sequence[str]) -> dict[str, str]:
+def about_of(given: Sequence[str]) -> dict[str, str]:
+    """Return NAME=VALUE texts as a dict."""
     pairs = dict(text.split("=", 1) for text in given if "=" in text)
     if len(pairs) < len(given):
         raise ComparisonError(f"--about {' '.join(given)}: write NAME=VALUE, each name once")

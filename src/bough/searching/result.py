@@ -1,0 +1,129 @@
+"""What `search` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bough.arguments import check_arguments
+from bough.errors import SearchError
+from bough.planning import Plan
+from bough.searching.goals import Goals
+from bough.searching.makers import Maker
+from bough.searching.pareto import pareto
+from bough.searching.plot import plot
+from bough.searching.points import Point
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The candidates of a search and their Pareto front; prints as a table of the front.
+
+    Attributes:
+        points: all candidates that the study has evaluated, those that failed included, in the order in which they began.
+        goals: objectives and bounds.
+        dense: metrics of the dense model.
+        original: costs of the dense model.
+        maker: makes the models.
+        lost: trials whose workers died; their candidates were evaluated by later trials.
+        held: {group that no candidate cuts: reason}.
+        notes: what the costs stand on.
+    """
+
+    points: tuple[Point, ...]
+    goals: Goals
+    dense: Mapping[str, float]
+    original: Mapping[str, float]
+    maker: Maker
+    lost: int = 0
+    held: Mapping[str, str] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def front(self) -> tuple[Point, ...]:
+        """The points that meet all bounds and that no other such point dominates, the best by the first objective first."""
+        good = [p for p in self.points if p.good]
+        losses = [self.goals.losses(p.values) for p in good]
+        found = pareto(losses)
+        return tuple(good[i] for i in sorted(found, key=lambda i: losses[i]))
+
+    @property
+    def best(self) -> Point:
+        """The point of the front that is best by the first objective.
+
+        Raises:
+            SearchError: no candidate meets the bounds on metrics.
+        """
+        front = self.front
+        if not front:
+            failed = next((p.error for p in self.points if p.error), None)
+            why = f"the first failure: {failed}" if failed else f"the bounds are {self.goals.at_least} and {self.goals.at_most}"
+            raise SearchError(f"none of {len(self.points)} candidates meets the bounds; {why}")
+        return front[0]
+
+    def plan(self, point: Point) -> Plan:
+        """Return the plan of a point.
+
+        Raises:
+            SearchError: the models were not made by plans, but by a maker of your own.
+        """
+        check_arguments(SearchResult.plan, locals())
+        maker: Any = self.maker
+        if not hasattr(maker, "plan"):
+            raise SearchError("these models were made by make=..., not by plans: use model(point)")
+        found: Plan = maker.plan(point.counts, point.left_out)
+        return found
+
+    def model(self, point: Point) -> nn.Module:
+        """Make the model of a point again, as it was evaluated."""
+        check_arguments(SearchResult.model, locals())
+        return self.maker(point.counts, point.left_out)
+
+    def to_dict(self) -> dict[str, Any]:
+        numbers = [p.number for p in self.front]
+        return {
+            **self.goals.to_dict(), "dense": dict(self.dense), "original": dict(self.original), "front": numbers,
+            "points": [p.to_dict() for p in self.points], "lost": self.lost, "held": dict(self.held or {}),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+    def plot(self, path: str | Path, against: str | None = None) -> None:
+        """Draw the first objective of all points against a cost, and the front, as a PNG; see `bough.searching.plot`."""
+        check_arguments(SearchResult.plot, locals())
+        plot(Path(path), self.points, self.front, self.goals, self.dense, against)
+
+    def __str__(self) -> str:
+        return "\n".join([*table(self.front, self.goals, self.dense, self.original), *self._remarks()])
+
+    __repr__ = __str__
+
+    def _remarks(self) -> list[str]:
+        failed = [p for p in self.points if p.error]
+        unmet = sum(p.error is None and not p.good for p in self.points)
+        lines = [f"{len(self.points)} candidates evaluated, {len(self.front)} on the front"]
+        if failed:
+            lines.append(f"{len(failed)} failed, such as by: {failed[0].error}")
+        if unmet:
+            lines.append(f"{unmet} miss a bound on a metric")
+        if self.lost:
+            lines.append(f"{self.lost} trials of workers that ended early were run again")
+        return [*lines, *self.notes, *(f"not cut: {name}: {why}" for name, why in (self.held or {}).items())]
+
+
+def table(
+    front: Sequence[Point], goals: Goals, dense: Mapping[str, float], original: Mapping[str, float], most: int | None = None
+) -> list[str]:
+    """Return the lines of a table of points: metrics, and costs as shares of the dense model; at most so many points."""
+    metrics = list(dense)
+    costs = [c for c in original if c in goals.directions or c in ("params", "macs", "peak_memory", "latency")]
+    rows = [["point", *metrics, *(f"{c} kept" for c in costs), "from"]]
+    rows.append(["dense", *(f"{dense[m]:.4g}" for m in metrics), *("100.0%" for _ in costs), ""])
+    for p in front[:most]:
+        kept = (f"{p.cost[c] / original[c]:.1%}" if original[c] else "" for c in costs)
+        rows.append([str(p.number), *(f"{p.metrics[m]:.4g}" for m in metrics), *kept, p.origin])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
