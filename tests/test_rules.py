@@ -10,7 +10,7 @@ from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bough.rules import probe
+from bough.ops import probe
 from tests.ops import CASES
 from tests.oracle import LAYOUTS, Around, check, outputs, ready
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bough.errors import PlanError
 from bough.graph import Graph, Group, OpRecord, RecordedRun
+from bough.ops import Place
 from bough.spaces import Atom, Space, normal
-from bough.tracing.contractions import Contraction, Place, contractions, weights_of
+from bough.tracing.contractions import Contraction, contractions, weights_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from bough.calls import OBSERVED, Call
 from bough.errors import TraceError
 from bough.graph import Graph, OpRecord
+from bough.ops import spec
 from bough.spaces import Space, normal
 from bough.tracing.caches import fresh_caches
-from bough.tracing.contractions import CONTRACTING
 from bough.tracing.execution import held_tensors
 from bough.tracing.held import substituted
 from bough.tracing.location import here
 from bough.tracing.randomness import unchanged_rng
-from bough.tracing.replay import REARRANGING
 from bough.tracing.stream import OpCall, Runner, Stream, swap, tensors_in
 from bough.tracing.wrapped import eagerly
 
@@ -255,7 +254,7 @@ class _TapRunner(Runner):
         if self.graph.real and (site := self._recorded_at(call)) is not None:
             self._at = site.index + 1
             return site
-        if call.name in CONTRACTING:
+        if spec(call.name).contracts:
             raise self._diverged(f"{call.name} runs ({call.where})", ops[self._at] if self._at < len(ops) else None)
         return None
 
@@ -271,12 +270,12 @@ class _TapRunner(Runner):
         That is so for reshapes, dropout (traced in training mode), operators that touch no unit of a group (masks, cached
         positions), and operators whose result is the same in each run.
         """
-        if op.name in REARRANGING or op.name == "_to_copy":  # copies between devices: the trace had shapes instead of tensors
+        if spec(op.name).rearranges or op.name == "_to_copy":  # copies between devices: the trace had shapes instead of tensors
             return True
         if op.module in self._dropouts or op.index in self.constant:
             return True
         touched = (a for axes in (*op.arguments, *op.results) for a in axes)
-        return op.name not in CONTRACTING and not any(self.units.intersection(normal(a).atoms) for a in touched)
+        return spec(op.name).contracts is None and not any(self.units.intersection(normal(a).atoms) for a in touched)
 
     def _recorded_at(self, call: OpCall) -> OpRecord | None:
         """Return the recorded operator on the same line of the same module, for control flow that depends on data."""

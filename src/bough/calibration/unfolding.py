@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bough.calibration.consumer_inputs import InputAxis
 from bough.graph import OpRecord
-from bough.rules.contraction import einsum_letters
+from bough.ops import einsum_letters
 from bough.spaces import Atom, Space, unit_positions
 
 

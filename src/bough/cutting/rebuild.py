@@ -13,7 +13,7 @@ from bough.arguments import check_arguments
 from bough.calls import FORWARD, as_calls
 from bough.cutting.check import check
 from bough.cutting.cut import cut
-from bough.cutting.literals import Types, rewrite
+from bough.cutting.literals import rewrite
 from bough.cutting.names import shortened
 from bough.cutting.passages import note
 from bough.cutting.program import Inputs, NodeError, data_sized, exported, graphs, place, walk
@@ -21,6 +21,7 @@ from bough.cutting.rebuilt import Rebuilt
 from bough.cutting.slicing import Slicer, formatted, like, plain, plainly
 from bough.errors import ConflictError, ExportError
 from bough.graph import sizes
+from bough.ops import Types
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Indices, coordinates, indices, normal
 from bough.tracing.execution import Execution, OnStandIns, held_tensors

@@ -19,13 +19,9 @@ from string import ascii_lowercase
 from typing import Any
 
 from bough.graph import Graph, OpRecord
+from bough.ops import spec
 from bough.spaces import Atom, Space, Sum, normal
 
-# Timed besides ops with MACs: ops whose other arguments are the same at every width.
-_TIMED = {
-    "batch_norm", "layer_norm", "gelu", "silu", "relu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "softmax",
-    "_softmax", "add", "mul",
-}  # fmt: skip
 _TRANSPOSED, _GROUPS = 6, 8  # positions among the arguments of a convolution
 
 
@@ -48,7 +44,7 @@ def op_shapes(graph: Graph) -> Iterator[OpShape]:
 
 def is_timed(op: OpRecord) -> bool:
     """Return whether an op is timed by itself; the latency of other ops comes from the bytes that they move."""
-    return bool(op.macs) or op.name.rstrip("_") in _TIMED
+    return bool(op.macs) or spec(op.name.rstrip("_")).timed
 
 
 @dataclass(frozen=True, slots=True)

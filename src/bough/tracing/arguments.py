@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bough.rules import Notes
+from bough.ops import Notes
 from bough.spaces import Space
 from bough.tracing.provenance import AxisSize, TracedInt
 

@@ -7,11 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bough.graph import Graph, OpRecord
-from bough.rules.contraction import einsum_letters
+from bough.ops import Place, base_name, spec
 from bough.spaces import Atom, normal
-
-Place = tuple[int, int]
-"""(tensor argument, dim)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -32,90 +29,11 @@ class Contraction:
         return frozenset(normal(self.op.arguments[w][dim]).atoms) - frozenset(passed)
 
 
-def _pair(a: int, b: int) -> Callable[[OpRecord], Iterator[tuple[Place, ...]]]:
-    """Last axis of argument a with the axis before the last of argument b."""
-
-    def places(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-        yield (a, len(op.arguments[a]) - 1), (b, max(len(op.arguments[b]) - 2, 0))
-
-    return places
-
-
-def _linear(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-    yield (0, len(op.arguments[0]) - 1), (1, len(op.arguments[1]) - 1)
-
-
-def _convolution(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-    yield (0, 1), (1, 0 if op.detail[6] else 1)
-
-
-def _attention(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-    yield (0, len(op.arguments[0]) - 1), (1, len(op.arguments[1]) - 1)
-
-
-def _einsum(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-    inputs, output = einsum_letters(op.detail[0], [len(a) for a in op.arguments])
-    for letter in dict.fromkeys("".join(inputs)):
-        places = tuple((i, term.index(letter)) for i, term in enumerate(inputs) if letter in term)
-        if letter not in output and len(places) > 1:
-            yield places
-
-
-def _no_places(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-    """Yield nothing: the op contracts no axis."""
-    return iter(())
-
-
-_PLACES: dict[str, Callable[[OpRecord], Iterator[tuple[Place, ...]]]] = {
-    "linear": _linear,
-    **dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot", "vdot", "_grouped_mm"), _pair(0, 1)),
-    **dict.fromkeys(("addmm", "baddbmm"), _pair(1, 2)),
-    **dict.fromkeys(("convolution", "_convolution"), _convolution),
-    "scaled_dot_product_attention": _attention,
-    "einsum": _einsum,
-}  # fmt: skip
-
-
-def _layers(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-    """The columns of every weight of recurrent layers, those of a projection included."""
-    packed, states = isinstance(op.detail[3], tuple), 2 if op.name == "lstm" else 1
-    yield from (((i, 1),) for i in range(1 + packed + states, len(op.arguments)) if len(op.arguments[i]) == 2)
-
-
-def _cell(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-    first = 3 if op.name == "lstm_cell" else 2
-    yield from (((i, 1),) for i in (first, first + 1))
-
-
-def _trilinear(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-    rank = len(op.arguments[0]) + len(op.detail[3])
-    dims = [[d for d in range(rank) if d not in lacking] for lacking in op.detail[3:6]]
-    for d in op.detail[6]:
-        yield tuple((i, have.index(d % rank)) for i, have in enumerate(dims) if d % rank in have)
-
-
-def _batches_of_products(op: OpRecord) -> Iterator[tuple[Place, ...]]:
-    yield (1, 2), (2, 1)
-    yield (1, 0), (2, 0)
-
-
-_WITHIN: dict[str, Callable[[OpRecord], Iterator[tuple[Place, ...]]]] = {
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _layers),
-    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _cell),
-    "addmv": lambda op: iter((((1, 1), (2, 0)),)),
-    "addbmm": _batches_of_products,
-    "_trilinear": _trilinear,
-    "conv_tbc": lambda op: iter((((0, 2), (1, 1)),)),
-    "torchvision::deform_conv2d": lambda op: iter((((1, 1),),)),
-}
-"""Products inside ops that are more than one product of two operands: what weights read there, and no other tensor's rows."""
-CONTRACTING = frozenset(_PLACES)
-
-
 def contractions(ops: Sequence[OpRecord]) -> Iterator[Contraction]:
     """The contractions of some ops, in order."""
     for op in ops:
-        for places in _PLACES.get(op.name, _no_places)(op):
+        contracts = spec(op.name).contracts
+        for places in contracts(op) if contracts else ():
             yield Contraction(op, places, op.name.endswith("convolution") and op.detail[8] > 1)
 
 
@@ -123,7 +41,8 @@ def _all_contractions(ops: Sequence[OpRecord]) -> Iterator[Contraction]:
     """Yield the contractions of some ops, and those inside of recurrent layers and of products of more than two tensors."""
     yield from contractions(ops)
     for op in ops:
-        for places in _WITHIN.get(op.name.rstrip("_") if op.name[0] != "_" else op.name, _no_places)(op):
+        within = spec(base_name(op.name)).contracts_within
+        for places in within(op) if within else ():
             yield Contraction(op, places)
 
 
@@ -193,7 +112,7 @@ def elementwise_parameters(graph: Graph) -> frozenset[tuple[str, Atom]]:
             continue  # it makes a weight of weights
         active = {a for axes, o in zip(op.arguments, origins, strict=True) if o is None for x in axes for a in normal(x).atoms}
         whole = active.intersection(a for axes in op.results for x in axes for a in normal(x).atoms)
-        whole -= contracted.get(op.index, set()) if op.name not in _WITHIN else whole
+        whole -= contracted.get(op.index, set()) if spec(op.name).contracts_within is None else whole
         for axes, names in zip(op.arguments, origins, strict=True):
             atoms = {a for x in axes for a in normal(x).atoms}
             for name in names or ():

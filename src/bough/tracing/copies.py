@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from bough.rules import Reason
+from bough.ops import Reason
 from bough.spaces import freeze
 from bough.tracing.held import held_values, read, substituted
 from bough.tracing.provenance import Equation, Path, attributes_in, renamed

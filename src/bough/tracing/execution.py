@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bough.ops import spec
 from bough.tracing.randomness import as_drawn, draws_one
-from bough.tracing.shapes import SHAPES
 from bough.tracing.state import attribute_values
 from bough.tracing.stream import OpCall, Runner, swap, tensors_in
 
@@ -46,9 +46,6 @@ def _strided(t: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     if shape is None or shape == tuple(t.shape):
         return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")
     return torch.empty(shape, dtype=t.dtype, device="meta")
-
-
-_READS_INTEGERS = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))  # lengths: the shapes depend on them
 
 
 class Execution:
@@ -126,7 +123,7 @@ class Execution:
             if call.name in ("index", "index_put", "index_put_"):
                 args = (args[0], [p for i in args[1] for p in _positions(i)], *args[2:])
             if not all(on_meta):
-                move = _floats_to_meta if call.name in _READS_INTEGERS else _to_meta
+                move = _floats_to_meta if spec(call.name).lengths else _to_meta
                 args = swap(args, move)
                 kwargs = {k: swap(v, move) for k, v in kwargs.items()}
             if "device" in kwargs:
@@ -158,7 +155,7 @@ class Execution:
 
 def _on_shapes(call: OpCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return what an op gives on meta tensors; the stream need not see what whole functions and shape functions call."""
-    shape = SHAPES.get(call.name)
+    shape = spec(call.name).shape
     if shape is not None and "out" not in kwargs:
         with torch._C._DisableTorchDispatch():
             known = shape(*args, **kwargs)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import lcm
 
 from bough.graph import Frozen, Graph, Group, Member, OpRecord, State
-from bough.rules import KERNEL, Reason
+from bough.ops import KERNEL, Reason
 from bough.spaces import Atom, Sum, freeze, innermost, normal
 from bough.tracing.contractions import read_by
 from bough.tracing.ragged import ragged

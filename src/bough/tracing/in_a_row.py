@@ -14,7 +14,7 @@ from torch import nn
 
 from bough.calls import Call
 from bough.graph import OpRecord
-from bough.rules import Reason
+from bough.ops import Reason
 from bough.spaces import freeze
 from bough.tracing.inputs import with_tensors
 from bough.tracing.tree import Successive

@@ -12,14 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from bough.graph import Layer, OpRecord, Passage
+from bough.ops import spec
 from bough.spaces import normal
 from bough.tracing.recorder import Recorder
 from bough.tracing.stream import tensors_in
 
 _ENTRIES = (nn.ModuleList, nn.Sequential)
-_PASSING = frozenset(
-    ("view", "reshape", "_unsafe_view", "permute", "transpose", "clone", "contiguous", "dropout", "native_dropout", "_to_copy")
-)
 
 
 class PassThrough(nn.Module):
@@ -130,7 +128,7 @@ def _residual(ops: Sequence[OpRecord], p: Passage) -> bool:
         seen.add(n)
         if op.name.rstrip("_") == "add":
             waiting.extend(op.inputs)
-        elif op.name in _PASSING:
+        elif spec(op.name).passes_layers:
             waiting.append(op.inputs[0])
     return False
 

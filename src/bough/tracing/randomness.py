@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bough.ops import spec
+
 HIGH, LOW = 1 - 2**-8, 2**-8
 """Draws from [0, 1) near its ends, exact in every float type. Below the probability to skip, mostly, is only the lower."""
-
-_UNIFORM = frozenset(("rand", "rand_like", "uniform", "bernoulli"))
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def fixed_rng() -> Iterator[None]:
 
 def draws_one(name: str, result: Any) -> bool:
     """Whether an op draws a single number between 0 and 1, or an event of some probability."""
-    return name.rstrip("_") in _UNIFORM and isinstance(result, Tensor) and result.numel() == 1 and not result.is_meta
+    return spec(name.rstrip("_")).draws and isinstance(result, Tensor) and result.numel() == 1 and not result.is_meta
 
 
 def as_drawn(name: str, args: tuple[Any, ...], result: Tensor, draw: float) -> Tensor:

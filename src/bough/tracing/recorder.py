@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from bough.errors import TraceError
 from bough.graph import OpRecord, State, UnknownOp, atoms_of
-from bough.rules import POINTWISE, RULES, Context, Notes, Typing
-from bough.rules.numbers import follow
+from bough.ops import POINTWISE, Context, Notes, Typing, spec
+from bough.ops.numbers import follow
 from bough.spaces import Space, normal
 from bough.storage.tensors import memory
 from bough.tracing.arguments import meanings, normalized_shape
 from bough.tracing.execution import Execution, held_tensors, number_in
 from bough.tracing.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.stream import OpCall, tensors_in, written
-
-READING = frozenset(("tolist", "numpy", "_local_scalar_dense"))  # ops that give no tensor, but what is in one
 
 
 class Value:
@@ -139,7 +137,7 @@ class Recorder:
     def op(self, call: OpCall) -> Any:
         tensors = tensors_in(call.args) + (tensors_in([*call.kwargs.values()]) if call.kwargs else [])
         values = [self.value(t) for t in tensors]
-        rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_")) or (POINTWISE if call.pointwise else None)
+        rule = spec(call.name).typing or spec(call.name.rstrip("_")).typing or (POINTWISE if call.pointwise else None)
         if rule is None and "nested" in call.name:
             module, where = self._locate(call)
             raise TraceError(
@@ -153,7 +151,7 @@ class Recorder:
         if rule is None:
             typed = self._unknown(call, values, results)
         else:
-            given = rule(context, call, result) if results or call.name in READING else []
+            given = rule(context, call, result) if results or spec(call.name).reads_values else []
             typed = given if isinstance(given, list) else [given]
             if [tuple(a.size for a in t.axes) for t in typed] != [tuple(r.shape) for r in results]:
                 typed = self._unknown(call, values, results)  # a form of the op that its rule does not know

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from bough.calls import FORWARD, Call
 from bough.errors import TraceError
 from bough.graph import RecordedRun
+from bough.ops import spec
 from bough.spaces import freeze
 from bough.tracing.execution import Execution
 from bough.tracing.in_a_row import InARow, carries_state, freeze_moving_positions, in_a_row
 from bough.tracing.inputs import call_of
 from bough.tracing.layers import Watch
 from bough.tracing.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
-from bough.tracing.recorder import READING, Recorder
+from bough.tracing.recorder import Recorder
 from bough.tracing.run import run, switch
 from bough.tracing.siblings import Failed, Ran, no_output, run_beside
 from bough.tracing.state import bind_state, held_state, same_form
@@ -156,7 +157,7 @@ def freeze_outputs(recorder: Recorder, recorded: RecordedRun, result: Returned) 
     outputs = list(result.tensors().values())
     ops = recorder.ops[recorded.start : recorded.end]
     if not outputs:  # a number or text that was chosen by a number
-        for space in (s for op in ops if op.name in READING for s in op.ranges if s is not None):
+        for space in (s for op in ops if spec(op.name).reads_values for s in op.ranges if s is not None):
             freeze(space, "numbered by an output of the model")
     for tensor in outputs:
         typing = recorder.typing(recorder.owned(tensor))

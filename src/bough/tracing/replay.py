@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bough.graph import Graph, OpRecord, RecordedRun, atoms_of, sizes
+from bough.ops import spec
 from bough.spaces import Atom, Space, count
 from bough.tracing.execution import Execution, OnStandIns, number_in
 from bough.tracing.held import rewrite
@@ -128,7 +129,7 @@ class Replay(OnStandIns):
         if at < len(ops) and ops[at].name == "lift_fresh" and call.name == "scalar_tensor":  # a number on another device
             self.reached = at + 1
             return ops[at]
-        while at < len(ops) and ops[at].name != call.name and ops[at].name in REARRANGING:
+        while at < len(ops) and ops[at].name != call.name and spec(ops[at].name).rearranges:
             at += 1
         if at > self.reached and (at == len(ops) or ops[at].where != f"{call.file}:{call.line}"):
             at = self.reached
@@ -213,12 +214,6 @@ class Replay(OnStandIns):
 
     def _blame(self, record: OpRecord) -> frozenset[Atom]:
         return self._cut(tuple(s for axes in (*record.results, *record.arguments) for s in axes))
-
-
-REARRANGING = frozenset(
-    ("unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_",
-     "lift_fresh")  # the last: a constant made for each layer, of which one is left out
-)  # fmt: skip
 
 
 _FACTORS = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from bough.rules import Reason
+from bough.ops import Reason
 from bough.spaces import freeze
 from bough.tracing.held import DICTS, MACHINERY, is_sequence, opaque
 

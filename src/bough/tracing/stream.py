@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bough.ops import spec
 from bough.tracing.location import here
 from bough.tracing.provenance import TracedInt
 
@@ -61,20 +62,6 @@ WHOLE: dict[Any, str] = {
     },
     torch.ops.aten.flatten.using_ints: "reshape",
 }  # fmt: skip
-_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "linear": ("input", "weight", "bias"),
-    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask"),
-    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
-    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
-    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
-    "matmul": ("input", "other"),
-    "bmm": ("input", "mat2"),
-    "mm": ("input", "mat2"),
-    "reshape": ("input", "shape"),
-    "take_along_dim": ("input", "indices", "dim"),
-    "one_hot": ("input", "num_classes"),
-    "tensor_split": ("input", "tensor_indices_or_sections", "dim"),
-}
 _CHUNKS = {torch.chunk, Tensor.chunk}  # equations hold between their results, whatever the arguments
 _STEP_INTO = {F.__name__, torch.functional.__name__}
 
@@ -278,7 +265,7 @@ def written(call: OpCall, results: list[Tensor]) -> list[Tensor]:
 def _positional(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call with as many arguments by position as there can be: what rules read."""
     given = dict(kwargs)
-    for parameter in _PARAMETERS.get(name, ())[len(args) :]:
+    for parameter in spec(name).parameters[len(args) :]:
         if parameter not in given:
             break
         args = (*args, given.pop(parameter))

@@ -8,9 +8,9 @@ from math import prod
 
 from bough.calibration import InputAxis
 from bough.graph import Graph, OpRecord
+from bough.ops import einsum_letters
 from bough.planning import Plan
 from bough.recovery.correspondence import PRODUCTS, changed_values, match_ops, name_after_cut, output_dim
-from bough.rules.contraction import einsum_letters
 from bough.spaces import Atom, Kept, normal
 from bough.tracing.contractions import Contraction, contractions, weights_of
 from bough.tracing.flow import Flow, Produced

@@ -9,60 +9,38 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from bough.rules.context import Context, Typing, rule
+from bough.ops.context import Context, Typing
+from bough.ops.spec import base_name, rule, spec
 from bough.spaces import Space, Sum, concat, is_frozen, normal
 
-_MOVED = frozenset(
-    ("clone", "_to_copy", "detach", "alias", "contiguous", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand",
-     "permute", "transpose", "t", "slice", "narrow", "select", "split", "split_with_sizes", "chunk", "unbind", "index",
-     "gather", "index_select", "take_along_dim", "repeat", "flip", "roll", "lift_fresh", "sort", "masked_select",
-     "_reshape_alias", "aminmax", "amax", "amin", "max", "min", "cat", "stack", "clamp")
-)  # fmt: skip
-_PICKING = frozenset(
-    ("index", "_unsafe_index", "index_put", "_index_put_impl", "_unsafe_index_put", "index_select", "take_along_dim", "gather",
-     "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "index_reduce", "embedding",
-     "_embedding_bag", "_embedding_bag_forward_only", "bincount", "histc", "one_hot", "argsort")
-)  # fmt: skip
-_INDEX = {  # of ops that pick: the position of the argument that picks; all others carry values
-    **dict.fromkeys(("index", "_unsafe_index", "index_put", "_index_put_impl", "_unsafe_index_put"), 1),
-    **dict.fromkeys(("embedding", "_embedding_bag", "_embedding_bag_forward_only", "take_along_dim"), 1),
-    **dict.fromkeys(("index_select", "gather", "scatter", "scatter_add", "scatter_reduce"), 2),
-    **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), 2),
-}
-_UNREAD = frozenset(
-    ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
-     "new_empty", "new_empty_strided", "_local_scalar_dense")
-)  # fmt: skip
-_COUNTING = frozenset(("sum", "count_nonzero", "cumsum", "prod"))  # of integers and booleans
-_ORDER = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
-_NUMBERING = frozenset(("bincount", "histc", "one_hot", "tolist", "numpy", "_local_scalar_dense"))  # integers name units
 _READERS = frozenset(("item", "__int__", "__index__", "__float__", "__bool__", "__format__", "__repr__"))
 
 
 def follow(c: Context, call: Any, operands: list[Typing], typed: list[Typing], results: list[Any]) -> None:
     """Says of the results which space they number, and freezes the spaces whose numbers the op computes with."""
-    name = call.name.rstrip("_") if not call.name.startswith("_") else call.name
-    if name in _COUNTING or any(t.counted for t in operands):
+    name = base_name(call.name)
+    known = spec(name)
+    if known.counts or any(t.counted for t in operands):
         _follow_counts(c, call, name, operands, typed, results)
     numbered = [t.ranges for t in operands if t.ranges is not None]
     if not numbered:
         return
-    if name in _INDEX:
-        _freeze(c, _written(c, call, _INDEX[name], name in _MOVED))
+    if known.index_at is not None:
+        _freeze(c, _written(c, call, known.index_at, known.moves_numbers))
     one = all(normal(s) == normal(numbered[0]) for s in numbered)
     joined = name not in ("cat", "stack") or (one and len(numbered) == len(operands))
     if not joined or (name == "clamp" and not _within(call, numbered[0].size)):
         _freeze(c, numbered)
-    elif name in _MOVED and operands[0].ranges is not None:
+    elif known.moves_numbers and operands[0].ranges is not None:
         for i, (t, r) in enumerate(zip(typed, results, strict=True)):
             floats = r.is_floating_point() and name != "_to_copy"
             if t.ranges is None and not floats and (i == 0 or name not in ("sort", "max", "min")):
                 typed[i] = replace(t, ranges=operands[0].ranges)
-    elif name in _ORDER and len(operands) == len(numbered) and one:
+    elif known.orders and len(operands) == len(numbered) and one:
         for i, other in enumerate(call.args):
             if isinstance(other, (int, float)) and 0 <= other < numbered[0].size:
                 _compared(c, i, other, numbered[0])
-    elif name not in _PICKING and name not in _UNREAD:
+    elif not known.picks and not known.ignores_values:
         _freeze(c, numbered)
 
 
@@ -74,10 +52,12 @@ def _follow_counts(
     Ends of segments compared with a position, and summed over the experts, number the expert that the position belongs to.
     """
     counted = tuple(dict.fromkeys(s for t in operands for s in t.counted))
-    index = call.args[_INDEX[name]] if name in _INDEX else call.args[0] if name in _NUMBERING else ()
+    known = spec(name)
+    at = known.index_at if known.index_at is not None else 0 if known.numbers_units else None
+    index = () if at is None else call.args[at]
     for space in (s for t in _tensors(index) for s in c.of(t).counted):
         c.freeze(space, "how many of its units there are is used as an index")
-    if name in _COUNTING:
+    if known.counts:
         counted += tuple(c.notes.renormalized)
     for i, (t, r) in enumerate(zip(typed, results, strict=True)):
         if counted and not r.is_floating_point() and not r.is_complex():

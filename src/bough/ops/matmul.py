@@ -1,15 +1,19 @@
-"""Linear layers, matrix products, convolutions, embeddings, attention."""
+"""Linear layers, and products of matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bough.rules.context import KERNEL, Context, Typing, argument, rule
-from bough.spaces import UNIT, Product, Space, freeze, is_frozen, product
+from torch import Tensor
+
+from bough.ops.context import Context, Typing, argument
+from bough.ops.meta import demand
+from bough.ops.spec import Place, Places, RecordedOp, contracts, contracts_within, on_shapes, rule, traits
+from bough.spaces import UNIT, Space
 
 
-def _bias(c: Context, bias: Any, axis: Space) -> bool:
+def type_bias(c: Context, bias: Any, axis: Space) -> bool:
     """Types a bias over `axis`; says whether the bias is zero for masked units."""
     if bias is None:
         return True
@@ -26,11 +30,24 @@ def _linear(c: Context, call: Any, result: Any) -> Typing:
     c.contract(x.axes[-1], w.axes[-1], x.null[-1] or w.null[-1])
     if len(w.axes) == 1:
         return Typing(x.axes[:-1], x.null[:-1])
-    null = _bias(c, bias, w.axes[0])
+    null = type_bias(c, bias, w.axes[0])
     c.mark("neuron", w.axes[0])
     c.macs(*x.axes, w.axes[0])
     others = x.null[:-1] if bias is None else (False,) * (len(x.axes) - 1)
     return Typing((*x.axes[:-1], w.axes[0]), (*others, w.null[0] and null))
+
+
+@on_shapes("linear")
+def _linear_on_shapes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    if weight.dim() != 2 or x.dtype != weight.dtype:
+        return NotImplemented
+    demand(x.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1]), x, weight, bias)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@contracts("linear")
+def _over_inputs(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+    yield (0, len(op.arguments[0]) - 1), (1, len(op.arguments[1]) - 1)
 
 
 @rule("mm", "bmm", "addmm", "baddbmm", "_sparse_mm", "_sparse_addmm")
@@ -77,6 +94,14 @@ def _grouped(c: Context, call: Any, result: Any) -> Any:
     return Typing((x.axes[0], w.axes[2]), (x.null[0], w.null[2]))
 
 
+@on_shapes("_grouped_mm")
+def _grouped_on_shapes(x: Tensor, weight: Tensor, offs: Tensor | None = None, *rest: Any, **more: Any) -> Any:
+    if x.dim() != 2 or weight.dim() != 3 or offs is None:
+        return NotImplemented
+    demand(x.shape[1] == weight.shape[1] and offs.shape == weight.shape[:1], x, weight, offs)
+    return x.new_empty((x.shape[0], weight.shape[2]))
+
+
 @rule("matmul")
 def _general_matmul(c: Context, call: Any, result: Any) -> Typing:
     a, b = c.of(call.args[0]), c.of(argument(call, 1, "other"))
@@ -100,12 +125,37 @@ def _general_matmul(c: Context, call: Any, result: Any) -> Typing:
     return Typing(tuple(s for s, _ in both), tuple(n for _, n in both), a.weight and b.weight)
 
 
+def _pair(a: int, b: int) -> Places:
+    """Last axis of argument a with the axis before the last of argument b."""
+
+    def places(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+        yield (a, len(op.arguments[a]) - 1), (b, max(len(op.arguments[b]) - 2, 0))
+
+    return places
+
+
+traits("mm", "bmm", "matmul", "mv", "dot", "vdot", "_grouped_mm", contracts=_pair(0, 1))
+traits("addmm", "baddbmm", contracts=_pair(1, 2))
+traits("linear", parameters=("input", "weight", "bias"))
+traits("matmul", parameters=("input", "other"))
+traits("bmm", "mm", parameters=("input", "mat2"))
+
+
 @rule("einsum")
 def _einsum(c: Context, call: Any, result: Any) -> Typing:
     operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
     typed = [c.of(t) for t in operands]
     inputs, output = einsum_letters(call.args[0], [len(t.axes) for t in typed])
     return _product(c, typed, inputs, output)
+
+
+@contracts("einsum")
+def _over_letters(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+    inputs, output = einsum_letters(op.detail[0], [len(a) for a in op.arguments])
+    for letter in dict.fromkeys("".join(inputs)):
+        places = tuple((i, term.index(letter)) for i, term in enumerate(inputs) if letter in term)
+        if letter not in output and len(places) > 1:
+            yield places
 
 
 @rule("_trilinear")
@@ -115,6 +165,14 @@ def _trilinear(c: Context, call: Any, result: Any) -> Typing:
     rank = len(typed[0].axes) + len(call.args[3])
     inputs = [[d for d in range(rank) if d not in lacks] for lacks in call.args[3:6]]
     return _product(c, typed, inputs, [d for d in range(rank) if d not in call.args[6]])
+
+
+@contracts_within("_trilinear")
+def _over_dims(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+    rank = len(op.arguments[0]) + len(op.detail[3])
+    dims = [[d for d in range(rank) if d not in lacking] for lacking in op.detail[3:6]]
+    for d in op.detail[6]:
+        yield tuple((i, have.index(d % rank)) for i, have in enumerate(dims) if d % rank in have)
 
 
 def _product(c: Context, typed: list[Typing], inputs: Sequence[Sequence[Any]], output: Sequence[Any]) -> Typing:
@@ -179,108 +237,20 @@ def _added(c: Context, call: Any, result: Any) -> Typing:
     return Typing(made.axes, tuple(null))
 
 
+@contracts_within("addbmm")
+def _over_batches(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+    yield (1, 2), (2, 1)
+    yield (1, 0), (2, 0)
+
+
+@contracts_within("addmv")
+def _over_columns(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+    yield (1, 1), (2, 0)
+
+
 @rule("mv", "dot", "vdot")
 def _vector(c: Context, call: Any, result: Any) -> Typing:
     a, b = c.of(call.args[0]), c.of(call.args[1])
     c.contract(a.axes[-1], b.axes[0], a.null[-1] or b.null[0])
     c.macs(*a.axes)
     return Typing(a.axes[:-1], a.null[:-1])
-
-
-@rule("convolution", "_convolution")
-def _convolution(c: Context, call: Any, result: Any) -> Typing:
-    x, w, bias = c.of(call.args[0]), c.of(call.args[1]), argument(call, 2, "bias")
-    transposed, groups = call.args[6], call.args[8]
-    kernel = w.axes[2:]
-    for k in kernel:
-        if k.size > 1:
-            freeze(k, KERNEL)
-    inner, outer = (w.axes[0], w.axes[1]) if transposed else (w.axes[1], w.axes[0])
-    null_in = x.null[1] or w.null[0 if transposed else 1]
-    columns = enumerate(zip(x.axes[2:], kernel, result.shape[2:], strict=True))
-    spatial = tuple(_position(c, call, i, axis, k.size, n) for i, (axis, k, n) in columns)
-    counted = x.axes[2:] if transposed else spatial
-    if groups == 1:
-        c.contract(x.axes[1], inner, null_in)
-        c.macs(x.axes[0], *counted, inner, outer, *kernel)
-    else:
-        g = c.fresh(groups)
-        c.notes.integers["groups"] = g
-        if transposed:  # weight [G x I, O, ...]
-            each_in, each_out = c.fresh(inner.size // groups), outer
-            c.unify(inner, Product((g, each_in)))
-            outer = product(g, each_out)
-        else:  # weight [G x O, I, ...]
-            each_in, each_out = inner, c.fresh(outer.size // groups)
-            c.unify(outer, Product((g, each_out)))
-        c.unify(x.axes[1], Product((g, each_in)))
-        c.contract(each_in, each_in, null_in)
-        c.mark("consumed", g)
-        c.macs(x.axes[0], *counted, g, each_in, each_out, *kernel)
-    c.mark("channel", outer)
-    null = w.null[1 if transposed else 0] or (groups == x.axes[1].size == outer.size and x.null[1])  # or depthwise
-    null = _bias(c, bias, outer) and null
-    zero = tuple(is_frozen(a) or (n and bias is None) for a, n in zip(spatial, x.null[2:], strict=True))
-    return Typing((x.axes[0], outer, *spatial), (x.null[0] and bias is None, null, *zero))
-
-
-def _position(c: Context, call: Any, i: int, axis: Space, kernel: int, size: int) -> Space:
-    """A spatial axis passes a kernel of size 1 as it is; a larger one sees which positions are neighbours."""
-    stride, padding = (given[i if len(given) > 1 else 0] for given in call.args[3:5])
-    if kernel == stride == 1 and padding == 0 and size == axis.size:
-        return axis
-    c.freeze(axis, "spatial position")
-    return c.data(size, "spatial position")
-
-
-@rule("embedding")
-def _embedding(c: Context, call: Any, result: Any) -> Typing:
-    w, index = c.of(call.args[0]), c.of(call.args[1])
-    c.pick(w.axes[0], index, "indexed by data", w)
-    c.mark("residual", w.axes[1])
-    return Typing((*index.axes, w.axes[1]), (*(False,) * len(index.axes), w.null[1]))
-
-
-@rule("flex_attention")
-def _flex_attention(c: Context, call: Any, result: Any) -> list[Typing]:
-    """Attention whose scores go through a function of the head's and the token's number; the widths of heads are free."""
-    q, k, v = (c.of(t) for t in call.args[:3])
-    for axis in (*q.axes[:-1], *k.axes[:-1], *v.axes[:-1]):
-        c.freeze(axis, "numbered in the function of the scores")
-    c.contract(q.axes[-1], k.axes[-1], q.null[-1] or k.null[-1])
-    c.mark("head_dim", q.axes[-1], v.axes[-1])
-    c.macs(*q.axes, k.axes[-2])
-    c.macs(*q.axes[:-1], k.axes[-2], v.axes[-1])
-    out = Typing((*q.axes[:-1], v.axes[-1]), (False,) * 3 + (v.null[-1],))
-    return [out, *(Typing(q.axes[:-1] if r.dim() == 3 else c.empty(r), (False,) * r.dim()) for r in result[1:])]
-
-
-@rule("scaled_dot_product_attention")
-def _attention(c: Context, call: Any, result: Any) -> Typing:
-    q, k, v = (c.of(t) for t in call.args[:3])
-    mask = argument(call, 3, "attn_mask")
-    scale, gqa = argument(call, 6, "scale"), argument(call, 7, "enable_gqa", False)
-    heads = q.axes[-3] if len(q.axes) > 2 else UNIT
-    for i in range(3, len(q.axes) + 1):
-        for other in (k, v):
-            if other.axes[-i].size == q.axes[-i].size:
-                c.unify(q.axes[-i], other.axes[-i])
-            elif gqa and i == 3 and other.axes[-3].size > 1:
-                c.unify(q.axes[-3], Product((other.axes[-3], c.fresh(q.axes[-3].size // other.axes[-3].size))))
-    c.unify(k.axes[-2], v.axes[-2])
-    c.contract(q.axes[-1], k.axes[-1], q.null[-1] or k.null[-1])
-    c.renormalizes(k.axes[-2])
-    c.mark("head_dim", q.axes[-1], v.axes[-1])
-    c.mark("head", heads)
-    if mask is not None:
-        m = c.of(mask)
-        scores = (*q.axes[:-1], k.axes[-2])
-        for i in range(1, len(m.axes) + 1):
-            if m.axes[-i].size == scores[-i].size > 1:
-                c.unify(m.axes[-i], scores[-i])
-    if scale is None:
-        c.notes.scale_of = q.axes[-1]
-    c.macs(*q.axes, k.axes[-2])
-    c.macs(*q.axes[:-1], k.axes[-2], v.axes[-1])
-    batch_null = tuple(v.null[-i] if v.axes[-i].size == q.axes[-i].size else False for i in range(len(q.axes), 2, -1))
-    return Typing((*q.axes[:-1], v.axes[-1]), (*batch_null, False, v.null[-1]))

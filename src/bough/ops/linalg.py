@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, argument, rule
-from bough.rules.pointwise import pointwise
+from bough.ops.context import Context, Typing, argument
+from bough.ops.pointwise import pointwise
+from bough.ops.spec import rule
 
 _MIXED = "mixed by a function of whole matrices"
 

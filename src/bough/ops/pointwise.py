@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, rule, same
-from bough.rules.probe import at_zero
-from bough.spaces import UNIT, Space
+from torch import Tensor
+
+from bough.ops.context import Context, Typing, same
+from bough.ops.meta import broadcast, like, ordered
+from bough.ops.probe import at_zero
+from bough.ops.rewriting import Site, Values
+from bough.ops.spec import on_shapes, rewrites, rule, traits
+from bough.spaces import UNIT, Space, indices
 
 for _name in ("clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "lift", "contiguous"):
     rule(_name)(same)
@@ -111,3 +116,70 @@ def _glu(c: Context, call: Any, result: Any) -> Typing:
     half = c.fresh(result.shape[d])
     c.unify(x.axes[d], Sum((half, half)))
     return Typing((*x.axes[:d], half, *x.axes[d + 1 :]), x.null)
+
+
+@on_shapes(
+    "relu",
+    "gelu",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "neg",
+    "exp",
+    "rsqrt",
+    "sqrt",
+    "dropout",
+    "sin",
+    "cos",
+    "pow",
+)
+def _unary_on_shapes(x: Any, *scalars: Any, **options: Any) -> Any:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or any(isinstance(s, (Tensor, complex)) for s in scalars):
+        return NotImplemented
+    return like(x)
+
+
+@on_shapes("add", "sub", "mul", "div")
+def _binary_on_shapes(a: Any, b: Any, **options: Any) -> Any:
+    if not isinstance(a, Tensor) or not a.is_floating_point():
+        return NotImplemented
+    if isinstance(b, (int, float)):
+        return like(a)
+    if not isinstance(b, Tensor) or a.dtype != b.dtype:
+        return NotImplemented
+    if a.is_contiguous() and b.is_contiguous():
+        return a.new_empty(broadcast(a, b))
+    if a.stride() == b.stride() and a.shape == b.shape:
+        return like(a)
+    return like(a) if ordered(a) and broadcast(a, b) == tuple(a.shape) else NotImplemented
+
+
+@on_shapes("add_", "sub_", "mul_", "div_")
+def _in_place_on_shapes(a: Any, b: Any, **options: Any) -> Any:
+    fits = isinstance(b, (int, float)) or (isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape)
+    return a if a.is_floating_point() and fits else NotImplemented
+
+
+traits("gelu", "silu", "relu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "add", "mul", timed=True)
+traits("eq", "ne", "lt", "le", "gt", "ge", orders=True)
+traits("native_dropout", "dropout", passes_layers=True)
+
+
+@rewrites("eq", "ne", "lt", "le", "gt", "ge")
+def _compared(site: Site) -> Values:
+    """A unit's number, among all of them, is compared with numbers among the kept: its place there, or none."""
+    numbered, at = site.types.ranges.get(site.given["self"]), site.given["other"]
+    if numbered is None or type(at) is not int or at < 0:
+        return {}
+    place = site.position(numbered, at)
+    name = site.node.target._schema.name  # type: ignore[union-attr]
+    if name in ("aten::lt", "aten::ge"):
+        return {"other": place}
+    there = at in indices(numbered, site.kept)
+    return {"other": place if there else -1 if name in ("aten::eq", "aten::ne") else place - 1}
+
+
+traits("clamp", moves_numbers=True)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, argument, rule
+from torch import Tensor
+
+from bough.ops.context import Context, Typing, argument
+from bough.ops.meta import demand, like
+from bough.ops.rewriting import Site, Values, noted
+from bough.ops.spec import on_shapes, rewrites, rule, traits
 from bough.spaces import Product, is_frozen
 
 
@@ -109,3 +114,40 @@ def _weight_norm(c: Context, call: Any, result: Any) -> list[Typing]:
     c.renormalizes(*(a for i, a in enumerate(v.axes) if i != d and not all(v.null)))
     c.notes.undefined.append(v.axes[d])
     return [Typing(v.axes, v.null, True), Typing(g.axes, g.null, True)]
+
+
+@on_shapes("layer_norm", "rms_norm")
+def _layer_norm_on_shapes(
+    x: Tensor, shape: Any, weight: Tensor | None = None, bias: Any = None, *rest: Any, **more: Any
+) -> Any:
+    last = x.shape[x.dim() - len(shape) :]
+    affine = [t for t in (weight, bias) if isinstance(t, Tensor)]
+    demand(tuple(shape) == tuple(last) and all(t.shape == last for t in affine), x, *affine)
+    return x.new_empty(x.shape)
+
+
+@on_shapes("batch_norm")
+def _batch_norm_on_shapes(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, *rest: Any
+) -> Any:
+    per_channel = [t for t in (weight, bias, mean, variance) if t is not None]
+    demand(all(t.shape == (x.shape[1],) for t in per_channel), x, *per_channel)
+    return like(x)
+
+
+@on_shapes("_softmax", "_log_softmax")
+def _softmax_on_shapes(x: Tensor, dim: int, half_to_float: bool) -> Any:
+    known = x.is_contiguous() and -x.dim() <= dim < x.dim() and not half_to_float
+    return x.new_empty(x.shape) if known else NotImplemented
+
+
+@rewrites("layer_norm", "rms_norm")
+def _normalized_shape(site: Site) -> Values:
+    given = site.given["normalized_shape"]
+    return {"normalized_shape": site.sizes(given, site.axes("input")[-len(given) :])}
+
+
+traits("group_norm", rewrite=noted("num_groups"), parameters=("input", "num_groups", "weight", "bias", "eps"))
+traits("layer_norm", parameters=("input", "normalized_shape", "weight", "bias", "eps"))
+traits("rms_norm", parameters=("input", "normalized_shape", "weight", "eps"))
+traits("batch_norm", "layer_norm", "softmax", "_softmax", timed=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, argument, rule
+from torch import Tensor
+
+from bough.ops.context import Context, Typing, argument
+from bough.ops.spec import on_shapes, rule, traits
 from bough.spaces import UNIT
 
 
@@ -74,7 +77,7 @@ def _keep_defined(c: Context, call: Any, dims: set[int]) -> None:
 def _one(c: Context, call: Any, result: Any) -> Any:
     n = len(c.of(call.args[0]).axes)
     if len(call.args) > 1 and hasattr(call.args[1], "dim"):
-        from bough.rules.pointwise import pointwise
+        from bough.ops.pointwise import pointwise
 
         return pointwise(c, call, result)
     dims = _dims(argument(call, 1, "dim"), n)
@@ -166,3 +169,18 @@ def _ordered(c: Context, call: Any, result: Any) -> Any:
 def _last_int(call: Any, default: int) -> int:
     ints = [a for a in call.args[1:] if isinstance(a, int) and not isinstance(a, bool)]
     return ints[-1] if ints else call.kwargs.get("dim", default)
+
+
+@on_shapes("mean", "sum", "amax", "amin")
+def _reduction_on_shapes(x: Tensor, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
+    if options or not x.is_floating_point() or not isinstance(dim, (int, list, tuple)) or dim == [] or dim == ():
+        return NotImplemented
+    gone = [d % x.dim() if -x.dim() <= d < x.dim() else -1 for d in ([dim] if isinstance(dim, int) else dim)]
+    if -1 in gone or len(set(gone)) < len(gone) or not x.numel() or not x.is_contiguous():
+        return NotImplemented
+    return x.new_empty([1 if d in gone else n for d, n in enumerate(x.shape) if keepdim or d not in gone])
+
+
+traits("flip", "roll", "sort", "aminmax", "amax", "amin", "max", "min", moves_numbers=True)
+traits("argsort", picks=True)
+traits("sum", "count_nonzero", "cumsum", "prod", counts=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, argument, rule, same
+from torch import Tensor
+
+from bough.ops.context import Context, Typing, argument, same
+from bough.ops.meta import demand, in_rows
+from bough.ops.spec import on_shapes, rule, traits
 from bough.spaces import UNIT, Product, Space, Sum, concat, is_frozen, normal, product
 
 rule("channels_last", "_conj_physical")(same)
@@ -270,3 +274,38 @@ def _opaque(c: Context, call: Any, result: Any) -> Typing:
     for axis in x.axes:
         c.freeze(axis, "read by strides")
     return Typing(tuple(c.data(n) for n in result.shape), (False,) * result.dim())
+
+
+@on_shapes("cat")
+def _cat_on_shapes(tensors: Any, dim: int = 0) -> Any:
+    joined = [t for t in tensors if t.shape != (0,)]  # torch joins such a tensor to those of any dims: an empty cache
+    first = joined[0] if joined else tensors[0]
+    if not joined or not -first.dim() <= dim < first.dim() or {(t.dtype, in_rows(t)) for t in tensors} != {(first.dtype, True)}:
+        return NotImplemented
+    dim %= first.dim()
+    demand(len({(t.dim(), *t.shape[:dim], None, *t.shape[dim + 1 :]) for t in joined}) == 1, *tensors)
+    return first.new_empty((*first.shape[:dim], sum(t.shape[dim] for t in joined), *first.shape[dim + 1 :]))
+
+
+@on_shapes("contiguous")
+def _contiguous_on_shapes(x: Tensor, **options: Any) -> Any:
+    if options:
+        return NotImplemented
+    return x if x.is_contiguous() else x.new_empty(x.shape)
+
+
+traits(
+    "unsqueeze", "squeeze", "expand", "reshape", "view", "_unsafe_view", "clone", "contiguous", "repeat", "as_strided_",
+    "lift_fresh",  # a constant made for each layer, of which one is left out
+    rearranges=True,
+)  # fmt: skip
+traits(
+    "view", "reshape", "_unsafe_view", "permute", "transpose", "clone", "contiguous", "_to_copy", passes_layers=True
+)  # fmt: skip
+traits(
+    "clone", "_to_copy", "detach", "alias", "contiguous", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand",
+    "permute", "transpose", "t", "slice", "narrow", "select", "split", "split_with_sizes", "chunk", "unbind", "repeat",
+    "lift_fresh", "_reshape_alias", "cat", "stack", moves_numbers=True,
+)  # fmt: skip
+traits("reshape", parameters=("input", "shape"))
+traits("tensor_split", parameters=("input", "tensor_indices_or_sections", "dim"))

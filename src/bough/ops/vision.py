@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from bough.rules.context import KERNEL, Context, Typing, argument, rule
+from bough.ops.context import KERNEL, Context, Typing, argument
+from bough.ops.spec import Place, RecordedOp, contracts_within, rule
 from bough.spaces import Product, Space, freeze
 
 
@@ -130,3 +132,13 @@ def _time_batch_channel(c: Context, call: Any, result: Any) -> Typing:
     c.macs(time, x.axes[1], w.axes[2], *w.axes[:2])
     c.freeze(x.axes[0], "spatial position")
     return Typing((time, x.axes[1], w.axes[2]), (True, False, w.null[2] and bias.null[0]))
+
+
+@contracts_within("torchvision::deform_conv2d")
+def _over_inputs(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+    yield ((1, 1),)
+
+
+@contracts_within("conv_tbc")
+def _over_channels(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+    yield (0, 2), (1, 1)

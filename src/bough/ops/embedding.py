@@ -1,10 +1,19 @@
-"""Embeddings that do more than look up."""
+"""Embeddings."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, argument, rule
+from bough.ops.context import Context, Typing, argument
+from bough.ops.spec import rule, traits
+
+
+@rule("embedding")
+def _embedding(c: Context, call: Any, result: Any) -> Typing:
+    w, index = c.of(call.args[0]), c.of(call.args[1])
+    c.pick(w.axes[0], index, "indexed by data", w)
+    c.mark("residual", w.axes[1])
+    return Typing((*index.axes, w.axes[1]), (*(False,) * len(index.axes), w.null[1]))
 
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
@@ -34,3 +43,6 @@ def _embedding_renorm(c: Context, call: Any, result: Any) -> Typing:
     if not w.null[1]:
         c.renormalizes(w.axes[1])
     return Typing(w.axes, w.null, w.weight)
+
+
+traits("embedding", "_embedding_bag", "_embedding_bag_forward_only", picks=True, index_at=1)

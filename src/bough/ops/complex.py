@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, rule
-from bough.rules.pointwise import pointwise
+from bough.ops.context import Context, Typing
+from bough.ops.pointwise import pointwise
+from bough.ops.spec import rule
 
 rule("polar", "complex")(pointwise)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, argument, rule
-from bough.rules.shape import part
+from bough.ops.context import Context, Typing, argument
+from bough.ops.shape import part
+from bough.ops.spec import rule
 
 
 def _both(x: Typing, source: Typing, written: set[int]) -> tuple[bool, ...]:

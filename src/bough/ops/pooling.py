@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.rules.context import Context, Typing, rule
+import torch
+from torch import Tensor
+
+from bough.ops.context import Context, Typing
+from bough.ops.meta import demand
+from bough.ops.rewriting import noted
+from bough.ops.spec import on_shapes, rule, traits
 from bough.spaces import Product, concat, is_frozen, product
 
 _WINDOW = "a window slides over this axis, so removing an index would change the results of its neighbours"
@@ -101,3 +107,21 @@ def _col2im(c: Context, call: Any, result: Any) -> Typing:
     c.unify(x.axes[-2], Product((channels, c.data(x.axes[-2].size // channels.size, "kernel position"))))
     spatial = tuple(c.data(n, "spatial position") for n in result.shape[-2:])
     return Typing((*x.axes[:-2], channels, *spatial), (*x.null[:-1], True, True))
+
+
+@on_shapes("max_pool2d_with_indices")
+def _max_pool_on_shapes(
+    x: Tensor, kernel: Any, stride: Any = (), padding: Any = (0,), dilation: Any = (1,), ceil: bool = False
+) -> Any:
+    if ceil or x.dim() != 4 or not x.is_contiguous() or not x.is_floating_point():
+        return NotImplemented
+    (k, s, p, d) = (list(g) * (2 // len(g)) for g in (kernel, stride or kernel, padding, dilation))
+    if any(len(g) != 2 for g in (k, s, p, d)) or any(2 * p[i] > k[i] for i in range(2)):
+        return NotImplemented
+    wide = [(x.shape[i + 2] + 2 * p[i] - d[i] * (k[i] - 1) - 1) // s[i] + 1 for i in range(2)]
+    demand(all(size > 0 for size in wide), x)
+    shape = (*x.shape[:2], *wide)
+    return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
+
+
+traits("channel_shuffle", rewrite=noted("groups"))

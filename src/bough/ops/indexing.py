@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bough.rules import numbers
-from bough.rules.context import Context, Typing, argument, rule
+from bough.ops import numbers
+from bough.ops.context import Context, Typing, argument
+from bough.ops.spec import rule, traits
 from bough.spaces import UNIT, Space
 
 
@@ -249,3 +250,18 @@ def _data_dependent(c: Context, call: Any, result: Any) -> Any:
         return Typing(tuple(c.data(n) for n in r.shape), (False,) * r.dim())
 
     return [typed(r) for r in result] if isinstance(result, (tuple, list)) else typed(result)
+
+
+traits("index", "gather", "index_select", "take_along_dim", "masked_select", moves_numbers=True)
+traits("index", "_unsafe_index", "index_put", "_index_put_impl", "_unsafe_index_put", "take_along_dim", picks=True, index_at=1)
+traits("index_select", "gather", "scatter", "scatter_add", "scatter_reduce", picks=True, index_at=2)
+traits("index_add", "index_copy", "index_fill", "index_reduce", picks=True, index_at=2)
+traits("bincount", "histc", "one_hot", picks=True, numbers_units=True)
+traits(
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
+    "new_empty", "new_empty_strided", "_local_scalar_dense", ignores_values=True,
+)  # fmt: skip
+traits("tolist", "numpy", "_local_scalar_dense", reads_values=True, numbers_units=True)
+traits("rand", "rand_like", "uniform", "bernoulli", draws=True)
+traits("take_along_dim", parameters=("input", "indices", "dim"))
+traits("one_hot", parameters=("input", "num_classes"))

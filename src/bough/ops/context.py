@@ -51,22 +51,6 @@ class Op(Protocol):
     kwargs: dict[str, Any]
 
 
-Rule = Callable[["Context", Any, Any], Any]
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule for ops by their ATen name (without overload and without the underscore of in-place forms)."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            assert name not in RULES, name
-            RULES[name] = function
-        return function
-
-    return register
-
-
 def argument(call: Op, position: int, name: str, default: Any = None) -> Any:
     """An argument by position or keyword."""
     return call.args[position] if len(call.args) > position else call.kwargs.get(name, default)

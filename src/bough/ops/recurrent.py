@@ -10,12 +10,15 @@ A unit whose rows are all zero: in an LSTM, c' = s(0) c + s(0) tanh(0) = c / 2; 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from bough.rules.context import KERNEL, Context, Typing, argument, rule
+from bough.ops.context import KERNEL, Context, Typing, argument
+from bough.ops.meta import demand, like
+from bough.ops.spec import Place, RecordedOp, contracts_within, on_shapes, rule, traits
 from bough.spaces import Space, concat, product
 
 
@@ -162,3 +165,40 @@ def _padded(c: Context, call: Any, result: Any) -> list[Typing]:
     filled_null = argument(call, 3, "padding_value", 0) == 0
     null = (False, False, *(n and filled_null for n in x.null[1:]))
     return [Typing((batch, steps, *x.axes[1:]), null), Typing((c.data(result[1].shape[0], "packed by lengths"),), (False,))]
+
+
+@on_shapes("lstm", "gru", "rnn_tanh", "rnn_relu")
+def _recurrent_on_shapes(*args: Any, **named: Any) -> Any:
+    if named:
+        return NotImplemented
+    r = Recurrence.of(args)
+    hidden, cells = r.states[0].shape[-1], r.states[-1].shape[-1]
+    batch = r.states[0].shape[1] if r.packed else r.x.shape[0 if r.batch_first else 1]
+    for state in r.states:
+        demand(state.shape[:2] == (r.layers * r.directions, batch), r.x, state)
+    demand(r.projected == (hidden != cells), *r.states)
+    gates, width = r.params[0].shape[0] // cells, r.x.shape[-1]
+    for layer in r.weights():
+        for w in layer:
+            demand(w.inputs.shape == (gates * cells, width), r.x, w.inputs, *r.states)
+            demand(w.hidden.shape == (gates * cells, hidden), w.hidden, *r.states)
+            demand(all(b.shape == (gates * cells,) for b in w.biases), *w.biases, *r.states)
+            demand(w.projection is None or w.projection.shape == (hidden, cells), w.projection, *r.states)
+        width = hidden * r.directions
+    return r.x.new_empty((*r.x.shape[:-1], width)), *(like(s) for s in r.states)
+
+
+@contracts_within("lstm", "gru", "rnn_tanh", "rnn_relu")
+def _over_columns(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+    """The columns of every weight of recurrent layers, those of a projection included."""
+    packed, states = isinstance(op.detail[3], tuple), 2 if op.name == "lstm" else 1
+    yield from (((i, 1),) for i in range(1 + packed + states, len(op.arguments)) if len(op.arguments[i]) == 2)
+
+
+@contracts_within("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _over_columns_of_cells(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
+    first = 3 if op.name == "lstm_cell" else 2
+    yield from (((i, 1),) for i in (first, first + 1))
+
+
+traits("_pack_padded_sequence", "_pad_packed_sequence", lengths=True)
