@@ -274,6 +274,7 @@ MADE = {  # by bough, or protocols and tables
     "SearchResult",
     "SubnetTable",
     "Supernet",
+    "StreamedResult",
     "Verification",
     "Merged",
     "Iterated",
@@ -299,6 +300,7 @@ INNER = {"columns", "form_of", "unit_scores", "per_unit", "elementwise"}  # for 
 ELSEWHERE = {
     "save",
     "save_pretrained",
+    "prune_checkpoint",
     "load",
     "export",
     "quantize",

@@ -39,6 +39,7 @@ APIS = {
     "prune": {
         bough.prune: ({}, {"example_inputs": INPUTS}),
         bough.plan: ({}, PLANNING),
+        bough.prune_checkpoint: ({}, {"source": "MODEL names it", "progress": "shown unless --json"}),
         bough.iterate: (
             {"steps": "iterative"},
             {"example_inputs": INPUTS, "planning": "its arguments are options", "optimizer": "made for --task"},
@@ -151,7 +152,7 @@ def test_no_default_is_written_twice(command):
     renamed = {old: new for names, _ in APIS[command].values() for old, new in names.items()}
     shared = {renamed.get(name, name) for api in APIS[command] for name in inspect.signature(api).parameters}
     parameters = inspect.signature(commands.command_of(command.split())).parameters
-    own = {"iterative", "schedule"} if command == "prune" else set()  # one cut; the name of a function
+    own = {"iterative", "schedule", "overwrite"} if command == "prune" else set()  # one cut; the name of a function; a flag
     given = {n: p.default for n, p in parameters.items() if n in shared - own and p.default not in (None, p.empty)}
     assert given == {}
 

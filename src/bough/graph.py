@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -230,6 +230,18 @@ class Unreached:
         return f"{self.name}: {self.treatment}"
 
 
+class WeightSource(Protocol):
+    """Where the values of a model's tensors are read from, if the model itself has none."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return the values of a parameter or buffer."""
+        ...
+
+    def reduce(self, name: str, dim: int, reduction: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
+        """Return `reduction(self.tensor(name), dim)`: [size of dim]."""
+        ...
+
+
 Named = str | tuple[str, int]
 """A module or tensor by name, a pattern of names, or (tensor, dim)."""
 
@@ -266,6 +278,7 @@ class Graph:
     written: frozenset[str] = frozenset()  # parameters and buffers whose values the run changes
     tie: tuple[tuple[Named, Named], ...] = ()  # the places that the user ties: names, patterns or (tensor, dim)
     unreached: tuple[Unreached, ...] = ()
+    weights: WeightSource | None = None  # where the values of tensors are read from; None: the model has them
 
     @property
     def call(self) -> Call:
@@ -304,7 +317,7 @@ class Graph:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The parameter, buffer or tensor attribute called `name`."""
-        return held_tensor(self.model, name)
+        return held_tensor(self.model, name) if self.weights is None else self.weights.tensor(name)
 
     def __str__(self) -> str:
         head = f"{'group':48} {'kind':9} {'units':>6} {'places':>6}  exact"

@@ -20,6 +20,7 @@ from bough.cli.options import Ignore, Json, Model, Only, Overwrite, Shape, Tie, 
 from bough.cli.outputs import save, unused, writable
 from bough.cli.planning import ALLOCATION, allocation_of, planning_options
 from bough.cli.steps import Steps, prune_iteratively, step_options
+from bough.cli.stream import prune_stream
 from bough.errors import PlanError, VerificationError
 from bough.planning import stale_lines
 from bough.recovery import Iterated
@@ -47,10 +48,21 @@ def prune(
         str | None, typer.Option(help="where the cut model is not the masked original: raise (nothing is saved) or return")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the plan and the weights")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="for hf:PATH: prune the files one by one, without loading the model (as --uniform)")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Cut a model to a budget, at once or in steps with training in between, verify it and save it."""
+    if stream:
+        words = dict(
+            weights=weights, input_shape=input_shape, importance=importance, data=data, loss=loss, refit=refit, tie=tie,
+            ignore=ignore or None, only=only or None, on_mismatch=on_mismatch, iterative=steps, **planning,
+            allocation=None if allocation is None else allocation_of(allocation),
+        )  # fmt: skip
+        prune_stream(model, budget_of(budget), out, words, overwrite=overwrite, as_json=as_json)
+        return
     writable(out, folder=True)
     unused(out, overwrite)
     if steps is not None:

@@ -12,6 +12,7 @@ from bough.importance.protocols import UnitScores as UnitScores
 from bough.importance.reconstruction import OBS, ThiNet
 from bough.importance.reconstruction import lost_signal as lost_signal
 from bough.importance.reduce import elementwise, per_unit
+from bough.importance.reduce import group_members as group_members
 from bough.importance.redundancy import CosineRedundancy, GeometricMedian
 from bough.importance.redundancy import unit_vectors as unit_vectors
 from bough.importance.registry import CRITERIA, criterion

@@ -92,12 +92,15 @@ def per_unit(
     totals = {g.atom: np.zeros(g.size) for g in graph.groups}
     ragged = _RaggedSums(graph)
     for name, dim in group_members(graph, inputs=inputs, outputs=outputs):
-        tensor = graph.tensor(name).detach() if tensors is None else tensors.get(name)
-        if tensor is None:
+        if tensors is not None and name not in tensors:
             continue
-        values = reduce(tensor, dim).double().cpu().numpy()
+        if tensors is None and graph.weights is not None:
+            values = graph.weights.reduce(name, dim, reduce).double().cpu().numpy()
+        else:
+            tensor = graph.tensor(name).detach() if tensors is None else tensors[name]
+            values = reduce(tensor, dim).double().cpu().numpy()
         if tensors is None and not np.isfinite(values).all():
-            check_finite(name, tensor)
+            check_finite(name, graph.tensor(name).detach())
         space = normal(graph.states[name].axes[dim])
         for atom in space.atoms:
             if atom in totals:

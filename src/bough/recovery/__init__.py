@@ -2,6 +2,7 @@
 
 from bough.recovery import regularize
 from bough.recovery.correspondence import check_cut_shapes as check_cut_shapes
+from bough.recovery.correspondence import name_after_cut as name_after_cut
 from bough.recovery.iterate import Iterated, Step, iterate
 from bough.recovery.merge import Merged, merge
 from bough.recovery.recalibrate import recalibrate

@@ -1,0 +1,74 @@
+"""Cut files written tensor by tensor, some rows at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bough.storage.atomic import explained, sync
+from bough.storage.safetensors_file import TensorFile, header_bytes
+from bough.storage.tensors import raw_bytes
+from bough.streaming.pieces import Piece, cut_rows
+
+_CHUNK = 1 << 23  # bytes that are read at a time
+
+
+def write_cut_file(
+    source: Path, target: Path, pieces: Sequence[Piece], metadata: dict[str, str], on_read: Callable[[int], object]
+) -> str:
+    """Write the pieces of a file, in the file's order, and return the sha256 of what was written.
+
+    Args:
+        source: the file to cut.
+        target: the new file; put in place when it is complete and synced.
+        pieces: what is kept of the tensors.
+        metadata: texts in the header.
+        on_read: called with the number of bytes of `source` that have been dealt with since the last call.
+
+    Raises:
+        CheckpointError: `source` can not be read.
+        WriteError: `target` can not be written; no part of it is left.
+    """
+    part, digest = target.with_name(f".{target.name}.part"), hashlib.sha256()
+    buffer = torch.empty(_CHUNK, dtype=torch.uint8)
+    try:
+        with explained(target), TensorFile(source) as file, open(part, "wb", buffering=0) as out:
+
+            def write(content: bytes | memoryview) -> None:
+                digest.update(content)
+                left = memoryview(content)
+                while left:
+                    left = left[out.write(left) :]
+
+            write(header_bytes([(p.name, p.entry.code, p.shape) for p in pieces], metadata))
+            for piece in pieces:
+                _copy(file, piece, buffer, write, on_read)
+        with explained(target):
+            sync(part)
+            os.replace(part, target)
+            sync(target.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return digest.hexdigest()
+
+
+def _copy(
+    file: TensorFile, piece: Piece, buffer: Tensor, write: Callable[[memoryview], None], on_read: Callable[[int], object]
+) -> None:
+    entry = piece.entry
+    rows = entry.shape[0] if entry.shape else 1
+    width = (entry.end - entry.start) // max(rows, 1)
+    step = max(1, _CHUNK // max(width, 1))
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        kept = piece.kept[0] if piece.kept else None
+        if kept is None or ((kept >= first) & (kept < last)).any():
+            value = cut_rows(piece, file.rows(entry, first, last, out=buffer), first)
+            write(raw_bytes(value).numpy().data)
+        on_read((last - first) * width)

@@ -1,0 +1,40 @@
+"""Pruning file by file gives the tensors that pruning the loaded model gives, bit for bit."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import bough
+from bough.cli.models import resolve
+from tests.zoo import transformers_models
+
+FAMILIES = ("llama_tied", "qwen3_moe", "mixtral", "gpt2", "t5")
+
+
+def folder_of(family, folder, dtype=torch.float32, **how):
+    torch.manual_seed(0)
+    model, _ = transformers_models.ZOO[family]()
+    model.to(dtype).save_pretrained(folder, **how)
+    return folder
+
+
+def tensors(folder):
+    return {n: t for path in sorted(folder.glob("*.safetensors")) for n, t in load_file(path).items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equal_tensor_by_tensor(family, tmp_path):
+    source = folder_of(family, tmp_path / "source", max_shard_size="20KB")
+    given = resolve(f"hf:{source}")
+    how = {"importance": "group", "allocation": "global"}
+    result = bough.prune(given.model, given.inputs, bough.Budget(params="60%"), uniform=True, refit=False, **how)
+    bough.save_pretrained(result, tmp_path / "memory", source=source)
+    streamed = bough.prune_checkpoint(source, bough.Budget(params="60%"), tmp_path / "streamed", **how)
+    one, other = tensors(tmp_path / "memory"), tensors(tmp_path / "streamed")
+    assert one.keys() == other.keys()
+    assert all(one[n].dtype == other[n].dtype and torch.equal(one[n], other[n]) for n in one)
+    assert streamed.plan.kept == result.plan.kept
+    configs = [json.loads((tmp_path / x / "config.json").read_text()) for x in ("memory", "streamed")]
+    assert configs[0] == configs[1]
