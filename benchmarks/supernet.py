@@ -29,6 +29,7 @@ from bough.recovery import Distillation
 
 RESULTS = Path(__file__).parent / "results" / "supernet.json"
 PLOT = RESULTS.with_suffix(".png")
+SETTINGS = ("epochs", "images", "batch", "lr", "seed", "test")
 SHARES = (0.25, 0.4, 0.6, 0.8)
 FASTNAS = 59.3 / 81.1  # share of the FLOPs in the published row of ModelOpt (ResNet-20: 90.97 -> 60.37 raw -> 90.28)
 LABELS = 0.1  # weight of the labels in every distillation
@@ -40,10 +41,12 @@ def built(load: ModuleType) -> nn.Module:
     return model.eval().to(memory_format=torch.channels_last)
 
 
-def nested(model: nn.Module) -> bough.Supernet:
-    """All widths but that of the first convolution, which every block adds to."""
-    x = torch.randn(1, 3, 32, 32)
-    return bough.supernet(model, x, ignore=["conv1"], round_to=4, minimum=0.125)
+def nested(model: nn.Module, data: Any) -> bough.Supernet:
+    """All widths but that of the first convolution, which every block adds to; the order and the errors of OBS on `data`."""
+    return bough.supernet(
+        model, torch.randn(1, 3, 32, 32), ignore=["conv1"], round_to=4, minimum=0.125, data=data,
+        importance=bough.importance.OBS(relative=True),
+    )  # fmt: skip
 
 
 class Timed:
@@ -69,12 +72,12 @@ class Bench:
         load = load_module(options.data)
         self.options, self.model = options, built(load)
         self.test = test_images(load, options.test)
-        self.train = batches(Augmented(load, options.images))
+        self.train = batches(Augmented(load, options.images), options.batch)
         found, _ = load.cifar10("train")
         self.calibration = [x.contiguous() for x in images(found[:CALIBRATION], load).split(256)]
-        self.net = nested(self.model)
+        self.net = nested(self.model, self.calibration)
         self.shares = sorted({*SHARES, round(FASTNAS, 4)})
-        self.subnets = {s: self.net.within(bough.Budget(macs=f"{100 * s}%")) for s in self.shares}
+        self.subnets = {s: self.net.within(bough.Budget(macs=f"{100 * s}%"), allocation="error") for s in self.shares}
         self.rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
 
     def training(self, folder: Path) -> bough.Training:
@@ -87,24 +90,25 @@ class Bench:
         return 100 * float((predicted(model, self.test[0]) == self.test[1]).float().mean())
 
     def add(self, method: str, share: float, model: nn.Module, **more: Any) -> None:
-        (cost,) = self.net.costs([self.subnets[share]]) if share < 1 else [self.net.graph.cost()]
-        settings = {k: getattr(self.options, k) for k in ("epochs", "images", "lr", "seed", "test")}
-        whole = self.net.graph.cost().macs
-        row = {"method": method, "budget": share, "macs": cost.macs, "macs_kept": cost.macs / whole, "params": cost.params}
-        self.rows.append({**row, "accuracy": self.accuracy(model), **settings, **more})
+        cost, whole = self.net.costs([self.subnets[share] if share < 1 else self.net.largest, self.net.largest])
+        row = {"method": method, "budget": share, "macs": cost.macs, "macs_kept": cost.macs / whole.macs, "params": cost.params}
+        self.rows.append({**row, "accuracy": self.accuracy(model), **self.settings(method), **more})
         print(json.dumps(self.rows[-1]), flush=True)
-        RESULTS.write_text(
-            json.dumps({"about": about(), "command": "python -m benchmarks.supernet", "rows": self.rows}, indent=1) + "\n"
-        )
+        found = {"about": about(), "command": "python -m benchmarks.supernet", "rows": self.rows}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
     def has(self, method: str, share: float) -> bool:
-        o = self.options
-        same = [r for r in self.rows if all(r[k] == getattr(o, k) for k in ("epochs", "images", "lr", "seed", "test"))]
-        return any(r["method"] == method and r["budget"] == share for r in same)
+        wanted = {"method": method, "budget": share, **self.settings(method)}
+        return any(all(row[k] == v for k, v in wanted.items()) for row in self.rows if row["method"] == method)
+
+    def settings(self, method: str) -> dict[str, Any]:
+        """The options that decide a row: those of training only where there is training."""
+        names = SETTINGS if method in ("separate", "supernet") else ("test",)
+        return {k: getattr(self.options, k) for k in names}
 
     def passed(self, macs: float) -> float:
         """MACs of a run with `macs` in forward passes per image (a backward pass counts as two of them)."""
-        return macs * self.options.epochs * len(self.train) * 128
+        return macs * self.options.epochs * len(self.train) * self.options.batch
 
     def untrained(self) -> None:
         if not self.has("pretrained", 1.0):
@@ -138,7 +142,7 @@ class Bench:
             return
         folder = self.options.runs / "supernet"
         folder.mkdir(parents=True, exist_ok=True)
-        timed, net = Timed(folder), nested(self.model)
+        timed, net = Timed(folder), nested(self.model, self.calibration)
         sandwich = bough.Sandwich(distillation=Distillation(logits=1 - LABELS))
         net.fit(self.train, self.training(folder), sandwich=sandwich, callback=timed)
         net.save(folder, overwrite=True)
@@ -185,7 +189,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of real data and weights, with its load.py")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs, by which killed ones are resumed")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--images", type=int, default=19200, help="training images")
+    parser.add_argument("--images", type=int, default=9600, help="training images")
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--test", type=int, default=2000, help="test images")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

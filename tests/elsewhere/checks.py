@@ -64,6 +64,20 @@ def test_training_runs_on_the_device_and_ends_where_it_began():
     assert_same(model, elsewhere)
 
 
+def test_a_supernet_trains_on_the_device_and_its_subnets_follow():
+    nets = [bough.supernet(net().eval(), X[:2]), bough.supernet(net(PLACE).eval(), X[:2].to(PLACE))]
+    for nested in nets:
+        nested.fit(DATA, replace(TRAINING, epochs=1), evaluate=lambda m: float(m(X.to(PLACE)).sum()), data=BATCHES)
+    assert [places(nested) for nested in nets] == [{"cpu"}, {PLACE}]
+    assert_same(*nets)
+    moved, subnet = nets[0].eval().to(PLACE), nets[0].smallest
+    with moved.at(subnet) as module:
+        assert places(module) == {PLACE}
+        here = moved(X.to(PLACE))
+    torch.testing.assert_close(here.cpu(), moved.extract(subnet).model(X.to(PLACE)).cpu())
+    torch.testing.assert_close(here.cpu(), nets[1].eval().extract(subnet).model(X.to(PLACE)).cpu(), rtol=1e-4, atol=1e-4)
+
+
 def test_a_failed_run_takes_the_model_back_too():
     def fail(model, batch):
         assert places(model) == {PLACE}

@@ -107,6 +107,15 @@ def test_a_subnet_in_training_leaves_the_statistics_of_the_supernet():
     assert not all(torch.equal(b, before[n]) for n, b in net.named_buffers())
 
 
+def test_an_instance_of_the_whole_model_has_statistics_of_its_own():
+    net = nested()
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    module = net.instance(net.largest)
+    torch.testing.assert_close(module(inputs()), net(inputs()), rtol=0, atol=0)
+    bough.recalibrate(module, [inputs(32)])
+    assert all(torch.equal(b, before[n]) for n, b in net.named_buffers())
+
+
 def test_modes_are_those_of_the_supernet():
     net = nested().train()
     net.model.blocks[1].norm.eval()

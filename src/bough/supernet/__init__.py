@@ -1,9 +1,10 @@
 """Supernets: one model whose smaller subnets share its weights, are trained together and extracted for each device."""
 
+from bough.supernet.build import supernet
 from bough.supernet.extracted import Extracted
 from bough.supernet.profile import Profile
 from bough.supernet.subnet import Subnet
-from bough.supernet.supernet import Supernet, supernet
+from bough.supernet.supernet import Supernet
 from bough.supernet.table import SubnetRow, SubnetTable
 from bough.supernet.training import Sandwich
 

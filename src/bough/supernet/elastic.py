@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bough.errors import PlanError
+from bough.errors import ConflictError, PlanError
 from bough.graph import Graph
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allowed
+from bough.planning.depth import left_out
 from bough.planning.equations import ties
 from bough.planning.named import by_group, least
 from bough.planning.options import Options
@@ -20,7 +21,7 @@ from bough.supernet.space import ElasticWidth, SubnetSpace, elastic_layers
 def subnet_space(
     graph: Graph, scores: Scores, *, round_to: int | str, minimum: float | Mapping[Any, float], depth: bool | Iterable[str]
 ) -> tuple[SubnetSpace, dict[str, str]]:
-    """Return (the subnets of a graph, {group that is not elastic: reason}).
+    """Return (the subnets of a graph, {group or layer that is not elastic: reason}).
 
     The smallest widths are planned, so the model's Python is run at them; groups that it contradicts there are not elastic.
 
@@ -35,7 +36,7 @@ def subnet_space(
         ConflictError: the model does not run without the elastic layers.
     """
     allowed = widths_allowed(graph, round_to, minimum)
-    depths = elastic_layers(graph, depth)
+    depths, needed = runnable(graph, elastic_layers(graph, depth), required=not isinstance(depth, bool))
     held = dict(ties(graph, {}).held)
     smallest = {n: int(w.counts[-1][i]) for w in _widths(graph, held, allowed) for i, n in enumerate(w.groups)}
     if smallest:
@@ -46,9 +47,41 @@ def subnet_space(
         raise PlanError(
             f"{type(graph.model).__name__} has nothing elastic: {reasons}. Lower minimum or round_to, or give depth"
         )
-    space = SubnetSpace(graph, widths, depths)
-    space.without(space.layers)  # raises where the model does not run
-    return space, held
+    return SubnetSpace(graph, widths, depths), {**held, **needed}
+
+
+def runnable(
+    graph: Graph, depths: tuple[tuple[str, ...], ...], *, required: bool
+) -> tuple[tuple[tuple[str, ...], ...], dict[str, str]]:
+    """Return (the lists without the layers that the model does not run without, {such a layer: reason}).
+
+    Args:
+        graph: of the model.
+        depths: lists of layers; all of them may be left out together.
+        required: raise where the model does not run without them, instead of keeping layers.
+
+    Raises:
+        ConflictError: it does not, and they are required.
+    """
+    layers = {x.name: x for x in graph.layers}
+    every = SubnetSpace(graph, (), depths).layers
+    try:
+        left_out(graph, [layers[n] for n in every])
+    except ConflictError:
+        if required:
+            raise
+    else:
+        return depths, {}
+    gone: list[str] = []
+    needed: dict[str, str] = {}
+    for name in every:
+        try:
+            left_out(graph, [layers[n] for n in (*gone, name)])
+            gone.append(name)
+        except ConflictError as error:
+            needed[name] = str(error)
+    lists = (tuple(n for n in names if n in gone) for names in depths)
+    return tuple(names for names in lists if names), needed
 
 
 def widths_allowed(graph: Graph, round_to: int | str, minimum: float | Mapping[Any, float]) -> Allowed:

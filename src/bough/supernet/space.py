@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from bough.errors import PlanError, instead
+from bough.errors import ConflictError, PlanError, instead
 from bough.graph import Graph
 from bough.planning.depth import containers, left_out
 from bough.planning.equations import ties
@@ -124,6 +124,7 @@ class SubnetSpace:
 
         Raises:
             PlanError: a name of no elastic group or layer, or a count that the group may not have.
+            ConflictError: a group whose width must stay without the dropped layers.
         """
         chosen = dict(self.sizes)
         for name in counts:
@@ -146,7 +147,7 @@ class SubnetSpace:
         whole = {n: int(k) for n, k in counts.items() if n in subnet.counts and subnet.counts[n] != k}
         if whole:
             why = self.held_without(dropped)[next(iter(whole))]
-            raise PlanError(f"no subnet without {', '.join(dropped)} has {_shown(whole)}: {why}")
+            raise ConflictError(f"no subnet without {', '.join(dropped)} has {_shown(whole)}: {why}")
         return subnet
 
 

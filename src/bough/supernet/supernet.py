@@ -1,4 +1,4 @@
-"""`supernet` and `Supernet`: one model that contains many smaller ones, whose weights they share."""
+"""`Supernet`: one model that contains many smaller ones, whose weights they share."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ from bough.cost import Cost, EnergyModel
 from bough.cutting import cut
 from bough.errors import ConflictError, PlanError
 from bough.graph import Graph
-from bough.importance import Criterion, DataCriterion, score
 from bough.latency import LatencyTable
 from bough.planning import Allocator, Budget, Options, Plan, planned
 from bough.planning.allocation import Allowed
 from bough.recovery import Trained, Training
 from bough.supernet.checkpoint import load_supernet, save_supernet
-from bough.supernet.elastic import subnet_space, widths_allowed
 from bough.supernet.extracted import Extracted, recalibrated
 from bough.supernet.instances import Instances
-from bough.supernet.ordering import Scores, importance_order, order_units
+from bough.supernet.ordering import Scores
 from bough.supernet.pricing import SubnetPrices, prices_of, subnet_within
 from bough.supernet.profile import BudgetCheck, Profile, profile_of
 from bough.supernet.space import SubnetSpace
@@ -37,95 +35,30 @@ from bough.supernet.subnet import Subnet
 from bough.supernet.table import SubnetRow, SubnetTable
 from bough.supernet.tabulating import tabulated
 from bough.supernet.training import Sandwich, train_sandwich
-from bough.tracing import trace
 from bough.tracing.fingerprint import weights_digest
-from bough.tracing.selection import Selection
-from bough.tracing.ties import Ties
-from bough.tracing.wrapped import traceable
 
 _PLANS = 256  # plans of subnets that stay known
 _DRAWS = 100  # of a subnet, until the model's Python agrees with one
 
 
-def supernet(
-    model: nn.Module,
-    example_inputs: Any,
-    *,
-    importance: str | Criterion | DataCriterion = "group",
-    data: Data | Iterable[Any] | None = None,
-    ignore: Selection = (),
-    only: Selection | None = None,
-    tie: Ties | None = None,
-    round_to: int | str = 1,
-    minimum: float | Mapping[Any, float] = 0.25,
-    depth: bool | Iterable[str] = False,
-) -> Supernet:
-    """Return a model of elastic widths and depth, in which the units of every group are ordered by importance.
-
-    A subnet keeps the first, most important units of each group, and may leave out layers. The supernet computes what `model`
-    does; `model` stays as it was, and its classes are not rewritten.
-
-    Source: Yu and Huang, 2019 (universally slimmable networks); Cai et al., 2020 (once-for-all).
-
-    Args:
-        model, example_inputs, ignore, only, tie: as for `trace`.
-        importance: criterion by which units are ordered, as for `score`.
-        data: batches for a criterion on data.
-        round_to: widths of subnets are multiples of this, as for `plan`.
-        minimum: the smallest width of a group, a number of units or a share below 1, as for `plan`.
-        depth: which layers may be left out: False for none; True for the entries of lists that can be left out, the last one
-            first (of a list whose entries all can, the first entry stays); or names and patterns of `graph.layers`.
-
-    Raises:
-        ArgumentError: an argument of another type.
-        TraceError: as for `trace`.
-        PlanError: nothing is elastic, or an option names nothing.
-        ConflictError: the model does not run without the elastic layers.
-
-    Example:
-        >>> import torch, bough
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> x = torch.randn(3, 4)
-        >>> nested = supernet(net, x)
-        >>> torch.allclose(nested(x), net(x), atol=1e-6)
-        True
-        >>> with nested.at({"0": 4}):
-        ...     loss = nested(x).square().mean()
-        >>> loss.backward()
-        >>> small = nested.extract({"0": 4}).model
-        >>> small[0].out_features
-        4
-    """
-    check_arguments(supernet, locals())
-    inner = traceable(model)
-    graph = trace(inner, example_inputs, ignore=ignore, only=only, tie=tie)
-    scores = score(graph, importance, data)
-    order = importance_order(graph, scores)
-    ordered = order_units(inner, graph, order)
-    graph = trace(ordered, example_inputs, ignore=ignore, only=only, tie=tie)
-    scores = {name: np.asarray(scores[name], dtype=np.float64)[units] for name, units in order.items()}
-    space, frozen = subnet_space(graph, scores, round_to=round_to, minimum=minimum, depth=depth)
-    return Supernet(space, scores, frozen, widths_allowed(graph, round_to, minimum))
-
-
 class Supernet(nn.Module):
     """A model that runs at the widths and depth that are set by `at`, and at full size outside of it.
 
-    `supernet` makes one, and `Supernet.load` reads a saved one.
+    `bough.supernet` makes one, and `Supernet.load` reads a saved one.
 
     Attributes:
         model: the largest subnet, an ordinary module; its parameters are those of all subnets.
         space: the subnets.
         scores: {group: float64 [units]}, descending: by which the units were ordered, and budgets are divided.
-        frozen: {group that is not elastic although its types allow it: reason}.
-        refused: {subnet that was drawn and is not used: how the model's Python contradicts it}.
+        frozen: {group or layer that is not elastic although its types allow it: reason}.
+        refused: {how the model's Python contradicts subnets that were drawn and not used: their number}.
     """
 
     def __init__(self, space: SubnetSpace, scores: Scores, frozen: Mapping[str, str], allowed: Allowed) -> None:
         super().__init__()
         self.model = space.graph.model
         self.space, self.scores, self.frozen, self.allowed = space, dict(scores), dict(frozen), allowed
-        self.refused: dict[Any, str] = {}
+        self.refused: dict[str, int] = {}
         self._instances = Instances(self.model)
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._active: list[nn.Module] = []
@@ -178,10 +111,10 @@ class Supernet(nn.Module):
             PlanError: no such group, layer or width.
             ConflictError: the model's Python contradicts these counts.
         """
-        module = self.instance(self.subnet(counts, drop=drop))
-        self._active.append(module)
+        subnet = self.subnet(counts, drop=drop)
+        self._active.append(self.model if subnet.key == self.largest.key else self.instance(subnet))
         try:
-            yield module
+            yield self._active[-1]
         finally:
             self._active.pop()
 
@@ -200,13 +133,12 @@ class Supernet(nn.Module):
         return self.space.checked(counts, drop)
 
     def instance(self, subnet: Subnet) -> nn.Module:
-        """Return the module of a subnet on slices of the present weights, as `at` yields it.
+        """Return a module of a subnet on slices of the present weights, with buffers of its own.
 
         Raises:
             ConflictError: as for `at`.
         """
-        plan = self.plan(subnet)
-        return self._instances.make(subnet.key, plan) if plan.kept or plan.left_out else self.model
+        return self._instances.make(subnet.key, self.plan(subnet))
 
     def plan(self, subnet: Subnet) -> Plan:
         """Return the plan that cuts `model` to a subnet.
@@ -243,14 +175,14 @@ class Supernet(nn.Module):
             raise PlanError(f"sample(smallest={smallest}): must be from 0 to 1")
         generator = np.random.default_rng(rng)
         for _ in range(_DRAWS):
-            drawn = self.space.sample(generator, smallest)
             try:
+                drawn = self.space.sample(generator, smallest)
                 self.plan(drawn)
             except ConflictError as error:
-                self.refused[drawn.key] = str(error)
+                self.refused[str(error)] = self.refused.get(str(error), 0) + 1
                 continue
             return drawn
-        raise ConflictError(f"none of {_DRAWS} subnets runs: {next(reversed(self.refused.values()))}")
+        raise ConflictError(f"none of {_DRAWS} subnets runs: {next(reversed(self.refused))}")
 
     def costs(
         self, subnets: Iterable[Subnet], *, table: LatencyTable | None = None, energy: EnergyModel | None = None
