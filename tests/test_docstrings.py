@@ -11,6 +11,7 @@ from tests.zoo.shim import declare_torchvision_ops
 
 declare_torchvision_ops()  # which transformers imports
 EXTRAS = (
+    "optuna",
     "torchao",
     "onnx",
     "onnxruntime",

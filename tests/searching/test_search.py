@@ -163,6 +163,31 @@ def test_models_may_be_made_in_another_way():
         found.plan(found.best)
 
 
+def test_the_subnets_of_a_supernet():
+    """They are evaluated as they are, in its order of layers; an extracted one gives what was found."""
+    torch.manual_seed(0)
+    net = bough.supernet(Stack().eval(), torch.randn(2, 5), depth=["blocks.*"], round_to=2, minimum=0.25)
+    x = torch.randn(16, 5)
+
+    def error(small):
+        return float((small(x) - net.model(x)).square().mean().detach())
+
+    found = bough.search(net, None, error, objectives={"error": "min", "macs": "min"}, trials=12, start=())
+    assert all(p.error is None for p in found.points)
+    order = net.space.depths[0]
+    assert {len(p.left_out) for p in found.points} > {0}
+    for p in found.points:
+        assert set(p.left_out) == set(order[: len(p.left_out)])
+        small = net.extract(net.subnet(p.counts, drop=p.left_out)).model
+        assert error(small) == pytest.approx(p.metrics["error"], abs=1e-9)
+        assert bough.trace(small, x[:2]).cost().macs == p.cost["macs"]
+    best = bough.search(net, None, error, budget=bough.Budget(macs="40%"), objectives={"error": "min"}, trials=8).best
+    assert best.cost["macs"] <= 0.4 * net.graph.cost().macs
+    assert found.plan(found.best).cost.macs == found.best.cost["macs"]
+    with pytest.raises(SearchError, match=r"leave out round_to; give them to bough\.supernet"):
+        bough.search(net, None, error, trials=3, round_to=4)
+
+
 def test_failures_are_kept_and_do_not_stop_the_search():
     def fails(model):
         if model[0].out_features == 4:

@@ -23,6 +23,7 @@ from bough.planning.named import by_group, held, least
 from bough.planning.ragged import differing
 from bough.searching.pricing import Pricing
 from bough.searching.space import SearchSpace
+from bough.supernet import Supernet
 from bough.tracing.selection import left_alone
 
 Scores = Mapping[str, NDArray[np.float64]]
@@ -72,7 +73,21 @@ def search_space(
     pricing = Pricing(graph, prices or Prices())
     limits = budget.limits(pricing.original) if budget is not None else {}
     sizes = {g.name: g.size for g in graph.groups}
-    return SearchSpace(pricing, found, sizes, optional, always, limits), stay
+    return SearchSpace(pricing, found, sizes, [[name] for name in optional], always, limits), stay
+
+
+def subnet_space(net: Supernet, *, budget: Budget | None = None, prices: Prices | None = None) -> SearchSpace:
+    """Return the space of the subnets of a supernet, whose layers are left out in the order in which they were in training.
+
+    Raises:
+        BudgetError: not even the smallest subnet meets the budget.
+    """
+    by_name = {g.name: g for g in net.graph.groups}
+    found = [columns([[by_name[n] for n in width.groups]], net.scores, net.allowed)[0] for width in net.space.widths]
+    pricing = Pricing(net.graph, prices or Prices())
+    limits = budget.limits(pricing.original) if budget is not None else {}
+    sizes = {g.name: g.size for g in net.graph.groups}
+    return SearchSpace(pricing, found, sizes, net.space.depths, (), limits)
 
 
 def optional_layers(graph: Graph, given: Iterable[str], always: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from bough.graph import Graph
 from bough.planning import Options, Plan, planned
 from bough.planning.budget import LeastOfTied
 from bough.recovery import recalibrate, refit_
+from bough.supernet import Supernet
 
 
 class Maker(Protocol):
@@ -72,3 +73,21 @@ class CutMaker:
         elif self.recalibrate and self.data is not None:
             recalibrate(small, self.data)
         return small
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetMaker:
+    """Selects subnets of a supernet, and sets their batch-norm statistics anew on `data`; nothing is cut or refitted."""
+
+    net: Supernet
+    data: Data | None = None
+
+    def plan(self, counts: Mapping[str, int], left_out: tuple[str, ...] = ()) -> Plan:
+        """Return the plan that cuts the supernet to a candidate."""
+        return self.net.plan(self.net.subnet(counts, drop=left_out))
+
+    def __call__(self, counts: Mapping[str, int], left_out: tuple[str, ...] = ()) -> nn.Module:
+        """Return the module of a candidate, on slices of the supernet's weights."""
+        module = self.net.instance(self.net.subnet(counts, drop=left_out)).eval()
+        has_statistics = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        return recalibrate(module, self.data) if self.data is not None and has_statistics else module

@@ -35,7 +35,7 @@ def exchanged(space: SearchSpace, choice: Choice, rng: np.random.Generator, cost
     changed = choice.copy()
     if len(choice) > widths and rng.random() < 0.2:
         i = int(rng.integers(widths, len(choice)))
-        changed[i] = 1 - changed[i]
+        changed[i] = _moved(space, changed, i, rng)
     limited = space.within(costs)
     givers = rng.permutation(widths)[: int(rng.integers(1, 4))]
     for i in givers:
@@ -51,8 +51,6 @@ def exchanged(space: SearchSpace, choice: Choice, rng: np.random.Generator, cost
 
 def _moved(space: SearchSpace, choice: Choice, i: int, rng: np.random.Generator) -> int:
     highest = int(space.highest[i])
-    if i >= len(space.columns):
-        return 1 - int(choice[i])
     most = max(1, int(_LONGEST * highest))
     step = int(rng.integers(1, most + 1)) * (1 if rng.random() < 0.5 else -1)
     moved = int(np.clip(choice[i] + step, 0, highest))

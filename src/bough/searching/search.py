@@ -14,7 +14,6 @@ from torch import nn
 
 from bough.arguments import check_arguments
 from bough.calibration import Data, as_data, require_reiterable
-from bough.calls import as_calls
 from bough.comparing.folder import identity_of
 from bough.comparing.naming import named
 from bough.comparing.run import Evaluate, measured
@@ -28,15 +27,16 @@ from bough.importance import Criterion, DataCriterion, resolve_criterion, score
 from bough.importance.score import with_data_reached
 from bough.planning import Allocator, Budget, Options
 from bough.planning.budget import priced
-from bough.searching.building import search_space
+from bough.searching.building import search_space, subnet_space
 from bough.searching.goals import Goals, goals_of
 from bough.searching.live import shown, write_front
-from bough.searching.makers import CutMaker, Maker
+from bough.searching.makers import CutMaker, Maker, SubnetMaker
 from bough.searching.result import SearchResult
 from bough.searching.space import SearchSpace
 from bough.searching.start_points import START, start_points
+from bough.supernet import Supernet
 from bough.tracing import trace
-from bough.tracing.selection import Selection, as_names
+from bough.tracing.selection import Selection
 from bough.tracing.ties import Ties, tie_names
 from bough.tracing.tree import tensors_within
 
@@ -85,7 +85,8 @@ def search(
     process that is killed loses the candidate that it was evaluating, which another worker, or the next call, evaluates again.
 
     Args:
-        model, example_inputs, ignore, only, tie: as for `trace`.
+        model, example_inputs, ignore, only, tie: as for `trace`. Of a supernet (see `bough.supernet`) the subnets are searched:
+            nothing is cut or refitted, and batch norms are set anew on `data`; example inputs are not needed (None).
         evaluate: model -> a metric, or a dict of metrics, of data that the model is not tested on.
         budget: upper bounds on costs that all candidates meet.
         objectives: {metric of `evaluate`, or field of `Cost`: "max" or "min"}; a metric, such as a measured latency, takes the
@@ -142,25 +143,30 @@ def search(
     if (refit or recalibrate) and batches is None:
         raise SearchError("search(refit=True) and search(recalibrate=True) need data: unlabelled batches, such as data=loader")
     _require_optuna()
-    criterion = resolve_criterion(importance or (WITHOUT_DATA if batches is None else ERRORS).importance)
-    if start is None:
-        start = (*START, "error") if getattr(criterion, "gives_errors", False) else START
-    graph = with_data_reached(trace(model, example_inputs, ignore=ignore, only=only, tie=tie), [criterion])
     options = Options(**planning)
-    wanted = [n for n in objectives or () if n in ("energy", "flash")]
-    prices = _prices(budget, options, wanted)
-    scores = score(graph, criterion, batches)
-    space, held = search_space(graph, scores, options, budget=budget, prices=prices, layers=layers)
-    fits = batches is not None if refit is None else refit
-    maker = make or CutMaker(graph, scores, options, batches, fits, recalibrate, example_inputs)
+    prices = _prices(budget, options, [n for n in objectives or () if n in ("energy", "flash")])
+    fits = batches is not None and not isinstance(model, Supernet) if refit is None else refit
+    maker: Maker
+    if isinstance(model, Supernet):
+        given = [importance, refit or None, recalibrate or None, make, ignore or None, only, tie, layers or None]
+        _check_supernet(given, planning)
+        graph, criterion, held = model.graph, "of the supernet", dict(model.frozen)
+        space, maker = subnet_space(model, budget=budget, prices=prices), SubnetMaker(model, batches)
+        start = START if start is None else start
+    else:
+        resolved = resolve_criterion(importance or (WITHOUT_DATA if batches is None else ERRORS).importance)
+        graph = with_data_reached(trace(model, example_inputs, ignore=ignore, only=only, tie=tie), [resolved])
+        scores = score(graph, resolved, batches)
+        space, held = search_space(graph, scores, options, budget=budget, prices=prices, layers=layers)
+        maker = make or CutMaker(graph, scores, options, batches, fits, recalibrate, example_inputs)
+        criterion, errors = named(resolved), getattr(resolved, "gives_errors", False)
+        start = ((*START, "error") if errors else START) if start is None else start
     told = {
-        "evaluate": _place(evaluate), "importance": named(criterion), "refit": str(fits), "recalibrate": str(recalibrate),
-        "budget": str(budget), "layers": ", ".join(space.optional), "space": _digest(space), "make": _place(make),
-        "ignore": ", ".join(sorted(as_names(graph.model, ignore, "ignore"))),
+        "evaluate": _place(evaluate), "importance": criterion, "refit": str(fits), "recalibrate": str(recalibrate),
+        "budget": str(budget), "layers": str(space.optional), "space": _digest(space), "make": _place(make),
         "tie": str(sorted(map(str, tie_names(graph.model, tie or {}).items()))), **(about or {}),
     }  # fmt: skip
-    calls = as_calls(example_inputs)
-    identity = identity_of(graph, list(tensors_within([(c.args, c.kwargs) for c in calls])), told)
+    identity = identity_of(graph, list(tensors_within([(c.args, c.kwargs) for c in graph.calls])), told)
     run = Run(space, maker, evaluate, identity, trials, method, screen, population, tuple(start), seed, progress)
     return run_search(
         run, graph, lambda metrics: goals_of(
@@ -252,6 +258,17 @@ def _check(
     for option in planning:
         if option not in known:
             raise SearchError(f"search has no option {option!r}: those of planning are {', '.join(known)}")
+
+
+def _check_supernet(given: list[Any], planning: Mapping[str, Any]) -> None:
+    """Raise SearchError for options that a supernet has decided."""
+    other = [f for f in planning if f not in ("table", "energy")]
+    if other or any(x is not None for x in given):
+        option = other[0] if other else "importance, refit, recalibrate, make, ignore, only, tie and layers"
+        raise SearchError(
+            "a supernet has decided its widths, layers and order of units, and its subnets are not refitted: leave out "
+            f"{option}; give them to bough.supernet"
+        )
 
 
 def _prices(budget: Budget | None, options: Options, wanted: list[str]) -> Prices:

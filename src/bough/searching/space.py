@@ -1,7 +1,7 @@
 """The space that a search draws from: the widths that each group may have, and layers that may be left out.
 
 A point of the space is a choice: an array [dimensions] of integers. First comes one number per column of tied groups, the
-steps removed from it (0 keeps all units), then one per optional layer (1 leaves it out).
+steps removed from it (0 keeps all units), then one per list of optional layers, the number of its layers that are left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SearchSpace:
         pricing: of the traced model.
         columns: tied groups with the widths that they may have.
         group_sizes: {group: units} of the whole model, in the order of its graph.
-        optional: names of the layers that may be left out.
+        optional: lists of layers that may be left out, each in this order: the first first.
         always_out: names of layers that are left out of every candidate.
         limits: upper bounds on costs, by field of `Cost`.
 
@@ -42,13 +42,14 @@ class SearchSpace:
     """
 
     def __init__(
-        self, pricing: Pricing, columns: Sequence[Column], group_sizes: Mapping[str, int], optional: Sequence[str] = (),
-        always_out: Sequence[str] = (), limits: Mapping[str, float] | None = None,
+        self, pricing: Pricing, columns: Sequence[Column], group_sizes: Mapping[str, int],
+        optional: Sequence[Sequence[str]] = (), always_out: Sequence[str] = (), limits: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
-        self.pricing, self.columns, self.optional, self.always_out = pricing, columns, tuple(optional), tuple(always_out)
+        self.pricing, self.columns, self.always_out = pricing, columns, tuple(always_out)
+        self.optional = tuple(map(tuple, optional))
         self.limits = dict(limits or {})
-        self.names = [*(c.groups[0].name for c in columns), *(f"without {name}" for name in optional)]
-        self.highest: Choice = np.array([*(c.steps for c in columns), *(1 for _ in optional)], dtype=np.int64)
+        self.names = [*(c.groups[0].name for c in columns), *(f"without {', '.join(names)}" for names in optional)]
+        self.highest: Choice = np.array([*(c.steps for c in columns), *map(len, self.optional)], dtype=np.int64)
         self._groups = list(group_sizes)
         place = {name: i for i, name in enumerate(self._groups)}
         self._sizes = np.array([float(n) for n in group_sizes.values()])
@@ -143,7 +144,8 @@ class SearchSpace:
         """Return a random choice around a random common width; it need not meet the limits."""
         level = rng.random()
         shares = np.clip(level + rng.normal(0.0, _SPREAD, len(self.columns)), 0.0, 1.0)
-        out = rng.random(len(self.optional)) < level / 2
+        lists = self.highest[len(self.columns) :]
+        out = rng.binomial(lists, level / 2) if len(lists) else lists
         return np.concatenate([np.rint(shares * self.highest[: len(shares)]), out]).astype(np.int64)
 
     def shrunk(self, choice: Choice) -> Choice:
@@ -155,7 +157,8 @@ class SearchSpace:
         for i in range(len(self.columns), len(target)):
             if self.feasible(target)[0]:
                 break
-            target[i] = 1  # the smallest widths alone are not enough: leave out one more layer
+            while target[i] < self.highest[i] and not self.feasible(target)[0]:
+                target[i] += 1  # the smallest widths alone are not enough: leave out one more layer
         shares = np.arange(1, _STEPS + 1)[:, None] / _STEPS
         line = choice + np.ceil((target - choice) * shares).astype(np.int64)
         line[:, len(self.columns) :] = target[len(self.columns) :]
@@ -177,7 +180,7 @@ class SearchSpace:
         return np.asarray(grown)
 
     def _left_out(self, pattern: NDArray[np.int64]) -> tuple[str, ...]:
-        names = {*self.always_out, *(n for n, out in zip(self.optional, pattern, strict=True) if out)}
+        names = {*self.always_out, *(n for names, out in zip(self.optional, pattern, strict=True) for n in names[: int(out)])}
         return tuple(sorted(n for n in names if not any(n.startswith(f"{other}.") for other in names)))
 
     def _unreachable(self) -> str:
