@@ -27,8 +27,8 @@ import bough
 from benchmarks import harness, zoo
 from benchmarks.coverage_bough import plain
 from benchmarks.coverage_table import markdown
-from bough.tracing.inputs import with_tensors
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.inputs import with_tensors
+from bough.tracing.capture.tree import tensors_within
 
 OUT = harness.ROOT / "benchmarks" / "results" / "other_inputs.jsonl"
 SHAPES = ("batch 1", "batch 5", "longer or larger")

@@ -39,7 +39,7 @@ def work(name: str, seconds: float, seed: int) -> dict[str, Any]:
     import bough
     from bough.cost import closed_form
     from bough.planning.allocation import Allowed, columns
-    from bough.planning.equations import ties
+    from bough.planning.constraints.equations import ties
 
     torch.set_num_threads(1)
     graph = bough.trace(*build(name, seed))

@@ -22,8 +22,8 @@ from torch import nn
 import bough
 from benchmarks.harness import about
 from bough.calls import Call, as_calls
-from bough.tracing.run import state_names
-from bough.tracing.tree import Returned
+from bough.tracing.capture.run import state_names
+from bough.tracing.capture.tree import Returned
 from tests.test_library_models import ZOO as LIBRARY
 from tests.zoo import randomize, small
 

@@ -32,7 +32,7 @@ from bough.planning.allocation.along import form_of
 from bough.planning.allocation.greedy import cumulated, total_loss
 from bough.planning.allocation.knapsack import fit
 from bough.planning.allocation.problem import Problem
-from bough.planning.equations import ties
+from bough.planning.constraints.equations import ties
 from tests.zoo.small import ZOO
 
 

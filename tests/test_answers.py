@@ -9,7 +9,7 @@ import bough
 from bough.allocation import Allocation, Allowed, Greedy, columns
 from bough.errors import PlanError
 from bough.planning.allocation import allocated
-from bough.planning.equations import ties
+from bough.planning.constraints.equations import ties
 
 X = torch.randn(4, 8)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import bough
-from bough.tracing.provenance import key_of, path_of
+from bough.tracing.capture.provenance import key_of, path_of
 from tests.zoo import randomize
 
 NAMES = ["a:b", ":", "100%", "%3A:x", "a/b", "a#2", "ü b"]

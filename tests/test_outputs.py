@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import bough
 from bough.errors import TraceError
-from bough.tracing.tree import output_tensors, tensors_within
+from bough.tracing.capture.tree import output_tensors, tensors_within
 
 
 class Slotted:

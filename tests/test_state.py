@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bough
 from bough.errors import PlanError
 from bough.graph import held_tensor
-from bough.tracing.execution import held_tensors
+from bough.tracing.capture.execution import held_tensors
 
 
 class Streaming(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bough
-from bough.tracing.tree import output_tensors
+from bough.tracing.capture.tree import output_tensors
 from tests.zoo import randomize, to_double, transformers_models
 
 UNIFORM = {  # family: fields of the config after keep=0.5

@@ -22,7 +22,7 @@ from bough.cutting.verification import relative_tolerance
 from bough.cutting.verify import missing_precision
 from bough.errors import BoughError, PlanError, TraceError, VerificationError
 from bough.recovery import iterate
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.tree import tensors_within
 from tests.zoo import randomize
 from tests.zoo.small import ZOO
 

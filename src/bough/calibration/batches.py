@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.tree import tensors_within
 
 
 def traced_inputs(graph: Graph, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

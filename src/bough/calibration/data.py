@@ -19,8 +19,8 @@ from bough.calibration.sums import SAMPLES, Sums, load_sums, save_sums
 from bough.calls import Call
 from bough.errors import PlanError
 from bough.graph import Graph
+from bough.tracing.capture.held import substituted
 from bough.tracing.fingerprint import weights_digest
-from bough.tracing.held import substituted
 
 Loss = Callable[[Any, Any], Tensor]
 """(model, batch), (output, batch) or (output, labels) -> mean loss over the batch, a scalar; see `bough.calibration.losses`."""

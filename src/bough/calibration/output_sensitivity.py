@@ -20,8 +20,8 @@ from bough.calibration.sums import SAMPLES, Sums
 from bough.calibration.taps import Tap, preserve_state, tapped
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
+from bough.tracing.capture.tree import output_tensors
 from bough.tracing.flow import LAYERS, Flow
-from bough.tracing.tree import output_tensors
 
 MomentsByAxis = Mapping[InputAxis, Moments | InnerProducts]
 

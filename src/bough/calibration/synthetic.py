@@ -14,9 +14,9 @@ from bough.calibration.data import Data, show_progress
 from bough.calibration.taps import Tap, preserve_state, tapped
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
+from bough.tracing.capture.inputs import with_tensors
+from bough.tracing.capture.tree import tensors_within
 from bough.tracing.flow import statistics
-from bough.tracing.inputs import with_tensors
-from bough.tracing.tree import tensors_within
 
 _RATE = 0.1  # Adam's learning rate, in standard deviations of the example inputs; it falls to 0 along a cosine
 _SPREAD = 0.25  # weight of the squared log ratio of variances, which is 4 times a squared relative error of deviations

@@ -21,13 +21,13 @@ from bough.errors import TraceError
 from bough.graph import Graph, OpRecord
 from bough.ops import spec
 from bough.spaces import Space, normal
-from bough.tracing.caches import fresh_caches
-from bough.tracing.execution import held_tensors
-from bough.tracing.held import substituted
-from bough.tracing.location import here
-from bough.tracing.randomness import unchanged_rng
-from bough.tracing.stream import OpCall, Runner, Stream, swap, tensors_in
-from bough.tracing.wrapped import eagerly
+from bough.tracing.capture.caches import fresh_caches
+from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.held import substituted
+from bough.tracing.capture.location import here
+from bough.tracing.capture.randomness import unchanged_rng
+from bough.tracing.capture.stream import OpCall, Runner, Stream, swap, tensors_in
+from bough.tracing.capture.wrapped import eagerly
 
 Reader = Callable[[OpRecord, Sequence[Tensor]], Sequence[Tensor] | None]
 """(op, tensors) -> replacements or None. The tensors are the arguments or results of a run, in the recorded order.

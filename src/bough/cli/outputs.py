@@ -11,7 +11,7 @@ import bough
 from bough.errors import CheckpointError
 from bough.exporting.checkpoint import refuse_checkpoint
 from bough.planning import config_mismatch
-from bough.tracing.wrapped import unwrap
+from bough.tracing.capture.wrapped import unwrap
 
 _TRIED = 4096  # bytes: a full disk has no room for them
 

@@ -29,7 +29,7 @@ from bough.recovery import Distillation, Features, Trained, Training
 from bough.recovery import distill as distill_model
 from bough.recovery import finetune as finetune_model
 from bough.recovery.training import STATE_FILE
-from bough.tracing.wrapped import unwrap
+from bough.tracing.capture.wrapped import unwrap
 
 Small = Annotated[Path | None, typer.Option(help="a folder that `bough prune --out` wrote; needed unless --qat is given")]
 Needed = Annotated[str, typer.Argument(help=CONTRACT)]

@@ -26,9 +26,9 @@ from bough.planning.allocation import allocator
 from bough.planning.budget import priced
 from bough.storage import exclusive
 from bough.tracing import trace
+from bough.tracing.capture.tree import tensors_within
 from bough.tracing.selection import Selection, as_names, selectors
-from bough.tracing.ties import Ties, tie_names
-from bough.tracing.tree import tensors_within
+from bough.tracing.typing.ties import Ties, tie_names
 
 _OWN = ("graph", "scores", "budget", "keep", "allocation", "ignore", "only")  # arguments of `plan` that are not for `planning`
 

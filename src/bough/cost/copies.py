@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bough.cost.polynomials import numel
-from bough.graph import Graph, OpRecord, Storage
+from bough.graph import Graph, OpRecord, Storage, numel
 from bough.spaces import Atom, Space
 
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bough.arguments import check_arguments, check_fields
-from bough.cost.polynomials import Polynomials, total
 from bough.cost.precision import precision
 from bough.cost.traffic import activations, moving, weights
-from bough.graph import Graph
+from bough.graph import Graph, Polynomials, total
 from bough.spaces import Space
 
 _PICO = 1e-12

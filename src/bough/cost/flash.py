@@ -13,8 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bough.cost.polynomials import Polynomials, numel, total
-from bough.graph import Graph, OpRecord
+from bough.graph import Graph, OpRecord, Polynomials, numel, total
 from bough.spaces import Space
 
 FLASH_PRECISION = "int8"  # of all that the export writes

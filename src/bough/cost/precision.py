@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bough.cost.polynomials import Polynomials, total
 from bough.errors import BudgetError
-from bough.graph import Graph, Storage
+from bough.graph import Graph, Polynomials, Storage, total
 from bough.spaces import Space
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from bough.cost.closed_form import ClosedForm, activation_parts, closed_form
 from bough.cost.copies import copied
 from bough.cost.energy import EnergyModel
 from bough.cost.flash import FLASH_PRECISION, flash_constants
-from bough.cost.polynomials import Part
 from bough.cost.precision import precision, stored
-from bough.graph import Graph
+from bough.graph import ClosedForm, Graph, Part, activation_parts, closed_form
 
 
 class LatencyModel(Protocol):

@@ -13,10 +13,10 @@ from bough.errors import PlanError
 from bough.planning.plan import Plan
 from bough.storage.schema import index_problem
 from bough.storage.tensors import memory
-from bough.tracing.execution import held_tensors
+from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.held import read
+from bough.tracing.capture.provenance import path_of
 from bough.tracing.fingerprint import fingerprint, weights_digest
-from bough.tracing.held import read
-from bough.tracing.provenance import path_of
 
 _SHOWN = 8
 

@@ -21,12 +21,12 @@ from bough.graph import module_of
 from bough.planning.attributes import flatten, refresh
 from bough.planning.plan import Plan
 from bough.storage.tensors import memory
-from bough.tracing.caches import clear_memoized_methods
-from bough.tracing.execution import held_tensors
-from bough.tracing.held import rewrite, substituted
-from bough.tracing.layers import bypass, leave_out
-from bough.tracing.run import uncollected
-from bough.tracing.wrapped import held_by_reducer, traceable, unwrap
+from bough.tracing.capture.caches import clear_memoized_methods
+from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.held import rewrite, substituted
+from bough.tracing.capture.run import uncollected
+from bough.tracing.capture.wrapped import held_by_reducer, traceable, unwrap
+from bough.tracing.typing.layers import bypass, leave_out
 
 
 def cut(model: nn.Module, plan: Plan) -> nn.Module:

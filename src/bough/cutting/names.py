@@ -7,9 +7,9 @@ import copy
 from torch import nn
 
 from bough.planning.plan import Plan
-from bough.tracing.execution import held_tensors
-from bough.tracing.held import rewrite
-from bough.tracing.layers import leave_out
+from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.held import rewrite
+from bough.tracing.typing.layers import leave_out
 
 
 def shortened(model: nn.Module, plan: Plan) -> nn.Module:

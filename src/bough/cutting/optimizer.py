@@ -20,7 +20,7 @@ from bough.cutting.passages import Passage, passages
 from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
-from bough.tracing.stream import tensors_in
+from bough.tracing.capture.stream import tensors_in
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 

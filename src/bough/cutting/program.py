@@ -13,10 +13,10 @@ from torch.export import ExportedProgram
 from torch.fx._pytree import tree_flatten_spec
 
 from bough.errors import ExportError
-from bough.tracing.execution import Execution
-from bough.tracing.randomness import unchanged_rng
-from bough.tracing.stream import Handler, Stream
-from bough.tracing.wrapped import eagerly
+from bough.tracing.capture.execution import Execution
+from bough.tracing.capture.randomness import unchanged_rng
+from bough.tracing.capture.stream import Handler, Stream
+from bough.tracing.capture.wrapped import eagerly
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Seen = Callable[[fx.Node, Any], None]  # a node and what it gave

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bough.tracing.location import here
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.location import here
+from bough.tracing.capture.tree import tensors_within
 
 _UNINITIALIZED = ("empty", "new_empty")  # their values are what memory held before
 

@@ -24,11 +24,11 @@ from bough.graph import sizes
 from bough.ops import Types
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Indices, coordinates, indices, normal
-from bough.tracing.execution import Execution, OnStandIns, held_tensors
-from bough.tracing.recorder import Recorder
-from bough.tracing.stream import tensors_in
-from bough.tracing.tree import tensors_within
-from bough.tracing.wrapped import traceable
+from bough.tracing.capture.execution import Execution, OnStandIns, held_tensors
+from bough.tracing.capture.stream import tensors_in
+from bough.tracing.capture.tree import tensors_within
+from bough.tracing.capture.wrapped import traceable
+from bough.tracing.typing.recorder import Recorder
 
 Shapes = dict[fx.Node, list[tuple[int, ...]]]
 

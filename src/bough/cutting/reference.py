@@ -16,12 +16,12 @@ from bough.errors import PlanError
 from bough.graph import Graph, OpRecord, RecordedRun
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Space, coordinates, indices, normal
-from bough.tracing.execution import Execution, OnStandIns
-from bough.tracing.run import run
-from bough.tracing.siblings import Ran, run_beside
-from bough.tracing.stream import OpCall, swap, tensors_in, written
+from bough.tracing.capture.execution import Execution, OnStandIns
+from bough.tracing.capture.run import run
+from bough.tracing.capture.siblings import Ran, run_beside
+from bough.tracing.capture.stream import OpCall, swap, tensors_in, written
+from bough.tracing.capture.tree import Returned
 from bough.tracing.trace import trace
-from bough.tracing.tree import Returned
 
 
 class Reference:

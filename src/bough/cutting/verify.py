@@ -26,14 +26,14 @@ from bough.cutting.verification import DrawnCheck, OutputError, Outputs, Verific
 from bough.errors import PlanError
 from bough.graph import Beside, RecordedRun, held_tensor
 from bough.planning.plan import Plan
-from bough.tracing.caches import fresh_caches
-from bough.tracing.execution import held_tensors
-from bough.tracing.held import substituted
-from bough.tracing.inputs import with_tensors
-from bough.tracing.randomness import unchanged_rng
-from bough.tracing.siblings import run_beside
-from bough.tracing.tree import Returned, state_names, tensors_within
-from bough.tracing.wrapped import eagerly, unwrap
+from bough.tracing.capture.caches import fresh_caches
+from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.held import substituted
+from bough.tracing.capture.inputs import with_tensors
+from bough.tracing.capture.randomness import unchanged_rng
+from bough.tracing.capture.siblings import run_beside
+from bough.tracing.capture.tree import Returned, state_names, tensors_within
+from bough.tracing.capture.wrapped import eagerly, unwrap
 
 _NOISE_MARGIN, _NOISE_RUNS = 3.0, 4
 _PRECISION = re.compile(

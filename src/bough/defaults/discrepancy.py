@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bough.calibration import Data, preserve_state
 from bough.graph import Graph
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.tree import tensors_within
 
 _UNSEEN = 1e-3  # of the squared error is added to the divergence, which saturates where outputs are large
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bough.calibration import Data, as_data, batch_size, keeps_statistics, synthesize
 from bough.graph import Graph
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.tree import tensors_within
 
 _SAMPLES = 1024
 _BYTES = 2**28

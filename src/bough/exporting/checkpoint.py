@@ -34,7 +34,7 @@ from bough.planning import Plan
 from bough.recovery import check_cut_shapes
 from bough.storage import file_digest, make_folder, write_files
 from bough.storage.state import packed, storable, unpacked
-from bough.tracing.wrapped import unwrap
+from bough.tracing.capture.wrapped import unwrap
 
 _CALLS = "call bough.save(result, folder) with what prune, refit or iterate returns, or bough.save(model, plan, folder)"
 Folder = str | os.PathLike[str]

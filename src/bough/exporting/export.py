@@ -26,8 +26,8 @@ from bough.exporting.pte_file import require_executorch, write_pte
 from bough.measuring import eval_mode, largest_error, signal_to_noise
 from bough.quantization import Quantized
 from bough.storage import write_files
-from bough.tracing.randomness import unchanged_rng
-from bough.tracing.wrapped import unwrap
+from bough.tracing.capture.randomness import unchanged_rng
+from bough.tracing.capture.wrapped import unwrap
 
 FORMATS = ("onnx", "pte")
 TARGETS = ("cortex-m",)

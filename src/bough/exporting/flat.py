@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bough.calls import Call, as_calls
 from bough.errors import ExportError
-from bough.tracing.inputs import with_tensors
-from bough.tracing.tree import output_tensors, tensors_within
+from bough.tracing.capture.inputs import with_tensors
+from bough.tracing.capture.tree import output_tensors, tensors_within
 
 
 class FlatModel(nn.Module):

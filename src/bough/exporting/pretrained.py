@@ -24,7 +24,7 @@ from bough.planning import Plan, config_mismatch
 from bough.recovery import check_cut_shapes
 from bough.storage import file_digest, make_folder, write_text
 from bough.storage.atomic import explained, sync
-from bough.tracing.wrapped import unwrap
+from bough.tracing.capture.wrapped import unwrap
 
 CONFIG = "config.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")

@@ -9,10 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bough.cost.polynomials import Builder, Counts, Polynomials, total
 from bough.cost.traffic import activations, moving, weights
 from bough.errors import PlanError
-from bough.graph import Graph
+from bough.graph import Builder, Counts, Graph, Polynomials, total
 from bough.latency.grids import Grid, GridLookup, Widths
 from bough.latency.op_shapes import OpShape, is_timed, op_shapes
 

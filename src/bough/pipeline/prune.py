@@ -25,7 +25,7 @@ from bough.recovery import Refit, refit_
 from bough.targeting import of_this_machine, targeted
 from bough.tracing import observed, trace
 from bough.tracing.selection import Selection
-from bough.tracing.ties import Ties
+from bough.tracing.typing.ties import Ties
 
 _MORE = (
     "unlabelled inputs would let bough choose the units by what their removal does to the outputs, and refit the layers that "

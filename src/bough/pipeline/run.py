@@ -26,8 +26,8 @@ from bough.recovery.training import full_state, seed_all, training_loader
 from bough.report.pipeline_page import pipeline_page
 from bough.storage import exclusive, make_folder, tensors_digest, write_text
 from bough.tracing import trace
-from bough.tracing.randomness import unchanged_rng
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.randomness import unchanged_rng
+from bough.tracing.capture.tree import tensors_within
 
 
 @dataclass(frozen=True)

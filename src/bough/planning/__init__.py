@@ -3,9 +3,9 @@
 from bough.planning.allocation import Allocator
 from bough.planning.attributes import Stale, stale_lines
 from bough.planning.budget import Budget
+from bough.planning.config_widths.recipe import config_mismatch
 from bough.planning.options import Options
 from bough.planning.plan import Plan, Scale
 from bough.planning.planner import plan, planned
-from bough.planning.recipe import config_mismatch
 
 __all__ = ["Allocator", "Budget", "Options", "Plan", "Scale", "Stale", "config_mismatch", "plan", "planned", "stale_lines"]

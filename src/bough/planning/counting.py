@@ -14,7 +14,7 @@ from bough.graph import Graph, Group
 from bough.latency import LatencyForm
 from bough.planning.allocation import Allocation, Allocator, Allowed, allocated, columns
 from bough.planning.budget import Budget, Goal, Keep, LeastOfTied
-from bough.planning.equations import Ties
+from bough.planning.constraints.equations import Ties
 from bough.planning.named import shares_kept
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from bough.errors import ConflictError, PlanError, instead
 from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, RecordedRun, Storage
 from bough.planning.budget import Goal, LeastOfTied
+from bough.tracing.capture.held import held_values
+from bough.tracing.capture.provenance import attributes_in, key_of
 from bough.tracing.contractions import read_by
-from bough.tracing.held import held_values
-from bough.tracing.provenance import attributes_in, key_of
 from bough.tracing.replay import replay
 
 Scores = Mapping[str, NDArray[np.float64]]

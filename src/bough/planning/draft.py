@@ -14,17 +14,17 @@ from bough.cost import Cost
 from bough.graph import Graph
 from bough.planning.allocation import unit_scores
 from bough.planning.attributes import HeldAttributes, Stale
-from bough.planning.equations import Ties, solve
-from bough.planning.fold import fold
+from bough.planning.config_widths.uniform import Told
+from bough.planning.constraints.equations import Ties, solve
+from bough.planning.constraints.fold import fold
 from bough.planning.index_lists import IndexLists
 from bough.planning.plan import Plan, Scale
-from bough.planning.uniform import Told
 from bough.spaces import Atom, Each, Kept, indices
+from bough.tracing.capture.held import read
+from bough.tracing.capture.provenance import Path, attributes_in, key_of
+from bough.tracing.capture.tree import tensors_within
 from bough.tracing.fingerprint import weights_digest
-from bough.tracing.held import read
-from bough.tracing.provenance import Path, attributes_in, key_of
 from bough.tracing.replay import Conflict, replay
-from bough.tracing.tree import tensors_within
 
 
 @dataclass(frozen=True, eq=False, slots=True)

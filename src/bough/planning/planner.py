@@ -19,20 +19,20 @@ from bough.planning.alignment import aligned
 from bough.planning.allocation import Allocator, Allowed, allocator
 from bough.planning.attributes import HeldAttributes
 from bough.planning.budget import Budget, Goal, LeastOfTied, priced
+from bough.planning.config_widths.uniform import Uniform
+from bough.planning.constraints.equations import Ties, ties
+from bough.planning.constraints.isolate import isolate
 from bough.planning.counting import Counting
 from bough.planning.depth import chosen, left_out, widths
 from bough.planning.draft import Draft, chosen_units
-from bough.planning.equations import Ties, ties
-from bough.planning.isolate import isolate
 from bough.planning.named import by_group, held, least
 from bough.planning.options import Options
 from bough.planning.plan import Plan
 from bough.planning.ragged import Differing, differing
 from bough.planning.refused_counts import Learned, learned
-from bough.planning.uniform import Uniform
-from bough.tracing.run import uncollected
+from bough.tracing.capture.run import uncollected
 from bough.tracing.selection import Selection, left_alone
-from bough.tracing.ties import tied_pairs
+from bough.tracing.typing.ties import tied_pairs
 
 _ROUNDS = 8  # conflicts from which counts of a group are learned; at the next one the group is held
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from bough.graph import Graph
 from bough.planning.allocation import Allowed
+from bough.planning.constraints.equations import Ties
 from bough.planning.draft import Draft
-from bough.planning.equations import Ties
 
 Counts = Mapping[str, int]
 

@@ -7,8 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from bough.cost import Cost
-from bough.cost.cost import SECONDS_AND_JOULES
-from bough.graph import Named
+from bough.graph import SECONDS_AND_JOULES, Named
 from bough.storage.schema import (
     Invalid,
     expected,

@@ -13,9 +13,9 @@ from bough.arguments import check_arguments
 from bough.calls import as_calls
 from bough.errors import QuantizationError
 from bough.measuring import eval_mode, signal_to_noise
-from bough.tracing.randomness import unchanged_rng
-from bough.tracing.tree import tensors_within
-from bough.tracing.wrapped import unwrap
+from bough.tracing.capture.randomness import unchanged_rng
+from bough.tracing.capture.tree import tensors_within
+from bough.tracing.capture.wrapped import unwrap
 
 KINDS = ("dynamic", "weight-only")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from bough.cutting.program import Inputs, exported_program
-from bough.tracing.inputs import with_tensors
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.inputs import with_tensors
+from bough.tracing.capture.tree import tensors_within
 
 aten = torch.ops.aten
 Node = Any  # a torch.fx.Node, whose arguments are of too many types for a type checker

@@ -20,9 +20,9 @@ from bough.measuring import eval_mode, largest_error, signal_to_noise
 from bough.quantization.program import capture, module_of, tensor_of
 from bough.quantization.quantized import Quantized, QuantizedLayer
 from bough.quantization.ranges import OBSERVERS
-from bough.tracing.randomness import unchanged_rng
-from bough.tracing.tree import tensors_within
-from bough.tracing.wrapped import unwrap
+from bough.tracing.capture.randomness import unchanged_rng
+from bough.tracing.capture.tree import tensors_within
+from bough.tracing.capture.wrapped import unwrap
 
 Metric = Callable[[nn.Module], float]
 _BATCHES = 64

@@ -13,7 +13,7 @@ from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan, Scale
 from bough.spaces import Atom, Each, Indices, Kept, Space, coordinates, indices, normal
-from bough.tracing.execution import held_tensors
+from bough.tracing.capture.execution import held_tensors
 from bough.tracing.flow import LAYERS
 
 PRODUCTS = (*LAYERS, "addmm")

@@ -23,7 +23,7 @@ from bough.recovery.schedule import Schedule, budgets, geometric
 from bough.recovery.training import check_optimizer
 from bough.tracing import trace
 from bough.tracing.selection import Selection, as_names, selectors
-from bough.tracing.ties import Ties, tie_names
+from bough.tracing.typing.ties import Ties, tie_names
 
 Planner = Callable[[Graph, UnitScores, Budget], Plan]
 

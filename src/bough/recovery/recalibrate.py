@@ -13,7 +13,7 @@ from bough.arguments import check_arguments
 from bough.calibration import Data, as_data, copy_to_device, forward_inputs, parameter_device, preserve_state
 from bough.calls import as_calls
 from bough.errors import PlanError
-from bough.tracing.wrapped import unwrap
+from bough.tracing.capture.wrapped import unwrap
 
 
 def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:

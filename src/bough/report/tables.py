@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bough.cost.cost import SECONDS_AND_JOULES, shown
-from bough.graph import Graph
+from bough.graph import SECONDS_AND_JOULES, Graph, shown
 from bough.report.labels import LABELS, number
 
 

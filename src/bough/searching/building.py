@@ -17,8 +17,8 @@ from bough.planning import Budget, Options, planned
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allowed, Column, columns
 from bough.planning.budget import LeastOfTied
+from bough.planning.constraints.equations import ties
 from bough.planning.depth import chosen, left_out
-from bough.planning.equations import ties
 from bough.planning.named import by_group, held, least
 from bough.planning.ragged import differing
 from bough.searching.pricing import Pricing

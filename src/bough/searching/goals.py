@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bough.cost.cost import FIELDS
 from bough.errors import SearchError
+from bough.graph import FIELDS
 
 Direction = str
 _DIRECTIONS = ("max", "min")

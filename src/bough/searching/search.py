@@ -36,9 +36,9 @@ from bough.searching.space import SearchSpace
 from bough.searching.start_points import START, start_points
 from bough.supernet import Supernet
 from bough.tracing import trace
+from bough.tracing.capture.tree import tensors_within
 from bough.tracing.selection import Selection
-from bough.tracing.ties import Ties, tie_names
-from bough.tracing.tree import tensors_within
+from bough.tracing.typing.ties import Ties, tie_names
 
 METHODS = ("nsga2", "tpe", "local", "random")
 _NOT_SEARCHED = ("uniform", "on_conflict", "allocation")

@@ -21,7 +21,7 @@ from bough.measuring import largest_error
 from bough.spaces import normal, unit_positions
 from bough.sparsity.patterns import Pattern
 from bough.sparsity.weight_matrices import WeightMatrix
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.tree import tensors_within
 
 _COLUMNS = 512  # of the consumers' weights that the search compares, drawn at random if there are more
 _TOLERANCE = 1e-3  # of outputs before and after, relative to the largest

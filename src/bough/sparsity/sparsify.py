@@ -25,8 +25,8 @@ from bough.sparsity.selection import keep_highest
 from bough.sparsity.sparsified import SparseLayer, Sparsified
 from bough.sparsity.weight_matrices import WeightMatrix, labels, masks_from
 from bough.tracing import trace
+from bough.tracing.capture.wrapped import traceable
 from bough.tracing.selection import Selection, as_names
-from bough.tracing.wrapped import traceable
 
 METHODS = ("magnitude", "snip", "wanda", "sparsegpt")
 _ON_DATA = ("snip", "wanda", "sparsegpt")

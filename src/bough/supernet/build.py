@@ -15,9 +15,9 @@ from bough.supernet.elastic import subnet_space, widths_allowed
 from bough.supernet.ordering import importance_order, order_units
 from bough.supernet.supernet import Supernet
 from bough.tracing import trace
+from bough.tracing.capture.wrapped import traceable
 from bough.tracing.selection import Selection
-from bough.tracing.ties import Ties
-from bough.tracing.wrapped import traceable
+from bough.tracing.typing.ties import Ties
 
 
 def supernet(

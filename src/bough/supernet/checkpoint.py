@@ -17,8 +17,8 @@ from bough.recovery.training.model_state import full_state, load_full_state
 from bough.storage import make_folder, read_state, write_state
 from bough.supernet.space import ElasticWidth, SubnetSpace
 from bough.tracing import trace
+from bough.tracing.capture.wrapped import traceable
 from bough.tracing.fingerprint import fingerprint
-from bough.tracing.wrapped import traceable
 
 if TYPE_CHECKING:
     from bough.supernet.supernet import Supernet

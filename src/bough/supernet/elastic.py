@@ -9,8 +9,8 @@ from bough.errors import ConflictError, PlanError
 from bough.graph import Graph
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allowed
+from bough.planning.constraints.equations import ties
 from bough.planning.depth import left_out
-from bough.planning.equations import ties
 from bough.planning.named import by_group, least
 from bough.planning.options import Options
 from bough.planning.planner import planned

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bough.cutting.copying import copy_modules
 from bough.cutting.cut import computed_weights, copied, finish
 from bough.planning.plan import Plan, Scale
-from bough.tracing.execution import held_tensors
+from bough.tracing.capture.execution import held_tensors
 
 _KEPT = 64  # forms that stay known
 

@@ -11,8 +11,8 @@ from bough.errors import BudgetError
 from bough.latency import LatencyTable
 from bough.planning.allocation import Allocator, Allowed, allocator
 from bough.planning.budget import Budget, priced
+from bough.planning.constraints.equations import Ties
 from bough.planning.counting import Counting
-from bough.planning.equations import Ties
 from bough.supernet.ordering import Scores
 from bough.supernet.space import SubnetSpace
 from bough.supernet.subnet import Subnet

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from bough.errors import ConflictError, PlanError, instead
 from bough.graph import Graph
+from bough.planning.constraints.equations import ties
 from bough.planning.depth import containers, left_out
-from bough.planning.equations import ties
 from bough.supernet.subnet import Subnet
 
 

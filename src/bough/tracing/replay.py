@@ -19,14 +19,14 @@ from torch import Tensor
 from bough.graph import Graph, OpRecord, RecordedRun, atoms_of, sizes
 from bough.ops import spec
 from bough.spaces import Atom, Space, count
-from bough.tracing.execution import Execution, OnStandIns, number_in
-from bough.tracing.held import rewrite
-from bough.tracing.inputs import call_of
-from bough.tracing.layers import leave_out
-from bough.tracing.provenance import Path, key_of
-from bough.tracing.run import run, switch
-from bough.tracing.siblings import run_beside
-from bough.tracing.stream import OpCall, tensors_in
+from bough.tracing.capture.execution import Execution, OnStandIns, number_in
+from bough.tracing.capture.held import rewrite
+from bough.tracing.capture.inputs import call_of
+from bough.tracing.capture.provenance import Path, key_of
+from bough.tracing.capture.run import run, switch
+from bough.tracing.capture.siblings import run_beside
+from bough.tracing.capture.stream import OpCall, tensors_in
+from bough.tracing.typing.layers import leave_out
 
 
 @dataclass(frozen=True, eq=False, slots=True)

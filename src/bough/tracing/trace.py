@@ -11,17 +11,17 @@ from bough.arguments import check_arguments
 from bough.calls import FORWARD, Call, as_calls
 from bough.errors import TraceError
 from bough.graph import Graph, RecordedRun, Storage
-from bough.tracing.copies import bind_copies
+from bough.tracing.capture.copies import bind_copies
+from bough.tracing.capture.randomness import HIGH, LOW
+from bough.tracing.capture.tree import tensors_within
+from bough.tracing.capture.wrapped import traceable
 from bough.tracing.fingerprint import fingerprint
-from bough.tracing.further_runs import record_beside_tied, record_other_mode, type_unreached, unread_states
-from bough.tracing.groups import groups_of, with_frozen
-from bough.tracing.ragged import ragged
-from bough.tracing.randomness import HIGH, LOW
-from bough.tracing.recording import Recording, freeze_outputs, record_in_a_row, recorded_calls
 from bough.tracing.selection import Selection, left_alone, selectors
-from bough.tracing.ties import Ties, tie_names, tied_pairs
-from bough.tracing.tree import tensors_within
-from bough.tracing.wrapped import traceable
+from bough.tracing.typing.further_runs import record_beside_tied, record_other_mode, type_unreached, unread_states
+from bough.tracing.typing.groups import groups_of, with_frozen
+from bough.tracing.typing.ragged import ragged
+from bough.tracing.typing.recording import Recording, freeze_outputs, record_in_a_row, recorded_calls
+from bough.tracing.typing.ties import Ties, tie_names, tied_pairs
 
 
 def trace(

@@ -25,7 +25,7 @@ from bough.exporting.embedded.observing import Inputs, complete, samples
 from bough.exporting.embedded.program import Port, Program
 from bough.exporting.embedded.reading import read
 from bough.exporting.embedded.simulate import run_program
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.tree import tensors_within
 
 _VECTORS = 100
 

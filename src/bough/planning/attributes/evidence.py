@@ -14,8 +14,8 @@ from bough.planning.attributes.places import INPUT, Place, Places, identity
 from bough.planning.attributes.source import Use, quotients_of, uses_of
 from bough.planning.attributes.standard_layers import layer_widths
 from bough.spaces import Space, normal
-from bough.tracing.held import read
-from bough.tracing.provenance import Attribute, Path
+from bough.tracing.capture.held import read
+from bough.tracing.capture.provenance import Attribute, Path
 
 _EACH = 4  # sibling modules compared for each value of the attribute
 _INPUTS = {"in_features": (INPUT, -1), "in_channels": (INPUT, 1), "input_size": (INPUT, -1)}

@@ -16,8 +16,8 @@ from bough.planning.attributes.places import Place, Places
 from bough.planning.attributes.stale import Stale
 from bough.planning.attributes.standard_layers import layer_widths
 from bough.spaces import Atom, count
-from bough.tracing.held import held_values, holds
-from bough.tracing.provenance import Path, attributes_in, key_of
+from bough.tracing.capture.held import held_values, holds
+from bough.tracing.capture.provenance import Path, attributes_in, key_of
 
 
 class HeldAttributes:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bough.tracing.provenance import path_of
+from bough.tracing.capture.provenance import path_of
 
 _SHOWN = 10
 _SIZES = 3  # sizes and methods shown of each

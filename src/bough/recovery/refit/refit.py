@@ -21,9 +21,9 @@ from bough.planning import Plan
 from bough.recovery.correspondence import check_cut_shapes
 from bough.recovery.refit.layerwise import LayerwiseRefit, RefitOptions, RefittedLayer
 from bough.tracing import trace
+from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.wrapped import traceable
 from bough.tracing.contractions import consumed
-from bough.tracing.execution import held_tensors
-from bough.tracing.wrapped import traceable
 
 
 @dataclass(frozen=True, slots=True)

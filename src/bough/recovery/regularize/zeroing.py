@@ -17,7 +17,7 @@ from bough.graph import Graph
 from bough.importance import Criterion, GroupNorm, score
 from bough.planning import Budget, Plan, plan
 from bough.planning.budget import LeastOfTied, priced
-from bough.planning.equations import ties
+from bough.planning.constraints.equations import ties
 from bough.recovery.regularize.group_units import regularizable_units
 from bough.recovery.regularize.masks import Masks, masks_of
 from bough.recovery.schedule import Schedule, budgets, linear

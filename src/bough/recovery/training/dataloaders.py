@@ -12,7 +12,7 @@ from bough.calibration import Data
 from bough.errors import TrainingError
 from bough.recovery.training.options import Training
 from bough.recovery.training.seeding import seed_samples
-from bough.tracing.tree import tensors_within
+from bough.tracing.capture.tree import tensors_within
 
 
 class BatchDataset(IterableDataset[Any]):

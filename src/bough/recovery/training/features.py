@@ -15,7 +15,7 @@ from bough.graph import Graph, OpRecord
 from bough.planning import Plan
 from bough.recovery.correspondence import PRODUCTS, folded_factors, kept_units, name_after_cut, output_dim
 from bough.spaces import Atom, Each, Kept, Space, indices, normal
-from bough.tracing.wrapped import unwrap
+from bough.tracing.capture.wrapped import unwrap
 
 FeaturePair = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 """Outputs by module name: of the student, and of the teacher."""

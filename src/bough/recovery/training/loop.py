@@ -29,7 +29,7 @@ from bough.recovery.training.run_log import RunLog, plot_curve, read_log
 from bough.recovery.training.run_settings import object_settings, optimizer_settings
 from bough.recovery.training.seeding import seed_all, start_epoch
 from bough.storage import exclusive, read_state, write_state
-from bough.tracing.randomness import unchanged_rng
+from bough.tracing.capture.randomness import unchanged_rng
 
 STATE_FILE, BEST_FILE, LOG_FILE, CURVE_FILE = "state.safetensors", "best.safetensors", "log.jsonl", "curve.png"
 
