@@ -96,6 +96,8 @@ CALLS = dict([
     call(bough.correct_table, graph=GRAPH, table=TABLE, measure=lambda model: 1.0, plans=1, seed=0),
     call(bough.meet_latency, graph=GRAPH, scores=SCORES, budget=bough.Budget(latency="50%"), table=TABLE, measure=timed,
          tolerance=0.05, rounds=1),
+    call(bough.meet_arena, graph=lambda: bough.trace(MODEL, X[:1]), scores=SCORES,
+         budget=bough.Budget(peak_memory="100%", precision="int8"), tolerance=0.5, rounds=1),
     call(bough.refit, model=MODEL, small=SMALL, plan=PLAN, data=BATCHES),
     call(recovery.refit_, model=MODEL, small=small, plan=PLAN, data=BATCHES, ridge=1e-2, sites=8, everything=True, skips=True,
          example_inputs=None, memory=2**20),
@@ -247,7 +249,8 @@ def test_wrong_values(function, name, tmp_path, monkeypatch):
         )
 
 
-def test_right_values():
+def test_right_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     for function, arguments in CALLS.items():
         name, value = next(iter(arguments.items()))
         made = value() if inspect.isfunction(value) and not inspect.signature(value).parameters else value

@@ -23,16 +23,16 @@ from bough.searching import SearchResult, search
 from bough.sparsity import Sparsified, sparsify
 from bough.streaming import StreamedResult, prune_checkpoint
 from bough.supernet import Sandwich, Subnet, SubnetTable, Supernet, supernet
-from bough.targeting import correct_table, meet_latency
+from bough.targeting import correct_table, meet_arena, meet_latency
 from bough.tracing import trace
 
 __all__ = [
-    "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
-    "LatencyTable", "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Quantized", "Result", "Sandwich",
-    "SearchResult", "Sparsified", "StreamedResult", "Subnet", "SubnetTable", "Supernet", "Training", "Verification",
-    "allocation", "compare", "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance",
-    "iterate", "load", "mask", "meet_latency", "pipeline", "plan", "prune", "prune_checkpoint", "quantization", "quantize",
-    "rebuild", "recalibrate", "recovery", "refit", "save", "save_pretrained", "score", "search", "sensitivity", "sparsify",
-    "sparsity", "supernet", "synthesize", "trace", "transfer_optimizer", "verify",
+    "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group", "LatencyTable",
+    "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Quantized", "Result", "Sandwich", "SearchResult", "Sparsified",
+    "StreamedResult", "Subnet", "SubnetTable", "Supernet", "Training", "Verification", "allocation", "compare", "correct_table",
+    "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask", "meet_arena",
+    "meet_latency", "pipeline", "plan", "prune", "prune_checkpoint", "quantization", "quantize", "rebuild", "recalibrate",
+    "recovery", "refit", "save", "save_pretrained", "score", "search", "sensitivity", "sparsify", "sparsity", "supernet",
+    "synthesize", "trace", "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

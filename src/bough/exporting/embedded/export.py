@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bough.errors import ExportError
-from bough.exporting.embedded.arena import Arena, plan_arena
+from bough.exporting.embedded.arena import Arena
 from bough.exporting.embedded.c_source import described, header, source, vectors
 from bough.exporting.embedded.errors_by_op import LEAST_SQNR, low_sqnr_warning, ratio
 from bough.exporting.embedded.fixed_point import dequantized, quantized
 from bough.exporting.embedded.folder import write_folder
-from bough.exporting.embedded.folding import fold_batch_norms
-from bough.exporting.embedded.lowering import lower
-from bough.exporting.embedded.observing import Inputs, complete, samples
+from bough.exporting.embedded.lowered import lowered
+from bough.exporting.embedded.observing import Inputs, samples
 from bough.exporting.embedded.program import Port, Program
-from bough.exporting.embedded.reading import read
 from bough.exporting.embedded.simulate import run_program
 from bough.tracing.capture.tree import tensors_within
 
@@ -127,32 +125,29 @@ def export_embedded(
     model.eval() if not _exported(model) else None
     try:
         batches = None if data is None else list(data)
-        reading = read(model, inputs)
-        fold_batch_norms(reading)
-        calibrated = complete(reading, inputs, batches, model)
-        program, values = lower(reading)
-        arena = plan_arena(program)
+        made = lowered(model, inputs, batches)
+        program, arena = made.program, made.arena
         recorded = _recorded(model, inputs, batches)
         given = [[packed(port, np.asarray(x)) for port, x in zip(program.inputs, run, strict=True)] for run in recorded]
         results = [run_program(program, run) for run in given]
         sqnr, agreement = _error(model, inputs, recorded, program, results)
-        warnings = (low_sqnr_warning(reading, program, values, recorded[0], sqnr),) if sqnr < LEAST_SQNR else ()
+        warnings = (low_sqnr_warning(made.reading, program, made.values, recorded[0], sqnr),) if sqnr < LEAST_SQNR else ()
     finally:
         if not _exported(model):
             model.train(training)
     text, writer = source(program, arena)
-    made = EmbeddedExport(
-        program, arena, tuple(calibrated), None if folder is None else Path(folder), writer.constants.bytes, sqnr, agreement,
+    exported = EmbeddedExport(
+        program, arena, made.calibrated, None if folder is None else Path(folder), writer.constants.bytes, sqnr, agreement,
         warnings,
     )  # fmt: skip
     if folder is not None:
         head, body = vectors(program, given, results)
         generated = {
             "model.h": header(program, arena), "model.c": text, "test/vectors.h": head, "test/vectors.c": body,
-            "model.json": json.dumps({**made.to_dict(), "ports": _ports(program)}, indent=1) + "\n",
+            "model.json": json.dumps({**exported.to_dict(), "ports": _ports(program)}, indent=1) + "\n",
         }  # fmt: skip
         write_folder(Path(folder), generated, writer.kernels, overwrite=overwrite)
-    return made
+    return exported
 
 
 def _exported(model: nn.Module) -> bool:

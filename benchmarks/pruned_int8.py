@@ -1,0 +1,151 @@
+"""Pruned networks in INT8 as C: accuracy, memory, firmware and instructions at 50 % and 25 % of the MACs, beside dense ones.
+
+    python -m benchmarks.pruned_int8 --data PATH --work FOLDER [dscnn] [resnet8] [unet]
+
+Each network is that of a benchmark task, trained here. `bough.Pipeline` prunes it, distills it from the dense network, trains it
+in INT8 with the dense network as the teacher, and writes C and ONNX; the dense one is quantized after training. The best epoch of
+each training is chosen on validation data, and the metric is measured on test data, which chooses nothing. The C runs 100 real
+inputs on this machine and, where arm-none-eabi-gcc and qemu-system-arm are there, on emulated Cortex-M4 and Cortex-M55 boards
+with the portable kernels. A killed run goes on in the work folder. Needs torchao, onnx, onnxruntime, make and a C compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bough
+from benchmarks.cifar import batches, load_module
+from benchmarks.deploying import CModel
+from benchmarks.embedded import firmware
+from benchmarks.harness import about
+from benchmarks.tasks import TASKS, Task
+from bough.exporting import EmbeddedExport, export_embedded
+from bough.pipeline import Distill, Export, PipelineResult, Prune, Quantize, Stage
+from bough.quantization import weight_bytes
+from bough.recovery import Distillation, Training
+
+RESULTS = Path(__file__).parent / "results" / "pruned_int8.json"
+SHARES = ("100%", "50%", "25%")
+CALIBRATION = 8  # batches
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained after the cut and in INT8.
+
+    Attributes:
+        epochs, lr: of distillation after the cut.
+        int8_epochs, int8_lr: of distillation in INT8.
+        batch: samples of a batch.
+        test: test samples, at most.
+    """
+
+    epochs: int
+    lr: float
+    int8_epochs: int
+    int8_lr: float
+    batch: int = 64
+    test: int = 10_000
+
+
+RECIPES = {
+    "dscnn": Recipe(16, 2e-3, 5, 3e-4, test=3000),
+    "resnet8": Recipe(6, 2e-3, 2, 3e-4, batch=128),
+    "unet": Recipe(6, 2e-3, 2, 3e-4, batch=16),
+}
+
+
+class Measured(nn.Module):
+    """A program in INT8 with a parameter, by which the tasks find the device of a model."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program, self.place = program, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the program's output."""
+        return self.program(x)
+
+
+def stages(share: str, recipe: Recipe, ignore: tuple[str, ...]) -> list[Stage]:
+    """Return the stages for a share of the MACs."""
+    if share == "100%":
+        return [Quantize(), Export("firmware", target="cortex-m"), Export("int8.onnx")]
+    how = Distillation(temperature=4.0, logits=0.9)
+    return [
+        Prune(bough.Budget(macs=share), ignore=ignore),
+        Distill(Training(epochs=recipe.epochs, lr=recipe.lr, batch_size=recipe.batch), how),
+        Quantize(training=Training(epochs=recipe.int8_epochs, lr=recipe.int8_lr, batch_size=recipe.batch), distillation=how),
+        Export("firmware", target="cortex-m"),
+        Export("int8.onnx"),
+    ]
+
+
+def piped(task: Task, share: str, recipe: Recipe, folder: Path) -> PipelineResult:
+    """Run the pipeline for a share of the MACs, or read what it left."""
+    assert task.train_set is not None
+    data = [batch[0] for batch in task.calibration[:CALIBRATION]]
+    pipeline = bough.Pipeline(
+        lambda: copy.deepcopy(task.model), stages(share, recipe, task.ignore), data[0][:1],
+        train=batches(task.train_set(), recipe.batch), data=data, loss=task.output_loss,
+        evaluate=lambda model: task.choose(Measured(model)),
+    )  # fmt: skip
+    return pipeline.run(folder)
+
+
+def row(task: Task, share: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Return the figures of one share of the MACs."""
+    done = piped(task, share, recipe, folder)
+    assert done.quantized is not None
+    data = [batch[0] for batch in task.calibration[:CALIBRATION]]
+    made = export_embedded(done.quantized, ((data[0][:1],), {}), folder / "firmware", data=data, overwrite=True)
+    exported = next(s.details for s in done.stages if s.details.get("file") == "int8.onnx")
+    found: dict[str, Any] = {
+        "macs": done.stages[-3].cost["macs"], "params": done.stages[-3].cost["params"],
+        "weight_bytes": weight_bytes(done.quantized), "onnx_bytes": exported["size"],
+        "onnx_latency_ms": 1e3 * exported["latency"]["median"],
+        "int8": task.measure(Measured(done.quantized))[task.metric], **sizes(made), "firmware": firmware(made, None),
+        "stages": [{"name": s.name, "validation": s.metric, "seconds": s.seconds} for s in done.stages],
+    }  # fmt: skip
+    if share != "100%":
+        found["float"] = task.measure(done.model)[task.metric]
+    found["c"] = task.measure(CModel(folder / "firmware"))[task.metric]
+    return found
+
+
+def sizes(made: EmbeddedExport) -> dict[str, Any]:
+    """Return what an export to C says of itself."""
+    told = made.to_dict()
+    return {k: told[k] for k in ("arena_bytes", "constant_bytes", "sqnr_db", "argmax_agreement", "warnings")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["dscnn"], metavar="NAME", help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--shares", nargs="+", default=list(SHARES), choices=SHARES)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds load.py")
+    parser.add_argument("--work", type=Path, required=True, help="the folder for the runs")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+    for name in given.names:
+        recipe = RECIPES[name]
+        task = TASKS[name](load_module(given.data), recipe.test)
+        told = rows.setdefault(name, {"metric": task.metric, "recipe": vars(recipe), "seed": 0})
+        told["dense_float"] = task.measure(task.model)
+        for share in given.shares:
+            told[share] = row(task, share, recipe, given.work / name / share.removesuffix("%"))
+            print(name, share, json.dumps(told[share]), flush=True)
+            RESULTS.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
