@@ -2,7 +2,7 @@
 
     python -m benchmarks.pruned_int8 --data PATH --work FOLDER [dscnn] [resnet8] [unet]
 
-Each network is that of a benchmark task, trained here. `bough.Pipeline` prunes it, distills it from the dense network, trains it
+Each network is that of a benchmark task, trained here. `bough.Pipeline` prunes it, distills it from the dense one, trains it
 in INT8 with the dense network as the teacher, and writes C and ONNX; the dense one is quantized after training. The best epoch
 of each training is chosen on validation data, and the metric is measured on test data, which chooses nothing. The C runs 100
 real inputs on this machine and, where arm-none-eabi-gcc and qemu-system-arm are there, on emulated Cortex-M4 and Cortex-M55
