@@ -11,7 +11,7 @@ from bough.exporting.embedded.c_source import source
 from bough.exporting.embedded.lowered import lowered
 from bough.exporting.embedded.observing import Inputs
 from bough.measuring import eval_mode
-from bough.tracing.randomness import unchanged_rng
+from bough.tracing.capture.randomness import unchanged_rng
 
 
 @dataclass(frozen=True, slots=True)
