@@ -11,7 +11,7 @@ from torch import nn
 from bough.arguments import check_arguments
 from bough.calibration import Data
 from bough.importance import Criterion, DataCriterion, score
-from bough.supernet.elastic import subnet_space, widths_allowed
+from bough.supernet.elastic import subnet_space
 from bough.supernet.ordering import importance_order, order_units
 from bough.supernet.supernet import Supernet
 from bough.tracing import trace
@@ -77,5 +77,4 @@ def supernet(
     ordered = order_units(inner, graph, order)
     graph = trace(ordered, example_inputs, ignore=ignore, only=only, tie=tie)
     scores = {name: np.asarray(scores[name], dtype=np.float64)[units] for name, units in order.items()}
-    space, frozen = subnet_space(graph, scores, round_to=round_to, minimum=minimum, depth=depth)
-    return Supernet(space, scores, frozen, widths_allowed(graph, round_to, minimum))
+    return Supernet(*subnet_space(graph, scores, round_to=round_to, minimum=minimum, depth=depth), scores)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FILE, FORMAT, VERSION = "supernet.safetensors", "bough-supernet", 1
 
-Parts = tuple[SubnetSpace, dict[str, NDArray[np.float64]], dict[str, str], Allowed]
+Parts = tuple[SubnetSpace, dict[str, str], Allowed, dict[str, NDArray[np.float64]]]
 
 
 def save_supernet(net: Supernet, folder: Path, *, overwrite: bool) -> Path:
@@ -38,7 +38,8 @@ def save_supernet(net: Supernet, folder: Path, *, overwrite: bool) -> Path:
     write_state(path, {
         "format": FORMAT, "version": VERSION, "fingerprint": net.graph.fingerprint, "training": net.training,
         "tie": [[_place(a), _place(b)] for a, b in net.graph.tie],
-        "round_to": allowed.round_to, "least": dict(allowed.least), "frozen": net.frozen,
+        "round_to": allowed.round_to, "least": dict(allowed.least),
+        "refused": {n: sorted(counts) for n, counts in allowed.refused.items()}, "frozen": net.frozen,
         "widths": [[list(w.groups), w.counts.tolist()] for w in space.widths], "depths": [list(d) for d in space.depths],
         "scores": {n: torch.from_numpy(np.array(s, dtype=np.float64)) for n, s in net.scores.items()},
         "model": full_state(net.model),
@@ -74,7 +75,8 @@ def load_supernet(folder: Path, build_model: Callable[[], Any], example_inputs: 
     scores = {name: values.numpy() for name, values in state["scores"].items()}
     for g in graph.groups:  # groups that were ignored when the supernet was made: they stay whole
         scores.setdefault(g.name, np.ones(g.size))
-    return space, scores, dict(state["frozen"]), Allowed(int(state["round_to"]), dict(state["least"]))
+    refused = {name: frozenset(counts) for name, counts in state["refused"].items()}
+    return space, dict(state["frozen"]), Allowed(int(state["round_to"]), dict(state["least"]), refused=refused), scores
 
 
 def read_saved(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from bough.errors import ConflictError, PlanError
@@ -17,11 +18,13 @@ from bough.planning.planner import planned
 from bough.supernet.ordering import Scores
 from bough.supernet.space import ElasticWidth, SubnetSpace, elastic_layers
 
+_ROUNDS = 64  # plans at the smallest widths, each of which refuses a width or holds a group
+
 
 def subnet_space(
     graph: Graph, scores: Scores, *, round_to: int | str, minimum: float | Mapping[Any, float], depth: bool | Iterable[str]
-) -> tuple[SubnetSpace, dict[str, str]]:
-    """Return (the subnets of a graph, {group or layer that is not elastic: reason}).
+) -> tuple[SubnetSpace, dict[str, str], Allowed]:
+    """Return (the subnets of a graph, {group or layer that is not elastic: reason}, the widths allowed).
 
     The smallest widths are planned, so the model's Python is run at them; groups that it contradicts there are not elastic.
 
@@ -37,17 +40,29 @@ def subnet_space(
     """
     allowed = widths_allowed(graph, round_to, minimum)
     depths, needed = runnable(graph, elastic_layers(graph, depth), required=not isinstance(depth, bool))
-    held = dict(ties(graph, {}).held)
-    smallest = {n: int(w.counts[-1][i]) for w in _widths(graph, held, allowed) for i, n in enumerate(w.groups)}
-    if smallest:
-        held = dict(planned(graph, scores, smallest, Options()).frozen)
+    allowed, held = _agreed(graph, scores, allowed)
     widths = _widths(graph, held, allowed)
     if not widths and not depths:
         reasons = "; ".join(f"{n}: {why}" for n, why in held.items()) or "no group has another width"
         raise PlanError(
             f"{type(graph.model).__name__} has nothing elastic: {reasons}. Lower minimum or round_to, or give depth"
         )
-    return SubnetSpace(graph, widths, depths), {**held, **needed}
+    return SubnetSpace(graph, widths, depths), {**held, **needed}, allowed
+
+
+def _agreed(graph: Graph, scores: Scores, allowed: Allowed) -> tuple[Allowed, dict[str, str]]:
+    """Plan at the smallest widths until the model's Python agrees with them: widths that it contradicts are not allowed."""
+    held = dict(ties(graph, {}).held)
+    for _ in range(_ROUNDS):
+        smallest = {n: int(w.counts[-1][i]) for w in _widths(graph, held, allowed) for i, n in enumerate(w.groups)}
+        plan = planned(graph, scores, smallest, Options()) if smallest else None
+        other = {n: k for n, k in smallest.items() if plan is not None and plan.groups[n][0] != k}
+        if plan is None or not other:
+            break
+        held |= {n: plan.frozen[n] for n in other if n in plan.frozen}
+        refused = {n: frozenset({k}) | allowed.refused.get(n, frozenset()) for n, k in other.items() if n not in plan.frozen}
+        allowed = replace(allowed, refused={**allowed.refused, **refused})
+    return allowed, held
 
 
 def runnable(

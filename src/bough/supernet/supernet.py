@@ -54,7 +54,7 @@ class Supernet(nn.Module):
         refused: {how the model's Python contradicts subnets that were drawn and not used: their number}.
     """
 
-    def __init__(self, space: SubnetSpace, scores: Scores, frozen: Mapping[str, str], allowed: Allowed) -> None:
+    def __init__(self, space: SubnetSpace, frozen: Mapping[str, str], allowed: Allowed, scores: Scores) -> None:
         super().__init__()
         self.model = space.graph.model
         self.space, self.scores, self.frozen, self.allowed = space, dict(scores), dict(frozen), allowed
@@ -344,5 +344,4 @@ class Supernet(nn.Module):
             PlanError: `build_model` makes another model.
         """
         check_arguments(Supernet.load, locals())
-        space, scores, frozen, allowed = load_supernet(Path(folder), build_model, example_inputs)
-        return Supernet(space, scores, frozen, allowed)
+        return Supernet(*load_supernet(Path(folder), build_model, example_inputs))
