@@ -43,7 +43,7 @@ def test_layers_of_lists_inside_of_a_list():
 def test_samples_cover_all_widths_and_depths_and_follow_the_seed():
     net = nested()
     rng = np.random.default_rng(0)
-    drawn = [net.sample(rng) for _ in range(200)]
+    drawn = [net.sample(rng) for _ in range(80)]
     assert {s.counts["stem"] for s in drawn} == {2, 3, 4, 5, 6}
     assert {s.dropped for s in drawn} == {(), ("blocks.2",), ("blocks.1", "blocks.2")}
     assert all(f"{name}.up" not in s.counts for s in drawn for name in s.dropped)
