@@ -13,8 +13,8 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from bough.torch_internals import modes_of_thread
 
 Result = TypeVar("Result")
 
@@ -35,7 +35,7 @@ def in_state_of_caller(work: Callable[[], Result]) -> Callable[[], Result]:
     devices = ["cpu", *([] if (found := torch.accelerator.current_accelerator()) is None else [found.type])]
     casts = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
     gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    modes = modes_of_thread()
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
     context = copy_context()
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import fx
 
 from bough.ops import spec
 from bough.ops.rewriting import Site, Types
 from bough.spaces import Atom, Indices
+from bough.torch_internals import OpOverload
 
 
 def rewrite(node: fx.Node, types: Types, kept: Mapping[Atom, Indices]) -> None:
     """Gives a node the integers that its axes have after the cut."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node not in types.axes:
+    if not isinstance(node.target, OpOverload) or node not in types.axes:
         return
     entry = spec(node.target._schema.name.removeprefix("aten::")).rewrite
     if entry is None:
@@ -31,7 +31,7 @@ def rewrite(node: fx.Node, types: Types, kept: Mapping[Atom, Indices]) -> None:
 
 def arguments(node: fx.Node) -> list[str]:
     """The names of the arguments that a node's op can be given; none where it calls no op."""
-    return [a.name for a in node.target._schema.arguments] if isinstance(node.target, torch._ops.OpOverload) else []
+    return [a.name for a in node.target._schema.arguments] if isinstance(node.target, OpOverload) else []
 
 
 def argument(node: fx.Node, name: str) -> Any:

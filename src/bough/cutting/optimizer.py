@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bough.arguments import check_arguments
 from bough.cutting.passages import Passage, passages
 from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
+from bough.torch_internals import is_traceable_wrapper_subclass
 from bough.tracing.capture.stream import tensors_in
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)

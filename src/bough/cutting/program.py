@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.fx._pytree import tree_flatten_spec
 
 from bough.errors import ExportError
+from bough.torch_internals import HigherOrderOperator, tree_flatten_spec
 from bough.tracing.capture.execution import Execution
 from bough.tracing.capture.randomness import unchanged_rng
 from bough.tracing.capture.stream import Handler, Stream
@@ -100,7 +100,7 @@ class _Steps(fx.Interpreter):
         if target in _NESTING:
             at = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))
             return _Steps(args[at], self.handler, self.seen).run(*args[at + 1 :])
-        if isinstance(target, torch._ops.HigherOrderOperator):
+        if isinstance(target, HigherOrderOperator):
             raise ExportError(f"the program holds {target.name()}, whose parts bough can not follow")
         return super().call_function(target, args, kwargs)
 

@@ -9,8 +9,8 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from bough.torch_internals import TorchDispatchMode
 from bough.tracing.capture.location import here
 from bough.tracing.capture.tree import tensors_within
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bough.arguments import check_arguments
 from bough.calls import Call, as_calls
@@ -26,6 +25,7 @@ from bough.cutting.verification import DrawnCheck, OutputError, Outputs, Verific
 from bough.errors import PlanError
 from bough.graph import Beside, RecordedRun, held_tensor
 from bough.planning.plan import Plan
+from bough.torch_internals import TorchDispatchMode
 from bough.tracing.capture.caches import fresh_caches
 from bough.tracing.capture.execution import held_tensors
 from bough.tracing.capture.held import substituted

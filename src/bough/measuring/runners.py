@@ -14,6 +14,7 @@ from torch import nn
 
 from bough.calls import FORWARD, as_calls
 from bough.errors import TraceError
+from bough.torch_internals import fail_on_recompile_limit
 
 Run = Callable[[], object]
 BACKENDS = ("eager", "compile", "onnxruntime")
@@ -79,7 +80,7 @@ def _compiled(method: Callable[..., object], args: tuple[Any, ...], kwargs: dict
     function = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
     compiled: Callable[..., object] = torch.compile(function, dynamic=False)
     try:
-        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.inference_mode():
+        with fail_on_recompile_limit(), torch.inference_mode():
             compiled(*args, **kwargs)
     except Exception as error:
         raise TraceError(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
+from bough.torch_internals import learned_fake_quantize
+
 _TINY = 1e-12
 
 
@@ -62,8 +64,7 @@ class ActivationQuantization(_Quantization):
         if not torch.is_grad_enabled():
             return torch.fake_quantize_per_tensor_affine(x, scale, self.zero_point, self.quant_min, self.quant_max)
         factor = 1 / math.sqrt(x.numel() * self.quant_max)
-        learned = torch._fake_quantize_learnable_per_tensor_affine
-        return learned(x, scale, self.zero_point.float(), self.quant_min, self.quant_max, factor)
+        return learned_fake_quantize(x, scale, self.zero_point.float(), self.quant_min, self.quant_max, factor)
 
 
 class PerChannelWeightQuantization(_Quantization):

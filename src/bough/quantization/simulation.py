@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx._pytree import tree_flatten_spec
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from bough.cutting.program import Inputs
@@ -16,6 +15,7 @@ from bough.quantization.fake import ActivationQuantization, _Quantization
 from bough.quantization.program import CONVOLUTIONS, Node, aten, plain
 from bough.quantization.quantizer import Int8Quantizer, fused_clamp, is_layer
 from bough.quantization.ranges import Histogram, choose_range
+from bough.torch_internals import tree_flatten_spec
 
 Histograms = dict[str, Histogram]
 """{name of the node that gives the values: histogram}"""

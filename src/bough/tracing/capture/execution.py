@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bough.ops import spec
+from bough.torch_internals import OperatorBase, without_dispatch
 from bough.tracing.capture.randomness import as_drawn, draws_one
 from bough.tracing.capture.state import attribute_values
 from bough.tracing.capture.stream import OpCall, Runner, swap, tensors_in
@@ -157,13 +158,13 @@ def _on_shapes(call: OpCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """Return what an op gives on meta tensors; the stream need not see what whole functions and shape functions call."""
     shape = spec(call.name).shape
     if shape is not None and "out" not in kwargs:
-        with torch._C._DisableTorchDispatch():
+        with without_dispatch():
             known = shape(*args, **kwargs)
         if known is not NotImplemented:
             return known
-    if isinstance(call.func, torch._ops.OperatorBase):
+    if isinstance(call.func, OperatorBase):
         return call.func(*args, **kwargs)
-    with torch._C._DisableTorchDispatch():
+    with without_dispatch():
         return call.func(*args, **kwargs)
 
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+
+from bough.torch_internals import CALL_OF_A_MODULE
 
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[2]))
-_CALL = nn.Module._call_impl.__code__
 _library: dict[str, bool] = {}
 
 
@@ -21,7 +21,7 @@ def here() -> tuple[object, str, int]:
     walker: object = frame
     while walker is not None:
         code = walker.f_code  # type: ignore[attr-defined]
-        if code is _CALL:
+        if code is CALL_OF_A_MODULE:
             if module is None:
                 module = walker.f_locals["self"]  # type: ignore[attr-defined]
         elif not file:

@@ -19,20 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bough.ops import spec
+from bough.torch_internals import EINSUM, FLATTEN_RECURRENT_WEIGHTS, PAD_PACKED_SEQUENCE, TorchDispatchMode
 from bough.tracing.capture.location import here
 from bough.tracing.capture.provenance import TracedInt
 
-_RECURRENT = (
-    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
-    "_pad_packed_sequence",
-)
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 # Kept whole because ATen's own decomposition depends on strides, sizes or the device, or is long.
 WHOLE: dict[Any, str] = {
-    torch._C._nn.linear: "linear",
-    torch._C._nn.scaled_dot_product_attention: "scaled_dot_product_attention",
+    F.linear: "linear",
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
     torch.batch_norm: "batch_norm",
     torch.layer_norm: "layer_norm",
@@ -49,9 +45,10 @@ WHOLE: dict[Any, str] = {
     **dict.fromkeys((torch.bmm, Tensor.bmm), "bmm"),
     **dict.fromkeys((torch.sparse.mm, torch.mm, Tensor.mm), "mm"),  # of sparse matrices made of other ops
     **dict.fromkeys((torch.take_along_dim, Tensor.take_along_dim), "take_along_dim"),
-    torch._C._nn.one_hot: "one_hot",
-    torch.functional._VF.einsum: "einsum",  # type: ignore[attr-defined]
-    **{getattr(torch._VF, name): name for name in _RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
+    F.one_hot: "one_hot",
+    EINSUM: "einsum",
+    PAD_PACKED_SEQUENCE: "_pad_packed_sequence",
+    **{getattr(torch, name): name for name in _RECURRENT},  # an op for every step, or one of oneDNN or cuDNN
     # the same in an exported program
     **{
         getattr(torch.ops.aten, name).default: name
@@ -298,7 +295,7 @@ class _FunctionMode(TorchFunctionMode):
             given = stream.quietly(swap, args, handler.owned)
             stream.quietly(handler.set_data, args[0], stream.submit("set_data", func, given, {}, False, True))
             return None
-        if func == torch._cudnn_rnn_flatten_weight:  # moves weights in memory, for which the run itself has no use
+        if func == FLATTEN_RECURRENT_WEIGHTS:  # moves weights in memory, for which the run itself has no use
             return None
         if func in WHOLE:
             args, kwargs = _positional(WHOLE[func], args, kwargs)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bough.errors import TraceError
+from bough.torch_internals import FAKE_TENSORS
 
 _WITHOUT_TENSORS = (
     type(None), bool, str, bytes, bytearray, enum.Enum, range, slice, type, types.ModuleType, nn.Module,
@@ -133,7 +134,6 @@ def output_tensors(value: Any, parameters: Collection[str] = ()) -> dict[str, Te
     return Returned.of(value, parameters).tensors()
 
 
-_FAKE = "torch._subclasses.fake_tensor"  # whose attributes are those of torch.export, not the model's
 _NOTE = "._bough"  # what the recorder notes on the tensors of its own run
 
 
@@ -154,7 +154,7 @@ def _leaves(value: Any, state: Collection[str] = ()) -> Iterator[tuple[str, Any]
         seen[id(here)] = here
         if isinstance(here, Tensor):
             yield path, here
-            fake = type(here).__module__ == _FAKE
+            fake = type(here).__module__ == FAKE_TENSORS
             children: list[tuple[str, Any]] | None = [] if fake else [c for c in _attributes(here) if c[0] != _NOTE]
         else:
             children = [] if path in state and _is_plain(here) else _children(here)

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bough.errors import TraceError
+from bough.torch_internals import COMPILED_MODULE, is_traceable_wrapper_subclass
 
 _HOLDERS = {  # class: the attribute that holds the real module
-    ("torch._dynamo.eval_frame", "OptimizedModule"): "_orig_mod",
+    COMPILED_MODULE[0]: COMPILED_MODULE[1],
     ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
     ("torch.nn.parallel.data_parallel", "DataParallel"): "module",
     ("torch.optim.swa_utils", "AveragedModel"): "module",
