@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import bough
-from bough.tracing import stream
+from bough.tracing.capture import stream
 
 
 def test_a_dispatcher_may_be_the_first_function_of_torch_that_is_seen(monkeypatch):

@@ -38,8 +38,8 @@ __all__ = [
 # `torch.utils._pytree` is private as well and does not take specs with other containers of the same entries.
 
 CALL_OF_A_MODULE = nn.Module._call_impl.__code__
-"""The code of a module's call, in whose frame `self` is the module. Hooks tell the module that runs, too, but change modules, and
-do not tell what runs between two of them."""
+"""The code of a module's call, in whose frame `self` is the module. Hooks tell the module that runs, too, but change modules,
+and do not tell what runs between two of them."""
 
 EINSUM = torch._VF.einsum  # type: ignore[attr-defined]
 """The function in C++ behind `torch.einsum`, which is Python and takes several forms of arguments."""
