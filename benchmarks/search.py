@@ -111,7 +111,7 @@ class Bench:
         found = bough.search(
             self.task.model, self.x, self.metric, budget=self.budget, objectives=self.objectives, method=method, seed=seed,
             trials=self.given.trials, start=() if method == "random" else None, storage=self.folder(method, seed),
-            screen=self.part if method == "local" else None, **self.options,
+            **self.options,
         )  # fmt: skip
         seconds = time.perf_counter() - begin
         at_work = sum(sum(p.seconds.values()) for p in found.points)

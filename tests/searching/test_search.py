@@ -236,6 +236,7 @@ def test_costs_as_objectives():
     [
         ({"method": "grid"}, "method='grid' is unknown: use one of nsga2, tpe, local, random"),
         ({"trials": 0}, "trials=0: must be at least 1"),
+        ({"seed": -1}, "seed=-1: must be at least 0"),
         ({"screen": lambda m, s: 0.0}, "screen= is for method='local', not for method='nsga2'"),
         ({"objectives": {"speed": "max"}}, "objectives names 'speed', which is neither a metric of evaluate nor a cost"),
         ({"objectives": {"latency": "min"}}, "objectives names 'latency', which needs table="),

@@ -136,7 +136,7 @@ def search(
         True
     """
     check_arguments(search, locals())
-    _check(method, trials, population, heartbeat, screen, planning)
+    _check(method, trials, population, heartbeat, seed, screen, planning)
     batches = None if data is None else as_data(data)
     if batches is not None:
         require_reiterable(batches)
@@ -245,11 +245,16 @@ def run_search(
 
 
 def _check(
-    method: str, trials: int, population: int, heartbeat: int, screen: object, planning: Mapping[str, Any]
+    method: str, trials: int, population: int, heartbeat: int, seed: int, screen: object, planning: Mapping[str, Any]
 ) -> None:  # fmt: skip
     if method not in METHODS:
         raise SearchError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
-    for option, value, least in (("trials", trials, 1), ("population", population, 2), ("heartbeat", heartbeat, 1)):
+    for option, value, least in (
+        ("trials", trials, 1),
+        ("population", population, 2),
+        ("heartbeat", heartbeat, 1),
+        ("seed", seed, 0),
+    ):
         if value < least:
             raise SearchError(f"{option}={value}: must be at least {least}")
     if screen is not None and method != "local":

@@ -22,7 +22,8 @@ from bough.searching.pricing import Pricing
 Choice = NDArray[np.int64]
 
 _STEPS = 64  # points on a line between two choices
-_SMALL = 10_000
+_SMALL = 10_000  # choices of a space that is gone through one by one
+_ROUNDS = 4  # parts of a column that are put back one after the other
 _SPREAD = 0.25  # standard deviation of a column's width around the common width of a random choice, as a share
 
 
@@ -165,7 +166,7 @@ class SearchSpace:
         return np.asarray(line[np.flatnonzero(self.feasible(line))[0]])
 
     def grown(self, choice: Choice, rng: np.random.Generator) -> Choice:
-        """Return `choice` with units put back, in all columns alike and then one by one in random order, within the limits."""
+        """Return `choice` with units put back within the limits: in all columns alike, then a part of each in random order."""
         widths = len(self.columns)
         shares = np.arange(_STEPS, 0, -1)[:, None] / _STEPS
         line = np.concatenate([np.ceil(choice[:widths] * shares), np.tile(choice[widths:], (_STEPS, 1))], axis=1)
@@ -173,11 +174,15 @@ class SearchSpace:
         within = self.feasible(line)
         last = int(np.argmin(within)) if not within.all() else _STEPS
         grown = line[max(last - 1, 0)].copy()
-        for i in rng.permutation(widths):
-            options = np.tile(grown, (int(grown[i]) + 1, 1))
-            options[:, i] = np.arange(len(options))
-            grown = options[int(np.argmax(self.feasible(options)))].copy()
-        return np.asarray(grown)
+        most = np.maximum(self.highest[:widths] // _ROUNDS, 1)
+        while True:
+            before = grown.copy()
+            for i in rng.permutation(widths):
+                options = np.tile(grown, (int(min(grown[i], most[i])) + 1, 1))
+                options[:, i] -= np.arange(len(options))[::-1]
+                grown = options[int(np.argmax(self.feasible(options)))].copy()
+            if (grown == before).all():
+                return np.asarray(grown)
 
     def _left_out(self, pattern: NDArray[np.int64]) -> tuple[str, ...]:
         names = {*self.always_out, *(n for names, out in zip(self.optional, pattern, strict=True) for n in names[: int(out)])}

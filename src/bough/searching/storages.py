@@ -144,7 +144,13 @@ class Database:
         self._interval = interval
         with self.explained(), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._rdb = RDBStorage(self._url, heartbeat_interval=interval, grace_period=3 * interval)
+            try:
+                self._rdb = RDBStorage(self._url, heartbeat_interval=interval, grace_period=3 * interval)
+            except ImportError as error:
+                raise SearchError(
+                    f"storage={self.shown!r} needs a driver: {str(error).splitlines()[0]}. For PostgreSQL: pip install "
+                    "'psycopg[binary]'; for MySQL: pip install pymysql"
+                ) from error
         self.backend: BaseStorage = self._rdb
         self._file = None
         if self._rdb.engine.name == "sqlite":
@@ -161,7 +167,7 @@ class Database:
         """Raise a SearchError for errors of the connection."""
         try:
             yield
-        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise SearchError(
                 f"storage={self.shown!r} can not be reached: {reason}. Check the address and that the server runs; the "
