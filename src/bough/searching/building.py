@@ -31,7 +31,7 @@ Scores = Mapping[str, NDArray[np.float64]]
 
 def search_space(
     graph: Graph, scores: Scores, options: Options, *, budget: Budget | None = None, prices: Prices | None = None,
-    layers: Iterable[str] = (),
+    layers: Iterable[str] = (), errors: bool = False,
 ) -> tuple[SearchSpace, dict[str, str]]:  # fmt: skip
     """Return (the space of plans of a graph, {group that no plan of it cuts: reason}).
 
@@ -45,6 +45,7 @@ def search_space(
         budget: upper bounds that all candidates meet.
         prices: the costs that are known besides parameters, MACs and bytes.
         layers: names or patterns of layers that a plan may leave out.
+        errors: whether the scores are errors, as for allocation "error".
 
     Raises:
         BudgetError: not even the smallest plan meets the budget.
@@ -73,7 +74,7 @@ def search_space(
     pricing = Pricing(graph, prices or Prices())
     limits = budget.limits(pricing.original) if budget is not None else {}
     sizes = {g.name: g.size for g in graph.groups}
-    return SearchSpace(pricing, found, sizes, [[name] for name in optional], always, limits), stay
+    return SearchSpace(pricing, found, sizes, [[name] for name in optional], always, limits, errors), stay
 
 
 def subnet_space(net: Supernet, *, budget: Budget | None = None, prices: Prices | None = None) -> SearchSpace:

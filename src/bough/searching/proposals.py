@@ -18,7 +18,7 @@ from bough.searching.space import Choice, SearchSpace
 from bough.searching.storages import MADE
 
 FOUND = "found"  # the user attribute of a trial with what came of it
-METHODS = ("nsga2", "tpe", "local", "random")
+_LOOKS = (1, 4, 16)  # mutations that are compared by their scores, before one is evaluated
 _TRIES = 200  # proposals that are known already, before the space is gone through one by one
 
 
@@ -72,19 +72,31 @@ class Proposals(BaseSampler):
         return np.random.default_rng(np.random.SeedSequence([self._seed, index, purpose]))
 
     def neighbour(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> Choice:
-        """Return a mutation, at constant cost, of one of the best candidates so far; a random candidate where there is none."""
+        """Return a mutation, at constant cost, of one of the best candidates so far; a random candidate where there is none.
+
+        Of one, four or sixteen mutations with the same layers, the one is taken that loses the least importance by the scores.
+        """
         best = self._best(trials)
         if not best:
             return self._fit(self._space.draw(rng), rng)
         parent = self.choice_of(best[int(rng.integers(len(best)))].params)
+        limits, known, layers = self._limits_beside(parent, rng), known_keys(trials), slice(len(self._space.columns), None)
+        children = [self._child(parent, limits, rng) for _ in range(int(rng.choice(_LOOKS)))]
+        alike = [c for c in children if (c[layers] == children[0][layers]).all()]
+        new = [c for c in alike if self._space.candidate(c).key not in known]
+        return min(new or alike, key=self._space.loss)
+
+    def _limits_beside(self, parent: Choice, rng: np.random.Generator) -> dict[str, float]:
+        """Return the costs of a candidate as limits; where costs are objectives, sometimes lower or higher ones."""
         costs = costs_of(self._space, self._space.cost(parent), self._minimized)
         if self._minimized:
-            factor = float(rng.choice([1.0, 1.0, 0.9, 0.8, 1.1, 1.25]))  # also along the front
+            factor = float(rng.choice([1.0, 1.0, 0.9, 0.8, 1.1, 1.25]))
             costs = {name: value * factor for name, value in costs.items()}
         bounded = self._space.within(costs)
-        if not bounded.feasible(bounded.highest)[0]:
-            bounded = self._space
-        child = exchanged(self._space, parent, rng, bounded.limits)
+        return bounded.limits if bounded.feasible(bounded.highest)[0] else self._space.limits
+
+    def _child(self, parent: Choice, limits: dict[str, float], rng: np.random.Generator) -> Choice:
+        child = exchanged(self._space, parent, rng, limits)
         return child if self._minimized or not self._space.limits else self._space.grown(child, rng)
 
     def _next(self, others: list[FrozenTrial], known: set[str], drawn: dict[str, Any], rng: np.random.Generator) -> Choice:

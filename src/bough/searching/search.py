@@ -157,9 +157,9 @@ def search(
         resolved = resolve_criterion(importance or (WITHOUT_DATA if batches is None else ERRORS).importance)
         graph = with_data_reached(trace(model, example_inputs, ignore=ignore, only=only, tie=tie), [resolved])
         scores = score(graph, resolved, batches)
-        space, held = search_space(graph, scores, options, budget=budget, prices=prices, layers=layers)
+        criterion, errors = named(resolved), bool(getattr(resolved, "gives_errors", False))
+        space, held = search_space(graph, scores, options, budget=budget, prices=prices, layers=layers, errors=errors)
         maker = make or CutMaker(graph, scores, options, batches, fits, recalibrate, example_inputs)
-        criterion, errors = named(resolved), getattr(resolved, "gives_errors", False)
         start = ((*START, "error") if errors else START) if start is None else start
     told = {
         "evaluate": _place(evaluate), "importance": criterion, "refit": str(fits), "recalibrate": str(recalibrate),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bough.cost import Cost, shown
 from bough.errors import BudgetError
 from bough.planning.allocation import Column
+from bough.planning.allocation.greedy import cumulated
 from bough.planning.allocation.problem import SLACK
 from bough.searching.candidate import Candidate
 from bough.searching.pricing import Pricing
@@ -37,6 +38,7 @@ class SearchSpace:
         optional: lists of layers that may be left out, each in this order: the first first.
         always_out: names of layers that are left out of every candidate.
         limits: upper bounds on costs, by field of `Cost`.
+        errors: whether the scores of the columns are errors, as for allocation "error".
 
     Raises:
         BudgetError: not even the smallest candidate meets the limits.
@@ -45,6 +47,7 @@ class SearchSpace:
     def __init__(
         self, pricing: Pricing, columns: Sequence[Column], group_sizes: Mapping[str, int],
         optional: Sequence[Sequence[str]] = (), always_out: Sequence[str] = (), limits: Mapping[str, float] | None = None,
+        errors: bool = False,
     ) -> None:  # fmt: skip
         self.pricing, self.columns, self.always_out = pricing, columns, tuple(always_out)
         self.optional = tuple(map(tuple, optional))
@@ -59,6 +62,8 @@ class SearchSpace:
         widths = [c.counts[:, j] for c in columns for j in range(len(c.groups))]
         self._starts = np.cumsum([0, *map(len, widths)])[:-1]
         self._widths = np.concatenate([*widths, np.zeros(0)]).astype(np.float64)
+        relative = cumulated(columns, relative=True)
+        self._lost = [np.append(0.0, c.highest.sum(axis=1)) for c in columns] if errors else relative
         if self.limits and not self.feasible(self.highest)[0]:
             raise BudgetError(self._unreachable())
 
@@ -114,6 +119,10 @@ class SearchSpace:
             for name, values in self.price(choices).items():
                 meets &= values <= self.limits[name] * (1 + SLACK)
         return meets
+
+    def loss(self, choice: Choice) -> float:
+        """Return the importance that the widths of a choice lose, by the scores; layers are not counted."""
+        return float(sum(lost[k] for lost, k in zip(self._lost, choice[: len(self._lost)], strict=True)))
 
     def candidate(self, choice: Choice) -> Candidate:
         """Return the candidate of one choice; choices that differ in groups of left-out layers alone have equal candidates."""
