@@ -147,6 +147,7 @@ def files(folder: Path, size: str) -> dict[str, Any]:
 
 def _loads(folder: Path) -> bool:
     """Whether the config, the index and the files agree in all names and shapes."""
+    declare_torchvision_ops()
     from bough.streaming.architecture import architecture
     from bough.streaming.names import Names
     from bough.streaming.pieces import placed
@@ -204,17 +205,21 @@ def main() -> None:
     if given.plan:
         plan(given.plan)
         return
-    path = harness.ROOT / "benchmarks" / "results" / "streaming.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    for size in given.plans:
-        found.setdefault("plans", {})[size] = harness.measure("benchmarks.streaming", ["--plan", size], 600)
     for size in given.sizes:
-        found.setdefault("files", {})[size] = files(given.folder, size)
+        record("files", size, files(given.folder, size))
+    for size in given.plans:
+        record("plans", size, harness.measure("benchmarks.streaming", ["--plan", size], 600))
     if given.kills:
-        found["kills"] = kills(given.folder, given.kills, 0)
-    found = {**harness.about(), **{k: v for k, v in found.items() if k in ("plans", "files", "kills")}}
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+        record("kills", "300m", kills(given.folder, given.kills, 0))
+
+
+def record(part: str, name: str, found: dict[str, Any]) -> None:
+    """Add one measurement to the results."""
+    path = harness.ROOT / "benchmarks" / "results" / "streaming.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results.setdefault(part, {})[name] = {**harness.about(), **found}
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(part, name, found, flush=True)
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ CALLS = dict([
     call(importance.Sensitivity, loss=loss),
     call(importance.MaskedLoss, loss=loss, signed=True),
     call(importance.Shapley, loss=loss, permutations=1, seed=0),
+    call(importance.LayerLoss, loss=loss),
     call(importance.OBS, ridge=0.1, sites=8, step=1, relative=False, probes=0),
     call(importance.ThiNet, sites=8, step=1, relative=False, probes=0),
     call(allocation.Global, relative=True),

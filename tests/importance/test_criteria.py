@@ -438,8 +438,30 @@ def test_layers():
     plan = bough.plan(graph, {**bough.score(graph, criterion("l2")), **scores}, keep={"1": 2})
     assert list(plan.left_out) == ["1.1"]
     _, without_layers, _ = tiny()
-    with pytest.raises(PlanError, match="no layers that can be left out"):
-        bough.score(without_layers, bough.importance.BlockInfluence(), [data])
+    for by in (bough.importance.BlockInfluence(), bough.importance.LayerLoss(square)):
+        with pytest.raises(PlanError, match="no layers that can be left out"):
+            bough.score(without_layers, by, [data])
+    check_greedy(model, graph, data)
+
+
+def square(model, batch):
+    return (model(batch) - batch.sum(-1, keepdim=True)).square().mean()
+
+
+def check_greedy(model, graph, data):
+    """Against networks that are built without the layers."""
+    scores = bough.score(graph, bough.importance.LayerLoss(square), [data[:1], data[1:]])["1"]
+    left, highest = [0, 1, 2], float("-inf")
+    while left:
+        losses = {}
+        for i in left:
+            blocks = [model[1][j] for j in left if j != i]
+            losses[i] = square(nn.Sequential(model[0], *blocks, model[2]), data).item()
+        first = min(losses, key=losses.get)
+        highest = max(highest, losses[first])
+        np.testing.assert_allclose(scores[first], highest)
+        left.remove(first)
+    assert square(model, data).item() == pytest.approx(square(nn.Sequential(*model), data).item())  # nothing is bypassed now
 
 
 def test_the_documented_table_is_the_table():

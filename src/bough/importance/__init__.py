@@ -5,6 +5,7 @@ from bough.importance.activation import ActivationMean, ActivationVariance, APoZ
 from bough.importance.combine import Combined
 from bough.importance.depth import BlockInfluence
 from bough.importance.gradient import OBD, Fisher, GateTaylor, Sensitivity, Taylor
+from bough.importance.layer_loss import LayerLoss
 from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Random
 from bough.importance.masking import MaskedLoss, Shapley
 from bough.importance.protocols import Criterion, DataCriterion
@@ -24,6 +25,6 @@ from bough.importance.weighted_activation import FLAP, Wanda
 __all__ = [
     "CRITERIA", "FLAP", "LAMP", "OBD", "OBS", "APoZ", "ActivationMean", "ActivationVariance", "BlockInfluence",
     "Combined", "CosineRedundancy", "Criterion", "Data", "DataCriterion", "Fisher", "GateTaylor", "GeometricMedian",
-    "GroupNorm", "HRank", "Loss", "Magnitude", "MaskedLoss", "NormScale", "Random", "Sensitivity", "Shapley", "Sums",
-    "Taylor", "ThiNet", "Wanda", "criterion", "elementwise", "per_unit", "score",
+    "GroupNorm", "HRank", "LayerLoss", "Loss", "Magnitude", "MaskedLoss", "NormScale", "Random", "Sensitivity", "Shapley",
+    "Sums", "Taylor", "ThiNet", "Wanda", "criterion", "elementwise", "per_unit", "score",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from bough.errors import PlanError
 from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank
 from bough.importance.depth import BlockInfluence
 from bough.importance.gradient import OBD, Fisher, GateTaylor, Sensitivity, Taylor
+from bough.importance.layer_loss import LayerLoss
 from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Random
 from bough.importance.masking import MaskedLoss, Shapley
 from bough.importance.protocols import Criterion, DataCriterion
@@ -69,6 +70,7 @@ CRITERIA: dict[str, Entry] = {
     "thinet": Entry(ThiNet, "inputs"),
     "obs": Entry(OBS, "inputs"),
     "block_influence": Entry(BlockInfluence, "inputs", scores="layers"),
+    "layer_loss": Entry(LayerLoss, "loss", scores="layers"),
 }
 
 

@@ -6,10 +6,12 @@ A residual block that stands elsewhere is replaced by a `PassThrough`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from bough.graph import Layer, OpRecord, Passage
 from bough.ops import spec
@@ -32,14 +34,24 @@ class PassThrough(nn.Module):
         return first if not self.form else (first, *(None,) * (self.form - 1))
 
 
-def bypass(layer: nn.Module) -> None:
+@contextmanager
+def bypassed(layer: nn.Module) -> Iterator[None]:
+    """Within the context, a layer returns its first tensor, as `bypass` has it."""
+    handle = bypass(layer)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def bypass(layer: nn.Module) -> RemovableHandle:
     """Makes a layer return its first tensor, whatever it computes; what it notes elsewhere (a cache) it goes on to note."""
 
     def unchanged(module: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
         first = tensors_in([*args, *kwargs.values()])[0]
         return (first, *result[1:]) if type(result) is tuple else first
 
-    layer.register_forward_hook(unchanged, with_kwargs=True)
+    return layer.register_forward_hook(unchanged, with_kwargs=True)
 
 
 class Watch:
