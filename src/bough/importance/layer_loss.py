@@ -14,7 +14,7 @@ from bough.errors import PlanError
 from bough.graph import Graph, Layer
 from bough.importance.loss_criterion import LossCriterion
 from bough.importance.protocols import UnitScores
-from bough.tracing.layers import bypassed
+from bough.tracing.typing.layers import bypassed
 
 
 @dataclass(frozen=True, slots=True)
