@@ -1,4 +1,4 @@
-"""One thread for each test process, and the CPU alone: tests/elsewhere is for GPUs.
+"""One thread for each test process, and the CPU alone: tests/other_devices is for GPUs.
 
 `pytest --hypothesis-profile=thorough` searches longer.
 """

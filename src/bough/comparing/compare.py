@@ -13,8 +13,8 @@ from bough.arguments import check_arguments
 from bough.calibration import Data, Loss, as_data
 from bough.calls import FORWARD, as_calls
 from bough.comparing.comparison import Comparison
-from bough.comparing.contenders import Contender, contenders
 from bough.comparing.folder import Folder, identity_of
+from bough.comparing.named_criteria import NamedCriterion, named_criteria
 from bough.comparing.naming import Many, budget_name, by_name, named
 from bough.comparing.rows import DENSE, Row
 from bough.comparing.run import Evaluate, Run, Scored
@@ -96,7 +96,7 @@ def compare(
     batches = _again(data)
     if refit and batches is None:
         raise ComparisonError("compare(refit=True) needs data: unlabelled batches, such as data=loader (--data)")
-    entrants = contenders(criteria, seeds, loss, batches)
+    entrants = named_criteria(criteria, seeds, loss, batches)
     ways = {name: allocator(way) for name, way in by_name("allocations", allocations).items()}
     bounds = by_name("budgets", budgets, budget_name)
     _check(planning, refit, bounds.values())
@@ -120,18 +120,18 @@ def compare(
     return Comparison(tuple(kept.done[row.key] for row in (Row(DENSE), *(row for _, row in cases))), lower_is_better)
 
 
-def _fill(kept: Folder, run: Run, cases: Sequence[tuple[Contender, Row]], progress: bool) -> None:
+def _fill(kept: Folder, run: Run, cases: Sequence[tuple[NamedCriterion, Row]], progress: bool) -> None:
     """Makes the rows that are not there; the scores of one criterion and seed at a time are held."""
     from rich.progress import track  # a third of the time that importing bough would take
 
     if Row(DENSE).key not in kept.done:
         kept.add(run.dense())
     metrics = list(kept.done[Row(DENSE).key].metrics)
-    missing = [(contender, row) for contender, row in cases if row.key not in kept.done]
+    missing = [(entry, row) for entry, row in cases if row.key not in kept.done]
     scored: Scored | None = None
-    for contender, row in track(missing, "compare") if progress else missing:
-        if scored is None or scored.contender is not contender:
-            scored = run.scored(contender)
+    for entry, row in track(missing, "compare") if progress else missing:
+        if scored is None or scored.entry is not entry:
+            scored = run.scored(entry)
         kept.add(run.row(row, scored, metrics))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from bough.calibration import Data
-from bough.comparing.contenders import Contender
+from bough.comparing.named_criteria import NamedCriterion
 from bough.comparing.rows import DENSE, Row
 from bough.cutting import cut, rebuild
 from bough.cutting.cut import copied
@@ -28,9 +28,9 @@ Evaluate = Callable[[nn.Module], Any]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A contender's scores, or why there are none."""
+    """A entry's scores, or why there are none."""
 
-    contender: Contender
+    entry: NamedCriterion
     seconds: float
     values: Any = None
     error: str | None = None
@@ -58,13 +58,13 @@ class Run:
         cost = self.graph.cost().to_dict()
         return Row(DENSE, metrics=metrics, cost=cost, kept=dict.fromkeys(cost, 1.0), seconds=seconds)
 
-    def scored(self, contender: Contender) -> Scored:
+    def scored(self, entry: NamedCriterion) -> Scored:
         start = time.perf_counter()
         try:
-            values = score(self.graph, contender.criterion, self.data)
+            values = score(self.graph, entry.criterion, self.data)
         except Exception as error:
-            return Scored(contender, time.perf_counter() - start, error=_said(error))
-        return Scored(contender, time.perf_counter() - start, values)
+            return Scored(entry, time.perf_counter() - start, error=_said(error))
+        return Scored(entry, time.perf_counter() - start, values)
 
     def row(self, row: Row, scored: Scored, metrics: Sequence[str]) -> Row:
         """`row` with what came of it, or as far as it came and the error."""

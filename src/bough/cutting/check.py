@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bough.cutting.passages import passages
+from bough.cutting.parameter_history import histories
 from bough.errors import PlanError
 from bough.planning.plan import Plan
 from bough.storage.schema import index_problem
@@ -92,7 +92,7 @@ def check_weights(model: nn.Module, plan: Plan) -> None:
 
 
 def _was_cut(model: nn.Module, plan: Plan) -> bool:
-    return any(p.plan is plan or p.plan == plan for parameter in model.parameters() for p in passages(parameter))
+    return any(p.plan is plan or p.plan == plan for parameter in model.parameters() for p in histories(parameter))
 
 
 def _check_indices(name: str, dim: int, indices: Sequence[int], held: Mapping[str, list[int]]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bough.arguments import check_arguments
 from bough.cutting.check import check
 from bough.cutting.copying import copy_modules
-from bough.cutting.passages import note
+from bough.cutting.parameter_history import note
 from bough.cutting.slicing import Slicer, formatted, like, plain, plainly
 from bough.errors import PlanError
 from bough.graph import module_of

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bough.arguments import check_arguments
-from bough.cutting.passages import Passage, passages
+from bough.cutting.parameter_history import ParameterHistory, histories
 from bough.cutting.slicing import Slicer, formatted, plainly
 from bough.errors import PlanError
 from bough.planning.plan import Plan
@@ -94,7 +94,7 @@ def _parts(optimizer: Optimizer) -> list[Optimizer]:
     return parts
 
 
-def _after(optimizer: Optimizer, moves: Mapping[int, Passage], plan: Plan) -> dict[Any, Any]:
+def _after(optimizer: Optimizer, moves: Mapping[int, ParameterHistory], plan: Plan) -> dict[Any, Any]:
     """An optimizer's whole state after the cut."""
     carry = _Carrier(type(optimizer).__name__, plan)
     after: dict[Any, Any] = {}
@@ -107,19 +107,19 @@ def _after(optimizer: Optimizer, moves: Mapping[int, Passage], plan: Plan) -> di
     return after
 
 
-def _moves(groups: Iterable[Mapping[str, Any]], plan: Plan) -> dict[int, Passage]:
+def _moves(groups: Iterable[Mapping[str, Any]], plan: Plan) -> dict[int, ParameterHistory]:
     """The way through the cut of each of the groups' parameters that was in the model, by its id."""
     same: dict[int, bool] = {}  # plans compare slowly, and all parameters have the same few
 
-    def by_plan(way: Passage) -> bool:
+    def by_plan(way: ParameterHistory) -> bool:
         if id(way.plan) not in same:
             same[id(way.plan)] = way.plan is plan or way.plan == plan
         return same[id(way.plan)]
 
-    moves: dict[int, Passage] = {}
+    moves: dict[int, ParameterHistory] = {}
     gone = False
     for parameter in (p for group in groups for p in group["params"]):
-        found = [way for way in passages(parameter) if by_plan(way)]
+        found = [way for way in histories(parameter) if by_plan(way)]
         alive = [way for way in found if way.alive()]
         gone = gone or (bool(found) and not alive)
         if alive:
@@ -134,7 +134,7 @@ def _moves(groups: Iterable[Mapping[str, Any]], plan: Plan) -> dict[int, Passage
     return moves
 
 
-def _moved(group: Mapping[str, Any], moves: Mapping[int, Passage]) -> dict[str, list[Any]]:
+def _moved(group: Mapping[str, Any], moves: Mapping[int, ParameterHistory]) -> dict[str, list[Any]]:
     """What the lists of a parameter group become."""
     ways = [moves.get(id(p)) for p in group["params"]]
     stay = [i for i, way in enumerate(ways) if way is None or way.after]
@@ -145,7 +145,7 @@ def _moved(group: Mapping[str, Any], moves: Mapping[int, Passage]) -> dict[str, 
     return moved
 
 
-def _renamed(name: str, way: Passage | None) -> str:
+def _renamed(name: str, way: ParameterHistory | None) -> str:
     """A parameter's name after the cut; layers behind one that was left out have moved up."""
     return name if way is None or not name.endswith(way.before) else name.removesuffix(way.before) + way.after
 
@@ -158,7 +158,7 @@ class _Carrier:
         self.slicer = Slicer(plan)
         self.scaled = {s.name for s in plan.scales}
 
-    def __call__(self, parameter: Tensor, state: Any, way: Passage) -> Any:
+    def __call__(self, parameter: Tensor, state: Any, way: ParameterHistory) -> Any:
         name = way.before
         if not (name in self.plan.kept or name in self.scaled):
             return state

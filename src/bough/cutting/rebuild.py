@@ -15,7 +15,7 @@ from bough.cutting.check import check
 from bough.cutting.cut import cut
 from bough.cutting.literals import rewrite
 from bough.cutting.names import shortened
-from bough.cutting.passages import note
+from bough.cutting.parameter_history import note
 from bough.cutting.program import Inputs, NodeError, data_sized, exported, graphs, place, walk
 from bough.cutting.rebuilt import Rebuilt
 from bough.cutting.slicing import Slicer, formatted, like, plain, plainly

@@ -118,8 +118,8 @@ def _first_planned(
     for candidate in found:
         try:
             scores = score(graph, candidate.importance, sample.data if sample else None)
-            how = replace(options, allocation=candidate.allocation)
-            return Chosen(candidate, scores, how, planned(graph, scores, budget, how))
+            planning = replace(options, allocation=candidate.allocation)
+            return Chosen(candidate, scores, planning, planned(graph, scores, budget, planning))
         except BudgetError:
             raise
         except (PlanError, TraceError) as error:
@@ -159,8 +159,8 @@ class _Trials:
         """
         try:
             scores = self._scores(candidate.importance)
-            how = replace(self.options, allocation=candidate.allocation, whole=whole)
-            plan = planned(self.graph, scores, self.budget, how)
+            planning = replace(self.options, allocation=candidate.allocation, whole=whole)
+            plan = planned(self.graph, scores, self.budget, planning)
             apart = discrepancy(self._expected, self._outputs(plan))
         except (PlanError, TraceError, BudgetError) as error:
             if isinstance(error, BudgetError):
@@ -171,7 +171,7 @@ class _Trials:
             self.trials.append(Trial(*candidate.names, None, str(error), whole))
             return None
         self.trials.append(Trial(*candidate.names, apart, "", whole))
-        return apart, Chosen(candidate, scores, how, plan, (), whole)
+        return apart, Chosen(candidate, scores, planning, plan, (), whole)
 
     def _scores(self, importance: Any) -> Scores:
         key = importance if isinstance(importance, str) else id(importance)

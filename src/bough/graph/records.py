@@ -103,7 +103,7 @@ class OpRecord:
     scale_of: Space | None
     detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales
     outcome: Any = None  # what a run on real values gave where control flow may depend on it (not floats)
-    told: tuple[Space, ...] = ()  # spaces of which the Python tells a unit by its number
+    identified: tuple[Space, ...] = ()  # spaces of which the Python identifies a unit by its number
     counts: tuple[tuple[int, Space], ...] = ()  # (position of an integer argument, what it counts: no result tells)
     ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
     combined: tuple[Space, ...] = ()  # axes whose units it adds up or compares with each other
@@ -111,7 +111,7 @@ class OpRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class ModuleCall:
     """One call of a module: the numbers of the values that enter and leave; its ops are start .. end - 1."""
 
     enters: int
@@ -126,18 +126,18 @@ class Layer:
     """A module that can be left out: it passes a type through.
 
     `container`: the list that it is an entry of, or None where it stands alone. `exact`: it is residual, so leaving it out
-    equals zeroing its branch; otherwise it equals an identity in its place. `passages`: its calls in the recorded runs; in the
-    first run there is one.
+    equals zeroing its branch; otherwise it equals an identity in its place. `module_calls`: its calls in the recorded
+    runs; in the first run there is one.
     """
 
     name: str
     container: str | None
     exact: bool
-    passages: tuple[Passage, ...]
+    module_calls: tuple[ModuleCall, ...]
 
     @property
     def form(self) -> int:
-        return self.passages[0].form
+        return self.module_calls[0].form
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "kind": "layer", "container": self.container, "exact": self.exact}

@@ -75,15 +75,15 @@ def _layer_taps(graph: Graph, layer: Layer, sums: Sums) -> list[Tap]:
         sums.plus(layer.name, cosines.sum())
         sums.plus(f"{layer.name} count", cosines.numel())
 
-    passage = layer.passages[0]
-    input_tap = _value_tap(graph, passage.enters, lambda x: inputs.append(x.detach().clone()))
-    return [input_tap, _value_tap(graph, passage.leaves, add_cosines)]
+    module_call = layer.module_calls[0]
+    input_tap = _value_tap(graph, module_call.enters, lambda x: inputs.append(x.detach().clone()))
+    return [input_tap, _value_tap(graph, module_call.leaves, add_cosines)]
 
 
 def _feature_dims(graph: Graph, layer: Layer) -> tuple[int, ...]:
     """Return the dims of a layer's output that parameters have too: the width, and not batch or positions."""
     parameter_atoms = {a for s in graph.states.values() if s.parameter for axis in s.axes for a in normal(axis).atoms}
-    output = layer.passages[0].leaves
+    output = layer.module_calls[0].leaves
     axes = next(axes for op in graph.ops for n, axes in zip(op.values, op.results, strict=True) if n == output)
     return tuple(d for d, axis in enumerate(axes) if parameter_atoms.intersection(normal(axis).atoms)) or (len(axes) - 1,)
 

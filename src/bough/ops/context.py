@@ -66,7 +66,7 @@ class Notes:
     combined: list[Space] = field(default_factory=list)  # axes whose units the op adds up or compares with each other
     undefined: list[Space] = field(default_factory=list)  # axes along which a masked unit makes the op divide by zero
     narrower: list[tuple[Space, Space]] = field(default_factory=list)  # the first must stay smaller than the second
-    told: list[Space] = field(default_factory=list)  # spaces of which Python tells a unit by its number
+    identified: list[Space] = field(default_factory=list)  # spaces of which Python identifies a unit by its number
     counts: list[tuple[int, Space]] = field(default_factory=list)  # (position of an integer argument, what it counts)
     scale_of: Space | None = None
 

@@ -105,7 +105,7 @@ def _compared(c: Context, position: int, number: float, space: Space) -> None:
             c.notes.counts.append((position, concat(*before)))
             return
         before.append(term)
-    c.notes.told.append(space)
+    c.notes.identified.append(space)
 
 
 def _freeze(c: Context, spaces: list[Space]) -> None:

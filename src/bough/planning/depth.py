@@ -76,8 +76,8 @@ def without(graph: Graph, layers: Sequence[Layer]) -> Graph:
     """The graph of the model with `layers` left out: what enters each is what leaves it."""
     if not layers:
         return graph
-    passages = [p for x in layers for p in x.passages]
-    gone = {i for p in passages for i in range(p.start, p.end)}
+    module_calls = [p for x in layers for p in x.module_calls]
+    gone = {i for p in module_calls for i in range(p.start, p.end)}
     names = tuple(f"{x.name}." for x in layers)
     every = graph.all_ops
     used = {s for op in every if op.index not in gone for s in op.states}
@@ -86,7 +86,7 @@ def without(graph: Graph, layers: Sequence[Layer]) -> Graph:
     for op in every:
         if op.index not in gone:
             place[op.index] = len(place)
-    same = {p.leaves: p.enters for p in passages}
+    same = {p.leaves: p.enters for p in module_calls}
 
     def number(n: int) -> int:
         while n in same:
@@ -160,7 +160,7 @@ def _storages(
         if s.born in gone:
             continue
         dies = s.dies
-        for x in (layer.passages[0] for layer in layers):
+        for x in (layer.module_calls[0] for layer in layers):
             if s.born < x.start <= s.dies < x.end:  # read by the layer last: goes on as what left it
                 dies = max((r.dies for r in graph.storages if x.start <= r.born < x.end), default=dies)
         kept.append(replace(s, born=place.get(s.born, s.born), dies=moved(dies)))

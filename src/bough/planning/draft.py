@@ -14,7 +14,7 @@ from bough.cost import Cost
 from bough.graph import Graph
 from bough.planning.allocation import unit_scores
 from bough.planning.attributes import HeldAttributes, Stale
-from bough.planning.config_widths.uniform import Told
+from bough.planning.config_widths.uniform import ConfigSettings
 from bough.planning.constraints.equations import Ties, solve
 from bough.planning.constraints.fold import fold
 from bough.planning.index_lists import IndexLists
@@ -29,24 +29,24 @@ from bough.tracing.replay import Conflict, replay
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Draft:
-    """Counts, the units that stay, what the model is to be told, and where its Python still does not agree."""
+    """Counts, the units that stay, what the model is to get, and where its Python still does not agree."""
 
     graph: Graph
     counts: Mapping[str, int]
     kept: Mapping[Atom, Kept]
-    told: Told
+    settings: ConfigSettings
     scales: tuple[Scale, ...]
     conflicts: tuple[Conflict, ...]
     stale: tuple[Stale, ...] = ()
 
     @staticmethod
-    def of(graph: Graph, counts: Mapping[str, int], kept: Mapping[Atom, Kept], told: Told | None = None) -> Draft:
-        """Replays the model at these sizes; what it must be told follows from the equations, unless a config tells."""
+    def of(graph: Graph, counts: Mapping[str, int], kept: Mapping[Atom, Kept], settings: ConfigSettings | None = None) -> Draft:
+        """Replays the model at these sizes; what it must get follows from the equations, unless a config says it."""
         sizes = {a: len(i) for a, i in kept.items()}
-        told = Told(dict(solve(graph.equations, sizes)[0]), {}) if told is None else told
-        check = replay(graph, sizes, told.numbers)
+        settings = ConfigSettings(dict(solve(graph.equations, sizes)[0]), {}) if settings is None else settings
+        check = replay(graph, sizes, settings.numbers)
         scales, unfolded = fold(graph, check.rescales)
-        return Draft(graph, counts, kept, told, scales, (*check.conflicts, *unfolded))
+        return Draft(graph, counts, kept, settings, scales, (*check.conflicts, *unfolded))
 
     def following(self, held: HeldAttributes) -> Draft:
         """Return the same with the attributes set that `forward` does not read and that surely are cut widths.
@@ -57,8 +57,10 @@ class Draft:
         numbers, stale = held.at(self.sizes)
         refused = self._refused(numbers)
         stale += [held.stale(p, refused[p], [numbers[p]]) for p in refused]
-        told = replace(self.told, numbers={**{p: n for p, n in numbers.items() if p not in refused}, **self.told.numbers})
-        return replace(self, told=told, stale=tuple(stale))
+        settings = replace(
+            self.settings, numbers={**{p: n for p, n in numbers.items() if p not in refused}, **self.settings.numbers}
+        )
+        return replace(self, settings=settings, stale=tuple(stale))
 
     def _refused(self, numbers: Mapping[Path, int]) -> dict[Path, int]:
         """Return those of new values of attributes, {path: value before}, that change what the model computes."""
@@ -71,7 +73,7 @@ class Draft:
         return {**self._refused(dict(items[:half])), **self._refused(dict(items[half:]))}
 
     def _runs_alike(self, numbers: Mapping[Path, int]) -> bool:
-        check = replay(self.graph, self.sizes, {**self.told.numbers, **numbers})
+        check = replay(self.graph, self.sizes, {**self.settings.numbers, **numbers})
         scales, unfolded = fold(self.graph, check.rescales)
         return not check.conflicts and not unfolded and scales == self.scales
 
@@ -81,8 +83,8 @@ class Draft:
         return {a: len(i) for a, i in self.kept.items()}
 
     def for_rebuild(self) -> Draft:
-        """The same without what the model is told: its Python will not be run."""
-        return replace(self, told=Told({}, {}), scales=())
+        """The same without what the model is settings: its Python will not be run."""
+        return replace(self, settings=ConfigSettings({}, {}), scales=())
 
     def plan(self, tied: Ties, cost: Cost, original: Cost) -> Plan:
         """The plan that keeps these units; `cost` is what the closed form says of the counts."""
@@ -115,19 +117,19 @@ class Draft:
         for name, dim in sorted({(m.name, m.dim) for g in graph.groups if g.atom in self.kept for m in g.members}):
             cut.setdefault(name, {})[dim] = lists(indices(graph.states[name].axes[dim], self.kept))
         by_name = {g.name: self.kept.get(g.atom) for g in graph.groups}
-        for (name, dim), (like, n) in self.told.idle.items():
+        for (name, dim), (like, n) in self.settings.idle.items():
             units = by_name[like] if like else None
             cut.setdefault(name, {})[dim] = list(range(n)) if units is None or isinstance(units, Each) else units.tolist()
         return cut
 
     def _changed(self) -> dict[str, float]:
-        """What the model is told, as far as it is not what it holds already."""
+        """What the model gets, as far as it does not hold it already."""
         held: dict[Path, float] = {a.path: a.value for e in self.graph.equations for a in attributes_in(e.expression)}
-        return {key_of(path): value for path, value in self.told.numbers.items() if held.get(path) != value}
+        return {key_of(path): value for path, value in self.settings.numbers.items() if held.get(path) != value}
 
     def _without_idle(self, cost: Cost, cut: Mapping[str, Mapping[int, list[int]]]) -> Cost:
         """The cost less what tensors that nothing comes of lose beside what their groups do."""
-        idle, graph = self.told.idle, self.graph
+        idle, graph = self.settings.idle, self.graph
         params, size = cost.params, cost.size
         for name in {name for name, _ in idle} & graph.states.keys():
             state, shape = graph.states[name], list(graph.tensor(name).shape)

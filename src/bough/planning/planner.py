@@ -100,31 +100,38 @@ def plan(
     goal = budget if keep is None else keep
     if goal is None or (budget is not None and keep is not None):
         raise PlanError("plan needs either a budget or keep, and not both")
-    how = Options(
+    options = Options(
         allocation=allocation, round_to=round_to, minimum=minimum, drop=drop, ignore=ignore, only=only,
         exact_only=exact_only, uniform=uniform, ragged=ragged, on_conflict=on_conflict, table=table, energy=energy,
     )  # fmt: skip
-    return planned(graph, scores, goal, how)
+    return planned(graph, scores, goal, options)
 
 
 @uncollected()
-def planned(graph: Graph, scores: Mapping[str, NDArray[np.float64]], goal: Goal, how: Options) -> Plan:
+def planned(graph: Graph, scores: Mapping[str, NDArray[np.float64]], goal: Goal, options: Options) -> Plan:
     """`plan`, of a goal and options that are one value each."""
     if isinstance(goal, Mapping) and not isinstance(goal, LeastOfTied):
         goal = by_group(graph, goal, "keep")
-    minimum = by_group(graph, how.minimum, "minimum") if isinstance(how.minimum, Mapping) else how.minimum
+    minimum = by_group(graph, options.minimum, "minimum") if isinstance(options.minimum, Mapping) else options.minimum
     fewest = least(graph.groups, minimum)
-    rest = left_out(graph, chosen(graph, how.drop, goal, scores))
-    even = Uniform(graph) if how.uniform else None
-    rest = even.relayered(rest) if even else rest
-    alone = {**dict.fromkeys(how.whole, "better left whole"), **left_alone(graph, how.ignore, how.only)}
-    stay = held(rest, alone, how.exact_only)
-    free = differing(rest, scores, how.ragged)
-    prices = priced(goal, how.table, how.energy)
+    rest = left_out(graph, chosen(graph, options.drop, goal, scores))
+    uniform = Uniform(graph) if options.uniform else None
+    rest = uniform.relayered(rest) if uniform else rest
+    alone = {**dict.fromkeys(options.whole, "better left whole"), **left_alone(graph, options.ignore, options.only)}
+    stay = held(rest, alone, options.exact_only)
+    free = differing(rest, scores, options.ragged)
+    prices = priced(goal, options.table, options.energy)
     counting = Counting(
-        rest, prices.form(rest), prices.form(graph).cost(), free.ranked(scores), widths(graph, goal), allocator(how.allocation)
+        rest,
+        prices.form(rest),
+        prices.form(graph).cost(),
+        free.ranked(scores),
+        widths(graph, goal),
+        allocator(options.allocation),
     )
-    found = _Search(rest, scores, counting, Allowed(aligned(how.round_to), fewest), even, free, how.on_conflict).agreed(stay)
+    found = _Search(
+        rest, scores, counting, Allowed(aligned(options.round_to), fewest), uniform, free, options.on_conflict
+    ).agreed(stay)
     _, untied = tied_pairs(graph.model, dict(graph.tie))
     return replace(found, notes=(*found.notes, *prices.notes(), *untied))
 
@@ -137,21 +144,21 @@ class _Search:
     scores: Mapping[str, NDArray[np.float64]]
     counting: Counting
     allowed: Allowed
-    even: Uniform | None
+    uniform: Uniform | None
     free: Differing
     on_conflict: str
 
     def agreed(self, held: dict[str, str]) -> Plan:
         """Plan anew, with counts refused and groups held that the model's Python contradicts, until nothing contradicts."""
         allowed, rounds, contradicted = self.allowed, Counter[str](), False
-        tries = (len(self.graph.groups) + 1) * (_ROUNDS + 1) + (self.even.patience if self.even else 0)
+        tries = (len(self.graph.groups) + 1) * (_ROUNDS + 1) + (self.uniform.patience if self.uniform else 0)
         for _ in range(tries):
             tied = self._tied(held)
-            allowed = replace(allowed, steps=self.even.steps if self.even else {})
+            allowed = replace(allowed, steps=self.uniform.steps if self.uniform else {})
             found = self.counting(tied, allowed)
             draft = self._draft(found.counts)
             if draft is None:
-                continue  # the model's class refuses these widths, and `even` is stricter now
+                continue  # the model's class refuses these widths, and `uniform` is stricter now
             if not draft.conflicts:
                 return self._finished(draft, tied, (found.note, *_refusals(allowed)))
             if not contradicted:
@@ -160,8 +167,8 @@ class _Search:
             if self.on_conflict == "rebuild":
                 return replace(self._finished(draft.for_rebuild(), tied, (found.note,)), rebuild=True)
             if self.on_conflict == "raise":
-                told = "; ".join(dict.fromkeys(map(str, draft.conflicts)))
-                raise ConflictError(f"the model's Python contradicts the plan: {told}")
+                conflicts = "; ".join(dict.fromkeys(map(str, draft.conflicts)))
+                raise ConflictError(f"the model's Python contradicts the plan: {conflicts}")
             why = _blamed(draft, held) or isolate(self.graph, draft.sizes, tied, str(draft.conflicts[0]))
             known = self._learned(draft, {n for n in why if rounds[n] < _ROUNDS}, tied, allowed)
             rounds.update([*known.refused])
@@ -172,7 +179,7 @@ class _Search:
 
     def _learned(self, draft: Draft, blamed: set[str], tied: Ties, allowed: Allowed) -> Learned:
         """Return what other counts of the blamed groups show; nothing where a config has to tell the counts."""
-        if self.even and self.even.tells:
+        if self.uniform and self.uniform.has_config:
             return Learned({}, frozenset())
         return learned(self.graph, draft.counts, blamed, tied, allowed, self._draft)
 
@@ -187,23 +194,23 @@ class _Search:
             )
 
     def _tied(self, held: Mapping[str, str]) -> Ties:
-        graph, even = self.graph, self.even
+        graph, uniform = self.graph, self.uniform
         binding = replace(graph, equations=()) if self.on_conflict == "rebuild" else graph
-        unsaid = {g.name: even.held[g.name] for g in graph.groups if g.name in even.held} if even else {}
-        return ties(binding, {**unsaid, **held}, even.within(graph) if even else [])
+        unsaid = {g.name: uniform.held[g.name] for g in graph.groups if g.name in uniform.held} if uniform else {}
+        return ties(binding, {**unsaid, **held}, uniform.within(graph) if uniform else [])
 
     def _draft(self, counts: Mapping[str, int]) -> Draft | None:
         """None where no config of the model tells these counts."""
-        told = None
-        if self.even and self.even.tells:
-            told = self.even.told(counts)
-            if told is None:
+        settings = None
+        if self.uniform and self.uniform.has_config:
+            settings = self.uniform.settings_at(counts)
+            if settings is None:
                 return None
         kept = {**chosen_units(self.graph, self.scores, counts), **self.free.chosen(self.graph, counts)}
-        return Draft.of(self.graph, counts, kept, told)
+        return Draft.of(self.graph, counts, kept, settings)
 
     def _finished(self, draft: Draft, tied: Ties, notes: Iterable[str]) -> Plan:
-        if not (self.on_conflict == "rebuild" and draft.conflicts) and not (self.even and self.even.tells):
+        if not (self.on_conflict == "rebuild" and draft.conflicts) and not (self.uniform and self.uniform.has_config):
             draft = draft.following(HeldAttributes(self.graph))
         plan = draft.plan(tied, self.counting.cost(draft.counts), self.counting.original)
         return replace(self.free.noted(plan), notes=tuple(n for n in notes if n))

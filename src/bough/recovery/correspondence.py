@@ -151,7 +151,7 @@ def changed_values(graph: Graph, plan: Plan, kept: Mapping[Atom, Kept]) -> set[i
     These are the results of operators that sum over cut units, the outputs of layers left out, and everything computed from
     them.
     """
-    values = {p.leaves for layer in graph.layers if layer.name in plan.left_out for p in layer.passages}
+    values = {p.leaves for layer in graph.layers if layer.name in plan.left_out for p in layer.module_calls}
     for op in graph.ops:
         sums_over_cut = any(a in kept for s in op.combined for a in normal(s).atoms)
         if sums_over_cut or values.intersection(op.inputs):

@@ -120,8 +120,8 @@ def sparsify(
     masks, errors = _make_sparse_(graph, matrices, options)
     layers = tuple(_layers(graph, matrices, masks, errors))
     attach_masks_(traceable(new), masks)
-    how = str(options.pattern) if options.pattern else (allocation or "uniform")
-    return Sparsified(new, masks, layers, left_out, method, how, permuted)
+    described = str(options.pattern) if options.pattern else (allocation or "uniform")
+    return Sparsified(new, masks, layers, left_out, method, described, permuted)
 
 
 def _options(

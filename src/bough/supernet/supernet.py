@@ -148,8 +148,8 @@ class Supernet(nn.Module):
         """
         check_arguments(Supernet.plan, locals())
         if subnet.key not in self._plans:
-            how = Options(drop=subnet.dropped, on_conflict="raise")
-            plan = planned(self.graph, self.scores, dict(subnet.counts), how)
+            planning = Options(drop=subnet.dropped, on_conflict="raise")
+            plan = planned(self.graph, self.scores, dict(subnet.counts), planning)
             other = [n for n, k in subnet.counts.items() if plan.groups[n][0] != k]
             if other:
                 raise ConflictError(f"{other[0]} can not have {subnet.counts[other[0]]} units: {plan.frozen.get(other[0], '')}")

@@ -70,7 +70,7 @@ def meet_latency(
 
 
 def targeted(
-    graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget, table: LatencyTable, how: Options,
+    graph: Graph, scores: Mapping[str, NDArray[np.float64]], budget: Budget, table: LatencyTable, options: Options,
     measure: Measure | None = None, tolerance: float = 0.05, rounds: int = 20,
 ) -> Timed:  # fmt: skip
     """Do the work of `meet_latency`, with the options of planning as one value."""
@@ -85,29 +85,29 @@ def targeted(
     best: Timed | None = None
     while len(search.rounds) < rounds and (goal := search.next()) is not None:
         try:
-            decided = planned(graph, scores, goal, replace(how, table=search.table))
+            found = planned(graph, scores, goal, replace(options, table=search.table))
         except BudgetError:
             if not search.rounds:
                 raise
             search.limits.unreachable()
             continue
-        if search.known(decided):
+        if search.known(found):
             continue
-        small = cut(graph.model, decided)
+        small = cut(graph.model, found)
         seconds = measured(small)
         if search.settles(seconds):  # once more, so that it was no lucky moment
             seconds = (seconds + measured(small)) / 2
-        search.learn(decided, seconds)
+        search.learn(found, seconds)
         if seconds <= target and (search.settles(seconds) or best is None or seconds > best.seconds):
             met = seconds >= target * (1 - tolerance)
             note = f"latency: measured {shown('latency', seconds)}, asked {shown('latency', target)}"
-            noted = replace(decided, notes=(*decided.notes, note + ("" if met else f"; no plan was within {tolerance:.0%}")))
+            noted = replace(found, notes=(*found.notes, note + ("" if met else f"; no plan was within {tolerance:.0%}")))
             best = Timed(noted, small, seconds, target, met, (), search.table)
         if search.settles(seconds):
             break
-        if seconds <= target and _limited_by_others(decided, goal, tolerance):
+        if seconds <= target and _limited_by_others(found, goal, tolerance):
             note = f"latency: measured {shown('latency', seconds)}, asked {shown('latency', target)}; another bound decides"
-            best = Timed(replace(decided, notes=(*decided.notes, note)), small, seconds, target, True, (), search.table)
+            best = Timed(replace(found, notes=(*found.notes, note)), small, seconds, target, True, (), search.table)
             break
     if best is None:
         closest = min(m for _, m in search.rounds)
@@ -118,12 +118,12 @@ def targeted(
     return replace(best, rounds=tuple(search.rounds), table=search.table)
 
 
-def _limited_by_others(decided: Plan, goal: Goal, tolerance: float) -> bool:
+def _limited_by_others(found: Plan, goal: Goal, tolerance: float) -> bool:
     """Return whether a plan is far below its latency limit because another limit of the budget is nearly reached."""
     if not isinstance(goal, Budget):
         return False
-    costs, near = decided.cost.to_dict(), 1 - tolerance
-    ratios = {field: costs[field] / limit for field, limit in goal.limits(decided.original).items()}
+    costs, near = found.cost.to_dict(), 1 - tolerance
+    ratios = {field: costs[field] / limit for field, limit in goal.limits(found.original).items()}
     return bool(ratios.pop("latency") < near <= max(ratios.values(), default=0.0))
 
 

@@ -79,7 +79,7 @@ class Replay(OnStandIns):
             return self.execution.run(call)  # to the device where, in a run on real values, the tensor already is
         record = self._next(call)
         expected = [tuple([self._size(axis) for axis in axes]) for axes in record.results]
-        for space in record.told:
+        for space in record.identified:
             if self._cut((space,)):
                 self._conflict(record, "the code refers to one of its units by a literal index", (space,))
         if sum(not self._counts(record, call, position, space) for position, space in record.counts):
@@ -142,7 +142,7 @@ class Replay(OnStandIns):
     def _as_recorded(self, call: OpCall, record: OpRecord, shapes: list[tuple[int, ...]]) -> Any:
         """What the run on real values gave, at the cut sizes: so that the replay takes the same path."""
         last = [None if r is None else int(count(r, self.kept)) - 1 for r in record.ranges] or [None]
-        if not record.values:  # what Python was told
+        if not record.values:  # what Python got
             within = isinstance(record.outcome, int) and last[0] is not None
             return min(record.outcome, last[0]) if within else record.outcome
         made = []
@@ -174,8 +174,8 @@ class Replay(OnStandIns):
         guilty: set[Atom] = set()
         for axis, n in zip(axes, shape, strict=False):
             if n != count(axis, self.kept):
-                told = [a for a in self._cut((axis,)) if n == count(axis, {**self.kept, a: a.size})]
-                guilty.update(sorted(told, key=lambda a: a.size)[:1])
+                fitting = [a for a in self._cut((axis,)) if n == count(axis, {**self.kept, a: a.size})]
+                guilty.update(sorted(fitting, key=lambda a: a.size)[:1])
         return frozenset(guilty)
 
     def _conflict(self, record: OpRecord, what: str, axes: tuple[Any, ...], guilty: frozenset[Atom] = frozenset()) -> None:
@@ -259,13 +259,20 @@ def replay(graph: Graph, kept: Mapping[Atom, int], attributes: Mapping[Path, flo
         if recorded.other_mode:
             switch(graph.model)
 
-    def told(path: Path, n: int) -> int:
+    def at_cut_sizes(path: Path, n: int) -> int:
         return int(attributes.get(path, n))
 
     try:
         for recorded in graph.runs:
             handler.begin(recorded, Execution(graph.model, False, shapes, graph.draw))
-            run(handler, handler.execution, graph.model, call_of(graph.calls, recorded), told, partial(prepare, recorded))
+            run(
+                handler,
+                handler.execution,
+                graph.model,
+                call_of(graph.calls, recorded),
+                at_cut_sizes,
+                partial(prepare, recorded),
+            )
     except Exception as error:
         if not handler.conflicts:
             done = handler.ops[handler.reached - 1] if handler.reached > handler.start else None

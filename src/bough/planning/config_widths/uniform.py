@@ -2,7 +2,7 @@
 
 For a model made from a config, the class itself is asked which widths a config can tell (see `moves`). Fields and groups
 then change in proportion, by as many steps as all of them allow; a share that the class can not be built at makes these
-steps coarser. The numbers that the cut model is told are those that the class gives its modules at the new config.
+steps coarser. The numbers that the cut model gets are those that the class gives its modules at the new config.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Shares = Mapping[Move, Fraction]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a config that tells some widths makes of a model.
+class ConfigSettings:
+    """What a config with some widths makes of a model.
 
-    `numbers`: what its modules and its config are told. `idle`: (name, dim) of what nothing in the run comes of, and that
+    `numbers`: what its modules and its config get. `idle`: (name, dim) of what nothing in the run comes of, and that
     the class makes smaller -> the group whose units stay there (None: the first ones do), and how many.
     """
 
@@ -44,7 +44,7 @@ class Uniform:
         classes: names of groups that are cut in proportion.
         held: names of groups that no config can tell another width of -> why.
         steps: group name -> into how many equal steps its units may be divided.
-        tells: whether the model is made from a config, so that `told` can be asked.
+        has_config: whether the model is made from a config, so that `settings_at` can be asked.
 
     Raises:
         PlanError: the model holds a config that does not say what it is, or that can tell no other width.
@@ -54,7 +54,7 @@ class Uniform:
         self.graph = graph
         self.held: dict[str, str] = {}
         self._recipe = recipe = Recipe.of(graph.model)
-        self.tells = recipe is not None
+        self.has_config = recipe is not None
         if recipe is None:
             self.classes, self._steps = _places(graph), {}
             return
@@ -80,7 +80,7 @@ class Uniform:
 
     @property
     def patience(self) -> int:
-        """How often `told` may refuse."""
+        """How often `settings_at` may refuse."""
         return sum(n.bit_length() for n in self._steps.values())
 
     def within(self, graph: Graph) -> list[list[str]]:
@@ -97,15 +97,15 @@ class Uniform:
         """
         return relayered(graph, self._recipe, self._moves.start) if self._recipe is not None and graph.left_out else graph
 
-    def told(self, counts: Mapping[str, int]) -> Told | None:
-        """What the model must be told, and what is to be done beside cutting groups, at these counts.
+    def settings_at(self, counts: Mapping[str, int]) -> ConfigSettings | None:
+        """What the model must get, and what is to be done beside cutting groups, at these counts.
 
         None where the class can not be built so; then `steps` or `held` have become stricter.
         """
         shares = {m: self._share(m, counts) for m in self._moves.chosen}
         cut = {m: share for m, share in shares.items() if share != 1}
         if not cut:
-            return Told({}, {})
+            return ConfigSettings({}, {})
         made = self._fit(cut)
         if made is None:
             for move in [m for m in cut if self._fit({m: cut[m]}) is None] or [*cut][-1:]:
@@ -117,7 +117,7 @@ class Uniform:
         numbers = {
             p: n for p, n in {**numbers, **made.floats_unlike(start)}.items() if p in explicit or holds(self.graph.model, p)
         }
-        return Told(numbers, self._idle(made, counts))
+        return ConfigSettings(numbers, self._idle(made, counts))
 
     def _idle(self, made: Build, counts: Mapping[str, int]) -> dict[tuple[str, int], tuple[str | None, int]]:
         """What nothing comes of is cut as the widest-reaching group of its size is."""

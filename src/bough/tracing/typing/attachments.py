@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bough.graph import OpRecord, Passage, State, Unreached, value_axes
+from bough.graph import ModuleCall, OpRecord, State, Unreached, value_axes
 from bough.spaces import Atom, Space, freeze, normal, unify
 from bough.tracing.capture.siblings import unreached_modules
 from bough.tracing.typing.recorder import Recorder
 
-Runs = Sequence[Mapping[str, Sequence[Passage]]]
+Runs = Sequence[Mapping[str, Sequence[ModuleCall]]]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -95,10 +95,10 @@ class _Visible:
 
     def __init__(self, ops: Sequence[OpRecord], runs: Runs, module: str) -> None:
         self.module = module
-        passages = [p for run in runs for p in run.get(module, ())]
+        module_calls = [p for run in runs for p in run.get(module, ())]
         types = value_axes(ops)
-        inside = value_axes(op for p in passages for op in ops[p.start : p.end]) if module else types
-        enters, leaves = {p.enters for p in passages}, {p.leaves for p in passages}
+        inside = value_axes(op for p in module_calls for op in ops[p.start : p.end]) if module else types
+        enters, leaves = {p.enters for p in module_calls}, {p.leaves for p in module_calls}
         between = [axes for n, axes in inside.items() if n not in enters and n not in leaves]
         self.readable = [*between, *(types[n] for n in enters if n in types)]
         self.writable = [*between, *(types[n] for n in leaves if n in types)]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bough.graph import Layer, OpRecord, Passage
+from bough.graph import Layer, ModuleCall, OpRecord
 from bough.ops import spec
 from bough.spaces import normal
 from bough.tracing.capture.stream import tensors_in
@@ -59,7 +59,7 @@ class Watch:
 
     def __init__(self, model: nn.Module, recorder: Recorder) -> None:
         self.model, self.recorder = model, recorder
-        self.runs: list[dict[str, list[Passage]]] = []
+        self.runs: list[dict[str, list[ModuleCall]]] = []
 
     def begin(self) -> None:
         """A run begins."""
@@ -86,7 +86,7 @@ class Watch:
             form = len(result) if type(result) is tuple else 0
             first = result[0] if form else result
             leaves = recorder.value(recorder.owned(first)).number if isinstance(first, Tensor) else -1
-            self.runs[-1].setdefault(name, []).append(Passage(enters, leaves, form, start, len(recorder.ops)))
+            self.runs[-1].setdefault(name, []).append(ModuleCall(enters, leaves, form, start, len(recorder.ops)))
             return result
 
         return noting
@@ -102,31 +102,31 @@ class Watch:
         for n in outputs:
             readers.setdefault(n, []).append(len(ops))
 
-        def passes(p: Passage, passages: Sequence[Passage]) -> bool:
-            """Whether a type passes through, what is made inside is read by the layer alone (caches in its next passage), and
+        def passes(p: ModuleCall, module_calls: Sequence[ModuleCall]) -> bool:
+            """Whether a type passes through, what is made inside is read by the layer alone (caches in its next call), and
             there is something to save."""
             inside = ops[p.start : p.end]
             same = p.enters in types and [normal(a) for a in types[p.enters]] == [normal(a) for a in types.get(p.leaves, ())]
             if min(p.enters, p.leaves) < 0 or p.enters == p.leaves or not same or not any(op.macs for op in inside):
                 return False
             reading = (i for op in inside for n in op.values if n != p.leaves for i in readers.get(n, ()))
-            return all(i < p.end or any(q.start <= i < q.end for q in passages) for i in reading)
+            return all(i < p.end or any(q.start <= i < q.end for q in module_calls) for i in reading)
 
         modules = dict(self.model.named_modules())
         found = []
         for name in self.runs[0]:
-            passages = tuple(p for run in self.runs for p in run.get(name, ()))  # another run may skip it
-            if len(self.runs[0][name]) != 1 or not all(passes(p, passages) for p in passages):
+            module_calls = tuple(p for run in self.runs for p in run.get(name, ()))  # another run may skip it
+            if len(self.runs[0][name]) != 1 or not all(passes(p, module_calls) for p in module_calls):
                 continue
             holder, _, key = name.rpartition(".")
             entry = isinstance(modules[holder], _ENTRIES) if holder or key in modules else False
-            residual = all(_residual(ops[p.start : p.end], p) for p in passages)
+            residual = all(_residual(ops[p.start : p.end], p) for p in module_calls)
             if entry or residual:
-                found.append(Layer(name, holder if entry else None, residual, passages))
+                found.append(Layer(name, holder if entry else None, residual, module_calls))
         return tuple(_outermost_elsewhere(found))
 
 
-def _residual(ops: Sequence[OpRecord], p: Passage) -> bool:
+def _residual(ops: Sequence[OpRecord], p: ModuleCall) -> bool:
     """Whether what enters reaches what leaves by additions alone."""
     makers = {n: op for op in ops for n in op.values}
     waiting, seen = [p.leaves], set()
@@ -149,11 +149,11 @@ def _outermost_elsewhere(found: list[Layer]) -> list[Layer]:
     """Of nested blocks that stand outside lists, with the same way in and out, the outermost."""
 
     def way(layer: Layer) -> tuple[int, int]:
-        return layer.passages[0].enters, layer.passages[0].leaves
+        return layer.module_calls[0].enters, layer.module_calls[0].leaves
 
     ways = {way(layer) for layer in found if layer.container is not None}
     result = []
-    for layer in sorted(found, key=lambda x: (x.passages[0].start, -x.passages[0].end, x.name)):
+    for layer in sorted(found, key=lambda x: (x.module_calls[0].start, -x.module_calls[0].end, x.name)):
         if layer.container is not None or way(layer) not in ways:
             ways.add(way(layer))
             result.append(layer)

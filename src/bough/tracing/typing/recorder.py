@@ -219,7 +219,7 @@ class Recorder:
                 tuple(numbers), tuple(t.axes for t in typed), tuple(notes.macs),
                 tuple(notes.renormalized), tuple(notes.undefined),
                 scalars, notes.scale_of, detail, None if made else self._outcome(result, results),
-                tuple(notes.told), tuple(notes.counts),
+                tuple(notes.identified), tuple(notes.counts),
                 tuple(t.ranges for t in typed) or tuple(r[1] for r in (self.context.read,) if r),
                 tuple(notes.combined), tuple(notes.narrower),
             )

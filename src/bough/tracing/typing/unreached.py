@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bough.graph import Passage, Unreached, value_axes
+from bough.graph import ModuleCall, Unreached, value_axes
 from bough.spaces import Space, freeze, unify
 from bough.tracing.capture.siblings import NUMBER, difference, siblings_by_name, siblings_of, unreached_modules
 from bough.tracing.capture.tree import tensors_within
@@ -33,7 +33,7 @@ def tie_beside(recorder: Recorder, name: str, sibling: str, given: Any, result: 
             _tie(before, after, f"input and output of {sibling}, after which {name} may be called, which no call reached")
 
 
-def tie_siblings(recorder: Recorder, runs: Iterable[Mapping[str, Sequence[Passage]]], names: Sequence[str]) -> None:
+def tie_siblings(recorder: Recorder, runs: Iterable[Mapping[str, Sequence[ModuleCall]]], names: Sequence[str]) -> None:
     """Give all siblings the types of the first: an unreached module beside them may stand in the place of any."""
     types = value_axes(recorder.ops)
     met = {n: [p for run in runs for p in run.get(n, ())] for n in names}

@@ -14,7 +14,7 @@ from bough.importance import criterion as made
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class NamedCriterion:
     """A criterion by its name, with one of the seeds where it draws, with None where it does not."""
 
     name: str
@@ -22,8 +22,8 @@ class Contender:
     seed: int | None
 
 
-def contenders(criteria: Many[Any], seeds: Sequence[int], loss: Loss | None, data: Data | None) -> list[Contender]:
-    """Names and criteria as contenders, `Random` always among them; those that have a field `seed` under every seed.
+def named_criteria(criteria: Many[Any], seeds: Sequence[int], loss: Loss | None, data: Data | None) -> list[NamedCriterion]:
+    """Names and criteria as named criteria, `Random` always among them; those that have a field `seed` under every seed.
 
     Raises:
         ComparisonError: a criterion that can not run: it needs data or a loss that is not there, or scores whole layers.
@@ -54,6 +54,10 @@ def _ready(name: str, criterion: Any, loss: Loss | None, data: Data | None) -> A
     return ready
 
 
-def _seeded(name: str, criterion: Any, seeds: Sequence[int]) -> list[Contender]:
+def _seeded(name: str, criterion: Any, seeds: Sequence[int]) -> list[NamedCriterion]:
     draws = is_dataclass(criterion) and not isinstance(criterion, type) and any(f.name == "seed" for f in fields(criterion))
-    return [Contender(name, replace(criterion, seed=s), s) for s in seeds] if draws else [Contender(name, criterion, None)]
+    return (
+        [NamedCriterion(name, replace(criterion, seed=s), s) for s in seeds]
+        if draws
+        else [NamedCriterion(name, criterion, None)]
+    )

@@ -1,4 +1,4 @@
-"""On a device other than the CPU: tests/elsewhere/checks.py, in a process that has one."""
+"""On a device other than the CPU: tests/other_devices/checks.py, in a process that has one."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def test_all_checks_hold_on_another_device():
-    checks = Path(__file__).parent / "elsewhere" / "checks.py"
+    checks = Path(__file__).parent / "other_devices" / "checks.py"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)], capture_output=True, text=True
     )

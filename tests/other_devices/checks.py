@@ -1,4 +1,4 @@
-"""What is promised on a device other than the CPU: a GPU, or `far` where there is none. tests/test_elsewhere.py runs this."""
+"""What is promised on a device other than the CPU: a GPU, or one that is made up where there is none."""
 
 import copy
 import importlib
@@ -17,7 +17,7 @@ from bough.recovery import regularize
 from tests import pages
 
 pytestmark = pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")  # far's own
-PLACE = "cuda" if torch.cuda.is_available() else importlib.import_module("tests.elsewhere.far").NAME
+PLACE = "cuda" if torch.cuda.is_available() else importlib.import_module("tests.other_devices.made_up_device").NAME
 os.environ |= {"ACCELERATE_TORCH_DEVICE": PLACE, "ACCELERATE_USE_CPU": "false"}
 torch.backends.cudnn.allow_tf32 = False
 torch.manual_seed(0)

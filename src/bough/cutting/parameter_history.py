@@ -16,8 +16,8 @@ from bough.planning.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """A parameter's way through a cut: its names before and after, by which plan, and what it became.
+class ParameterHistory:
+    """What a cut made of a parameter: its names before and after, by which plan, and what it became.
 
     `after` is "" and `became` None where the parameter's layer was left out; `into` is the cut model.
     """
@@ -37,7 +37,7 @@ class Passage:
         return None if self.became is None else self.became()
 
 
-_PASSAGES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_HISTORIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def note(plan: Plan, small: nn.Module, moved: Iterable[tuple[str, Tensor, Tensor]]) -> None:
@@ -50,11 +50,11 @@ def note(plan: Plan, small: nn.Module, moved: Iterable[tuple[str, Tensor, Tensor
     into = weakref.ref(small)
     for before, old, new in moved:
         after = names.get(id(new), "")
-        earlier = [] if old is new else [p for p in passages(old) if p.alive()]
-        _PASSAGES[old] = [*earlier, Passage(plan, before, after, TensorWeakRef(new) if after else None, into)]
+        earlier = [] if old is new else [p for p in histories(old) if p.alive()]
+        _HISTORIES[old] = [*earlier, ParameterHistory(plan, before, after, TensorWeakRef(new) if after else None, into)]
 
 
-def passages(parameter: Tensor) -> list[Passage]:
+def histories(parameter: Tensor) -> list[ParameterHistory]:
     """A parameter's ways through cuts, the last one last."""
-    found: list[Passage] = _PASSAGES.get(parameter, [])
+    found: list[ParameterHistory] = _HISTORIES.get(parameter, [])
     return found
