@@ -25,10 +25,11 @@ from bough.calls import Call, as_calls
 from bough.tracing.capture.run import state_names
 from bough.tracing.capture.tree import Returned
 from tests.test_library_models import ZOO as LIBRARY
-from tests.zoo import randomize, small
+from tests.zoo import randomize, small, small_recurrent, small_sequence
 
 RESULTS = Path(__file__).parent / "results" / "supernet_equal.json"
-ZOO: dict[str, Callable[[], Any]] = {**{f"small:{n}": build for n, build in small.ZOO.items()}, **LIBRARY}
+SMALL = {**small.ZOO, **small_recurrent.ZOO, **small_sequence.ZOO}
+ZOO: dict[str, Callable[[], Any]] = {**{f"small:{n}": build for n, build in SMALL.items()}, **LIBRARY}
 
 
 def outputs(model: nn.Module, call: Call) -> dict[str, torch.Tensor]:

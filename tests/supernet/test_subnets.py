@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 import bough
+from bough.calls import as_calls
 from bough.errors import PlanError
+from bough.tracing.capture.tree import Returned, state_names
 from tests.supernet.models import inputs, nested, residual
-from tests.zoo import randomize
-from tests.zoo.small import ZOO
+from tests.zoo import randomize, small, small_recurrent, small_sequence, to_double
 
+ZOO = {**small.ZOO, **small_recurrent.ZOO, **small_sequence.ZOO}
 WITHOUT = {"chunk_and_slice"}  # nothing in it can be cut
 
 
@@ -21,20 +23,28 @@ def draws(net, n=2):
     return [net.smallest, *(net.sample(rng) for _ in range(n))]
 
 
+def same(found, expected):
+    for path, tensor in expected.items():
+        torch.testing.assert_close(found[path], tensor, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", sorted(set(ZOO) - WITHOUT))
-def test_extracted_equals_the_supernet_at_its_widths(name):
+def test_the_order_changes_nothing_and_extracted_equals_the_supernet(name):
     torch.manual_seed(0)
     model, x = ZOO[name]()
-    model = randomize(model.eval())
-    x = x.double() if x.is_floating_point() else x
-    net = bough.supernet(model, x, depth=True)
+    model, call = randomize(model.eval()), as_calls(to_double(x))[0]
+    net = bough.supernet(model, to_double(x), importance=bough.importance.Random(1), depth=True)
+
+    def outputs(module):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return Returned.of(call(module), state_names(module, module)).compared()
+
+    same(outputs(net.model), outputs(model))
     for subnet in draws(net, 1):
         small = net.extract(subnet)
-        torch.manual_seed(0)
-        with torch.no_grad(), net.at(subnet):
-            here = net(x)
-        torch.manual_seed(0)
-        torch.testing.assert_close(small.model(x), here, rtol=1e-9, atol=1e-9)
+        with net.at(subnet) as module:
+            same(outputs(small.model), outputs(module))
         assert all(small.plan.groups[n][0] == k for n, k in subnet.counts.items())
 
 

@@ -12,7 +12,8 @@ from bough.arguments import check_arguments
 from bough.calibration import Data
 from bough.importance import Criterion, DataCriterion, score
 from bough.supernet.elastic import subnet_space
-from bough.supernet.ordering import importance_order, order_units
+from bough.supernet.ordering import importance_order, order_units, scores_of
+from bough.supernet.space import SubnetSpace
 from bough.supernet.supernet import Supernet
 from bough.tracing import trace
 from bough.tracing.capture.wrapped import traceable
@@ -33,7 +34,7 @@ def supernet(
     minimum: float | Mapping[Any, float] = 0.25,
     depth: bool | Iterable[str] = False,
 ) -> Supernet:
-    """Return a model of elastic widths and depth, in which the units of every group are ordered by importance.
+    """Return a model of elastic widths and depth, in which the units of every elastic group are ordered by importance.
 
     A subnet keeps the first, most important units of each group, and may leave out layers. The supernet computes what `model`
     does; `model` stays as it was, and its classes are not rewritten.
@@ -73,8 +74,9 @@ def supernet(
     inner = traceable(model)
     graph = trace(inner, example_inputs, ignore=ignore, only=only, tie=tie)
     scores = score(graph, importance, data)
-    order = importance_order(graph, scores)
-    ordered = order_units(inner, graph, order)
-    graph = trace(ordered, example_inputs, ignore=ignore, only=only, tie=tie)
-    scores = {name: np.asarray(scores[name], dtype=np.float64)[units] for name, units in order.items()}
-    return Supernet(*subnet_space(graph, scores, round_to=round_to, minimum=minimum, depth=depth), scores)
+    first, frozen, allowed = subnet_space(graph, scores, round_to=round_to, minimum=minimum, depth=depth)
+    elastic = {name for width in first.widths for name in width.groups}
+    order = {name: units for name, units in importance_order(graph, scores).items() if name in elastic}
+    graph = trace(order_units(inner, graph, order), example_inputs, ignore=ignore, only=only, tie=tie)
+    scores = {name: np.sort(np.asarray(scores[name], dtype=np.float64))[::-1] for name in order}
+    return Supernet(SubnetSpace(graph, first.widths, first.depths), frozen, allowed, scores_of(graph, scores))

@@ -15,6 +15,7 @@ from bough.errors import CheckpointError, PlanError
 from bough.planning.allocation import Allowed
 from bough.recovery.training.model_state import full_state, load_full_state
 from bough.storage import make_folder, read_state, write_state
+from bough.supernet.ordering import scores_of
 from bough.supernet.space import ElasticWidth, SubnetSpace
 from bough.tracing import trace
 from bough.tracing.capture.wrapped import traceable
@@ -72,9 +73,7 @@ def load_supernet(folder: Path, build_model: Callable[[], Any], example_inputs: 
     if missing:
         raise PlanError(f"the supernet in {folder} was traced on other inputs: {min(missing)} is no group here")
     space = SubnetSpace(graph, widths, tuple(tuple(names) for names in state["depths"]))
-    scores = {name: values.numpy() for name, values in state["scores"].items()}
-    for g in graph.groups:  # groups that were ignored when the supernet was made: they stay whole
-        scores.setdefault(g.name, np.ones(g.size))
+    scores = scores_of(graph, {name: values.numpy() for name, values in state["scores"].items()})
     refused = {name: frozenset(counts) for name, counts in state["refused"].items()}
     return space, dict(state["frozen"]), Allowed(int(state["round_to"]), dict(state["least"]), refused=refused), scores
 

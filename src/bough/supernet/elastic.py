@@ -78,10 +78,13 @@ def runnable(
     Raises:
         ConflictError: it does not, and they are required.
     """
-    layers = {x.name: x for x in graph.layers}
+
+    def leave_out(names: Iterable[str]) -> None:
+        left_out(graph, [x for x in graph.layers if x.name in names])
+
     every = SubnetSpace(graph, (), depths).layers
     try:
-        left_out(graph, [layers[n] for n in every])
+        leave_out(every)
     except ConflictError:
         if required:
             raise
@@ -91,7 +94,7 @@ def runnable(
     needed: dict[str, str] = {}
     for name in every:
         try:
-            left_out(graph, [layers[n] for n in (*gone, name)])
+            leave_out([*gone, name])
             gone.append(name)
         except ConflictError as error:
             needed[name] = str(error)

@@ -1,4 +1,4 @@
-"""Reorder the units of every group by importance, without changing what the model computes."""
+"""Reorder the units of groups by importance, without changing what the model computes."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def importance_order(graph: Graph, scores: Scores) -> dict[str, NDArray[np.int64
     return {g.name: np.argsort(-unit_scores(scores, g), kind="stable").astype(np.int64) for g in graph.groups}
 
 
+def scores_of(graph: Graph, given: Scores) -> dict[str, NDArray[np.float64]]:
+    """Return scores of all groups of a graph: those given, and ones for groups that stay whole."""
+    return {g.name: np.array(given[g.name], dtype=np.float64) if g.name in given else np.ones(g.size) for g in graph.groups}
+
+
 def order_units(model: nn.Module, graph: Graph, order: Mapping[str, NDArray[np.int64]]) -> nn.Module:
     """Return a copy of a model whose units are in another order; the copy computes the same function.
 
@@ -37,7 +42,8 @@ def order_units(model: nn.Module, graph: Graph, order: Mapping[str, NDArray[np.i
     Args:
         model: stays as it is.
         graph: of the model.
-        order: {group: permutation of its units}; other groups stay as they are.
+        order: {group: permutation of its units}, of groups that a plan can cut; other groups stay as they are. Units that the
+            model's Python addresses by index, such as experts in a list, must keep their places.
 
     Raises:
         PlanError: an entry is not a permutation of its group's units, or the model can not be copied.
