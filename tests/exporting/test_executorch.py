@@ -21,6 +21,26 @@ def test_a_pruned_model_with_a_batch_that_varies(tmp_path):
         run_artifact(made.path, {"input": x})
 
 
+class Resized(torch.nn.Module):
+    """Adds a grid, resized by an operator of which ExecuTorch has no kernel, or resizes its input by that operator."""
+
+    def __init__(self, constant):
+        super().__init__()
+        self.grid, self.conv, self.constant = torch.nn.Parameter(torch.randn(1, 3, 4, 4)), torch.nn.Conv2d(3, 5, 3), constant
+
+    def forward(self, x):
+        grid = self.grid if self.constant else x[:, :, :4, :4]
+        return self.conv(x + torch.nn.functional.interpolate(grid, size=(8, 8), mode="bicubic", antialias=True))
+
+
+def test_operators_on_constants_are_folded_and_missing_ones_named(tmp_path):
+    x = torch.randn(1, 3, 8, 8)
+    assert bough.export(Resized(constant=True), x, tmp_path / "a.pte").error <= 1e-5
+    with pytest.raises(ExportError, match="no kernel of aten::_upsample_bicubic2d_aa"):
+        bough.export(Resized(constant=False), x, tmp_path / "b.pte")
+    assert not (tmp_path / "b.pte").exists()
+
+
 def test_several_inputs_and_a_nested_output(tmp_path):
     inputs = {"tokens": torch.tensor([[1, 2, 6]]), "scale": torch.ones(3)}
     made = bough.export(TwoInputs(), inputs, tmp_path / "a.pte")

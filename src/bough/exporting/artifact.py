@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from bough.errors import ExportError
 from bough.measuring import Latency, Tensors
 
 _PROCESS = Path(__file__).with_name("artifact_process.py")
+_MISSING = re.compile(r"Missing operator: \[\d+\] (\S+)")  # of ExecuTorch
 _LONGEST = 400  # characters of a runtime's message that an error shows
 
 
@@ -93,7 +95,9 @@ def run_artifact(path: Path, inputs: Tensors, *, repeats: int = 0) -> ArtifactRu
         command = [sys.executable, str(_PROCESS), str(path), str(given), str(found), str(repeats), str(torch.get_num_threads())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or [f"the process ended with status {done.returncode}"])[-1]
+            lines = done.stderr.strip().splitlines() or [f"the process ended with status {done.returncode}"]
+            missing = sorted({found[1] for line in lines if (found := _MISSING.search(line))})
+            said = f"it has no kernel of {', '.join(missing)}" if missing else lines[-1]
             raise ExportError(f"{path.name} can not be loaded and run by its runtime: {said[:_LONGEST]}")
         measured = json.loads(done.stdout.strip().splitlines()[-1])
         with np.load(found) as stored:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import torch
 from torch.export import ExportedProgram
 
 from bough.errors import ExportError
@@ -38,7 +39,9 @@ def write_pte(program: ExportedProgram, flat: FlatModel, path: Path) -> tuple[st
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             edge = to_edge_transform_and_lower(
-                program, partitioner=[XnnpackPartitioner()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
+                _constants_folded(program),
+                partitioner=[XnnpackPartitioner()],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
             left = _left(edge.exported_program())
             path.write_bytes(edge.to_executorch().buffer)
@@ -50,6 +53,18 @@ def write_pte(program: ExportedProgram, flat: FlatModel, path: Path) -> tuple[st
     finally:
         logging.disable(level)
     return (f"in portable kernels, which are slow: {', '.join(f'{n} ({count})' for n, count in left.items())}",) if left else ()
+
+
+def _constants_folded(program: ExportedProgram) -> ExportedProgram:
+    """Return the program with the results of operators on constants alone as constants, such as resized position embeddings.
+
+    ExecuTorch may have no kernel of such an operator. Weights in INT8 stay in INT8.
+    """
+    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
+    kept = {n.target for n in program.graph.nodes if "quantize" in str(n.target)} | {torch.ops.aten.full.default}
+    folded: ExportedProgram = constant_prop_pass(program, custom_skip_targets=kept)
+    return folded
 
 
 def _left(program: ExportedProgram) -> dict[str, int]:
