@@ -96,7 +96,7 @@ def run_artifact(path: Path, inputs: Tensors, *, repeats: int = 0) -> ArtifactRu
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"the process ended with status {done.returncode}"]
-            missing = sorted({found[1] for line in lines if (found := _MISSING.search(line))})
+            missing = sorted({name for line in lines for name in _MISSING.findall(line)})
             said = f"it has no kernel of {', '.join(missing)}" if missing else lines[-1]
             raise ExportError(f"{path.name} can not be loaded and run by its runtime: {said[:_LONGEST]}")
         measured = json.loads(done.stdout.strip().splitlines()[-1])
