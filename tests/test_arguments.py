@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import tempfile
 
 import pytest
 import torch
@@ -85,6 +86,11 @@ CALLS = dict([
     call(bough.rebuild, model=MODEL, plan=PLAN, example_inputs=lambda: (X,)),
     call(bough.verify, model=MODEL, small=SMALL, plan=PLAN, example_inputs=lambda: X, dtype=torch.float64),
     call(bough.transfer_optimizer, optimizer=lambda: torch.optim.SGD(MODEL.parameters(), 0.1), plan=PLAN),
+    call(bough.contrast, model=MODEL, example_inputs=lambda: X, evaluate=error, keeps=[0.5], data=None, recover=None,
+         methods=None, pattern="2:4", round_to=1, tolerance=1.0, lower_is_better=True, ignore=(), repeats=1, clock="wall",
+         folder=None, progress=False),
+    call(bough.predictability, model=MODEL, example_inputs=lambda: X, backend="eager", clock="wall", points=3, least=0.25,
+         round_to=1, repeats=1, ignore=(), seed=0, progress=False),
     call(bough.compare, model=MODEL, example_inputs=lambda: X, criteria=["l2"], budgets=[BUDGET], evaluate=error,
          allocations=["global"], seeds=[0], data=None, loss=None, refit=False, ignore=(), only=None, tie=None, folder=None,
          about=None, lower_is_better=False, progress=False),
@@ -107,7 +113,7 @@ CALLS = dict([
     call(sparsity.attached_masks, model=MODEL),
     call(sparsity.detach_masks_, model=new),
     call(sparsity.follows_pattern, tensor=torch.ones(2, 4), pattern="2:4", dim=1),
-    call(sparsity.save_sparse, model=new, path="file", format="csr", compress=False),
+    call(sparsity.save_sparse, model=new, path=lambda: f"{tempfile.mkdtemp()}/file", format="csr", compress=False),
     call(sparsity.load_sparse, path="nowhere"),
     call(sparsity.file_sizes, model=MODEL),
     call(sparsity.use_sparse_kernels, model=lambda: recovery.apply_masks_(new(), {"0.weight": ZEROS}), layout="csr"),
@@ -264,6 +270,8 @@ def test_right_values(tmp_path, monkeypatch):
 MADE = {  # by bough, or protocols and tables
     "BoughError",
     "Comparison",
+    "Contrast",
+    "Predictability",
     "Cost",
     "Exported",
     "Frozen",

@@ -68,6 +68,12 @@ APIS = {
             },
         ),
     },
+    "contrast": {
+        bough.contrast: ({"folder": "out"}, {"example_inputs": INPUTS, "progress": "shown unless --json"})
+    },
+    "predictability": {
+        bough.predictability: ({}, {"example_inputs": INPUTS, "progress": "shown unless --json"})
+    },
     "inspect": {
         bough.trace: ({}, {"example_inputs": INPUTS, "real": "used where shapes do not carry the run"})
     },

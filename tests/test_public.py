@@ -8,13 +8,14 @@ import bough
 
 def test_public_names():
     assert sorted(bough.__all__) == [
-        "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
-        "LatencyTable", "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Quantized", "Result", "Sandwich",
-        "SearchResult", "Sparsified", "StreamedResult", "Subnet", "SubnetTable", "Supernet", "Training", "Verification",
-        "allocation", "compare", "correct_table", "cut", "cut_", "distill", "errors", "export", "finetune", "importance",
-        "iterate", "load", "mask", "meet_arena", "meet_latency", "pipeline", "plan", "prune", "prune_checkpoint",
-        "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save", "save_pretrained", "score", "search",
-        "sensitivity", "sparsify", "sparsity", "supernet", "synthesize", "trace", "transfer_optimizer", "verify",
+        "BoughError", "Budget", "Call", "Comparison", "Contrast", "Cost", "EnergyModel", "Exported", "Frozen", "Graph",
+        "Group", "LatencyTable", "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Predictability", "Quantized",
+        "Result", "Sandwich", "SearchResult", "Sparsified", "StreamedResult", "Subnet", "SubnetTable", "Supernet", "Training",
+        "Verification", "allocation", "compare", "contrast", "correct_table", "cut", "cut_", "distill", "errors", "export",
+        "finetune", "importance", "iterate", "load", "mask", "meet_arena", "meet_latency", "pipeline", "plan",
+        "predictability", "prune", "prune_checkpoint", "quantization", "quantize", "rebuild", "recalibrate", "recovery",
+        "refit", "save", "save_pretrained", "score", "search", "sensitivity", "sparsify", "sparsity", "supernet", "synthesize",
+        "trace", "transfer_optimizer", "verify",
     ]  # fmt: skip
     assert all(hasattr(bough, name) for name in bough.__all__)
 

@@ -8,6 +8,7 @@ from bough.analysis import sensitivity
 from bough.calibration import synthesize
 from bough.calls import Call
 from bough.comparing import Comparison, compare
+from bough.contrasting import Contrast, Predictability, contrast, predictability
 from bough.cost import Cost, EnergyModel
 from bough.cutting import Verification, cut, cut_, mask, rebuild, transfer_optimizer, verify
 from bough.errors import BoughError
@@ -27,12 +28,13 @@ from bough.targeting import correct_table, meet_arena, meet_latency
 from bough.tracing import trace
 
 __all__ = [
-    "BoughError", "Budget", "Call", "Comparison", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group", "LatencyTable",
-    "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Quantized", "Result", "Sandwich", "SearchResult", "Sparsified",
-    "StreamedResult", "Subnet", "SubnetTable", "Supernet", "Training", "Verification", "allocation", "compare", "correct_table",
-    "cut", "cut_", "distill", "errors", "export", "finetune", "importance", "iterate", "load", "mask", "meet_arena",
-    "meet_latency", "pipeline", "plan", "prune", "prune_checkpoint", "quantization", "quantize", "rebuild", "recalibrate",
-    "recovery", "refit", "save", "save_pretrained", "score", "search", "sensitivity", "sparsify", "sparsity", "supernet",
-    "synthesize", "trace", "transfer_optimizer", "verify",
+    "BoughError", "Budget", "Call", "Comparison", "Contrast", "Cost", "EnergyModel", "Exported", "Frozen", "Graph", "Group",
+    "LatencyTable", "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Predictability", "Quantized", "Result",
+    "Sandwich", "SearchResult", "Sparsified", "StreamedResult", "Subnet", "SubnetTable", "Supernet", "Training",
+    "Verification", "allocation", "compare", "contrast", "correct_table", "cut", "cut_", "distill", "errors", "export",
+    "finetune", "importance", "iterate", "load", "mask", "meet_arena", "meet_latency", "pipeline", "plan", "predictability",
+    "prune", "prune_checkpoint", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save",
+    "save_pretrained", "score", "search", "sensitivity", "sparsify", "sparsity", "supernet", "synthesize", "trace",
+    "transfer_optimizer", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -13,6 +13,7 @@ import typer
 import bough
 from bough.cli import supernet
 from bough.cli.compare import compare
+from bough.cli.contrast import contrast, predictability
 from bough.cli.export import export
 from bough.cli.models import pruned, resolve
 from bough.cli.options import Ignore, Json, Model, Only, Shape, Tie, WeightsOf, ties_of
@@ -119,6 +120,8 @@ EXAMPLES: dict[Callable[..., None], str] = {
         "bough search mypackage.models:build --evaluate mypackage.data:accuracy --budget latency=60% --budget peak_memory=70% "
         "--table table.json --data mypackage.data:batches --out searched"
     ),
+    contrast: "bough contrast mypackage.models:build --evaluate mypackage.data:accuracy --data mypackage.data:batches",
+    predictability: "bough predictability mypackage.models:build --backend onnxruntime --out predictability.png",
     table: "bough table mypackage.models:build --out table.json --backend onnxruntime",
     quantize: "bough quantize mypackage.models:build mypackage.data:batches --checkpoint small --out small-int8",
     export: "bough export mypackage.models:build --checkpoint small --out model.onnx",

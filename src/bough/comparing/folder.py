@@ -40,7 +40,7 @@ class Folder:
         self.done: dict[Key, Row] = {}
         if self.path is not None:
             make_folder(self.path)
-            _claim(self.path, dict(identity))
+            claim(self.path, dict(identity))
             self.done = {row.key: row for row in _read(self.path / ROWS)}
 
     def add(self, row: Row) -> None:
@@ -49,7 +49,8 @@ class Folder:
             append_line(self.path / ROWS, json.dumps(row.to_dict()))
 
 
-def _claim(folder: Path, identity: dict[str, str]) -> None:
+def claim(folder: Path, identity: dict[str, str]) -> None:
+    """Write what run a folder is of, or raise ComparisonError if it holds another run."""
     file = folder / RUN
     if not file.exists():
         if (folder / ROWS).exists():

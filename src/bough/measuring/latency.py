@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from bough.arguments import check_arguments
@@ -31,7 +32,13 @@ class Latency:
 
 
 def latencies(
-    models: Mapping[str, nn.Module], example_inputs: Any, *, repeats: int = 30, warmup: int = 3, backend: str = "eager"
+    models: Mapping[str, nn.Module],
+    example_inputs: Any,
+    *,
+    repeats: int = 30,
+    warmup: int = 3,
+    backend: str = "eager",
+    clock: str = "wall",
 ) -> dict[str, Latency]:
     """Times several models side by side, turn by turn, in eval mode; each model's mode is restored.
 
@@ -42,21 +49,31 @@ def latencies(
         example_inputs: as for `bough.trace`.
         repeats, warmup: timed and untimed passes of each model.
         backend: "eager", "compile" or "onnxruntime", see `runner`.
+        clock: "wall", or "cpu": the CPU time of the calling thread, for one thread on a machine that does other work too.
 
     Raises:
-        TraceError: as `runner`.
+        TraceError: as `runner`; an unknown clock, or "cpu" with several threads.
     """
+    now = _clock(clock)
     times: dict[str, list[float]] = {n: [] for n in models}
     with eval_mode(*models.values()):
         runs = {n: runner(model, example_inputs, backend) for n, model in models.items()}
         _try(runs)
         for turn in range(warmup + repeats):
             for name, run in runs.items():
-                begin = time.perf_counter()
+                begin = now()
                 run()
                 if turn >= warmup:
-                    times[name].append(time.perf_counter() - begin)
+                    times[name].append(now() - begin)
     return {n: _summary(t) for n, t in times.items()}
+
+
+def _clock(name: str) -> Callable[[], float]:
+    if name not in ("wall", "cpu"):
+        raise TraceError(f"clock={name!r} is unknown: use 'wall' or 'cpu'")
+    if name == "cpu" and torch.get_num_threads() > 1:
+        raise TraceError("clock='cpu' is the time of one thread: call torch.set_num_threads(1) first, or use clock='wall'")
+    return time.perf_counter if name == "wall" else time.thread_time
 
 
 def _try(runs: Mapping[str, Run]) -> None:

@@ -4,6 +4,7 @@ from bough.sparsity.attached_masks import attach_masks_, attached_masks, detach_
 from bough.sparsity.gradual import GradualPruning
 from bough.sparsity.kernels import SparseKernels, use_sparse_kernels
 from bough.sparsity.patterns import follows_pattern
+from bough.sparsity.selected import selected_weights as selected_weights
 from bough.sparsity.sparse_files import file_sizes, load_sparse, save_sparse
 from bough.sparsity.sparsified import SparseLayer, Sparsified
 from bough.sparsity.sparsify import METHODS as METHODS
