@@ -2,7 +2,8 @@
 
     python -m benchmarks.contrast --data ../shared/data --models resnet20 stories260k --clock cpu
 
-ResNet-20 on CIFAR-10 (pretrained, accuracy in percent) and stories260K, a Llama (perplexity); one thread, batch 1. Nothing is
+ResNet-20 on CIFAR-10 (pretrained, accuracy in percent) and stories260K, a Llama (perplexity on
+stories that calibration has not); one thread, batch 1. Nothing is
 trained: structured cuts are refitted and the others chosen on the same unlabelled data. A killed run resumes from --cache.
 """
 
@@ -12,8 +13,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,13 @@ def stories260k(load: Any, samples: int, tests: int) -> Task:
     declare_torchvision_ops()
     tokenizer, length = load.Tok512(), 128
 
-    def stories(name: str) -> Iterator[list[int]]:
-        for story in load.text(name).split("<|endoftext|>"):
-            if story.strip():
-                yield [1, *tokenizer.encode(story.strip())]
+    def encoded(stories: Sequence[str]) -> Iterator[torch.Tensor]:
+        for story in stories:
+            yield torch.tensor([[1, *tokenizer.encode(story.strip()[: 4 * length])]])
 
-    test = [torch.tensor([ids[:256]]) for ids in stories("tinystories_sample_cs336")]
-    long = (torch.tensor(ids[:length]) for ids in stories("tinystories_train_head_197k") if len(ids) >= length)
-    calibration = torch.stack(list(islice(long, samples // 4)))
+    stories = load.text("tinystories_train_head_197k").split("Once upon a time")[1:]
+    test = list(encoded([f"Once upon a time{s}" for s in stories[-(tests // 50) :]]))
+    calibration = [ids for ids in encoded([f"Once upon a time{s}" for s in stories[: samples // 8]]) if ids.shape[1] >= length]
 
     @torch.no_grad()
     def perplexity(model: nn.Module) -> float:
@@ -60,9 +59,10 @@ def stories260k(load: Any, samples: int, tests: int) -> Task:
             count += ids.shape[1] - 1
         return math.exp(total / count)
 
-    batches = [{"input_ids": part, "use_cache": False} for part in calibration.split(8)]
+    whole = torch.cat([ids[:, :length] for ids in calibration])
+    batches = [{"input_ids": part, "use_cache": False} for part in whole.split(8)]
     options = {"lower_is_better": True, "tolerance": 0.5}
-    return load.stories260k(), {"input_ids": calibration[:1, :64].clone(), "use_cache": False}, batches, perplexity, options
+    return load.stories260k(), {"input_ids": whole[:1, :64].clone(), "use_cache": False}, batches, perplexity, options
 
 
 MODELS = {"resnet20": resnet20, "stories260k": stories260k}
