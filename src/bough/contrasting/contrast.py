@@ -23,8 +23,8 @@ from bough.sparsity import METHODS, file_sizes, use_sparse_kernels
 from bough.sparsity.patterns import Pattern
 from bough.storage import exclusive
 from bough.tracing import trace
+from bough.tracing.capture.tree import tensors_within
 from bough.tracing.selection import Selection
-from bough.tracing.tree import tensors_within
 
 Evaluate = Callable[[nn.Module], float]
 Recover = Callable[[nn.Module], object]
