@@ -71,6 +71,9 @@ def plot_contrast(found: Contrast, path: Path) -> None:
     largest = max(whole / r.nonzeros for r in rows if r.nonzeros)
     speed.plot([1, largest], [1, largest], ":", color="#8a8a8a", linewidth=1.2, label="1:1")
     quality.axhline(found.dense.before or 0.0, color="black", linewidth=0.8, linestyle=(0, (6, 4)), label="dense")
+    values = [r.metric for r in rows if r.metric is not None]
+    if min(values) > 0 and max(values) > 50 * min(values):
+        quality.set_yscale("log")
     speed.set_ylabel("measured speed-up (open: best sparse kernel)")
     quality.set_ylabel("metric")
     for axes in (speed, quality):
