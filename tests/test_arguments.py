@@ -225,15 +225,15 @@ def outcome(function, name, value):
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation at_least at_most budget callback checkpoint clip data device dim distillation "
     "dtype energy evaluate example_inputs flash folder forward graph groups importance latency loss macs make "
-    "match names objectives only onto optimizer otherwise params path patience pattern peak_memory precision "
-    "quantization refit rewind_to ridge save_every screen start storage student table tie train training within",
+    "match methods names objectives only onto optimizer otherwise params path patience pattern peak_memory precision "
+    "quantization recover refit rewind_to ridge save_every screen start storage student table tie train training within",
     "string": "backend checkpoint device folder importance method name path source start storage",
     "class": "method build_model",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim "
     "energy epochs every features flash growth heartbeat latency log_every lr mac macs memory minimum "
     "op_seconds p params patience peak_memory periods permutations plans population probes quantum random "
-    "repeats ridge round_to rounds samples save_every scale seconds seed sites size step steps strength "
-    "temperature trials updates warmup weight_byte weight_bytes weight_decay widths",
+    "points repeats ridge round_to rounds samples save_every scale seconds seed sites size step steps strength "
+    "temperature tolerance trials updates warmup weight_byte weight_bytes weight_decay widths",
     "list": "batches data depth drop dropped ignore layers regularizers source start",
 }
 

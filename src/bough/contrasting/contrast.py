@@ -91,12 +91,13 @@ def contrast(
     check_arguments(contrast, locals())
     Pattern.of(pattern)
     batches = None if data is None else as_data(data)
-    chosen = tuple(methods or (("magnitude",) if batches is None else ("magnitude", "wanda", "sparsegpt")))
+    usual = ("magnitude",) if batches is None else ("magnitude", "wanda", "sparsegpt")
+    chosen = usual if methods is None else tuple(methods)
     _check(keeps, chosen, batches, repeats, round_to)
     from rich.progress import track  # a third of the time that importing bough would take
 
     maker = Maker(model, example_inputs, batches, ignore, round_to, chosen, pattern)
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, ignore=ignore)  # fails now, and not row by row, if a name leads nowhere
     settings = {
         "pattern": pattern, "round_to": str(round_to), "repeats": str(repeats), "clock": clock,
         "recover": getattr(recover, "__qualname__", str(recover)), "device": device_name(),
@@ -124,6 +125,8 @@ def _check(keeps: Sequence[float], methods: Sequence[str], data: Data | None, re
     """Raise ComparisonError for options that are out of range or do not fit each other."""
     if not keeps or not all(0 < k < 1 for k in keeps):
         raise ComparisonError(f"keeps={list(keeps)}: give shares of the parameters above 0 and below 1, such as keeps=[0.5]")
+    if not methods:
+        raise ComparisonError("methods=[]: give at least one of 'magnitude', 'wanda' and 'sparsegpt'")
     unknown = [m for m in methods if m not in METHODS or m == "snip"]
     if unknown:
         raise ComparisonError(f"methods={list(methods)}: {unknown[0]!r} is none of 'magnitude', 'wanda' and 'sparsegpt'")
