@@ -122,7 +122,7 @@ class Bench:
         }
         return row | {
             "evaluations": len(found.points), "failed": sum(p.error is not None for p in found.points), "s": round(seconds, 1),
-            "share_of_time_evaluating": round(at_work / seconds, 3),
+            "share_of_time_evaluating": round(at_work / seconds, 3) if at_work < seconds else None,  # None: a resumed study
         }  # fmt: skip
 
     def row(self, small: nn.Module, plan: bough.Plan) -> dict[str, Any]:
@@ -171,11 +171,11 @@ def run(load: Any, name: str, shares: str, given: argparse.Namespace) -> None:
     for seed in range(given.seeds):
         rows |= {f"{m}, seed {seed}": lambda m=m, seed=seed: bench.searched(m, seed) for m in given.methods}
     for key, make in rows.items():
-        results = json.loads(given.out.read_text()) if given.out.exists() else {}
-        found = results.setdefault(name, {}).setdefault("budgets", {}).setdefault(shares, {})
-        if key in found:
+        if key in _known(given.out, name, shares)[1]:
             continue
-        found[key] = make()
+        row = make()
+        results, found = _known(given.out, name, shares)  # another process may have written meanwhile
+        found[key] = row
         if "priced_per_second" not in results[name]:
             graph = bough.trace(task.model, bench.x)
             space, _ = search_space(
@@ -193,6 +193,12 @@ def run(load: Any, name: str, shares: str, given: argparse.Namespace) -> None:
         results[name] |= about | {"dense": task.measure(task.model)[task.metric], "about": harness.about()}
         given.out.write_text(re.sub(r"\{[^{}]*\}", lambda m: " ".join(m[0].split()), json.dumps(results, indent=1)) + "\n")
         print(name, shares, key, {k: v for k, v in found[key].items() if k != "widths"}, flush=True)
+
+
+def _known(path: Path, name: str, shares: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (all results that there are, the rows of a task and a budget in them)."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    return results, results.setdefault(name, {}).setdefault("budgets", {}).setdefault(shares, {})
 
 
 def worker(path: Path) -> None:
