@@ -41,16 +41,16 @@ def test_the_order_changes_nothing_and_extracted_equals_the_supernet(name):
             return Returned.of(call(module), state_names(module, module)).compared()
 
     same(outputs(net.model), outputs(model))
-    for subnet in draws(net, 1):
-        small = net.extract(subnet)
-        with net.at(subnet) as module:
-            same(outputs(small.model), outputs(module))
-        assert all(small.plan.groups[n][0] == k for n, k in subnet.counts.items())
+    subnet = net.sample(0)
+    small = net.extract(subnet)
+    with net.at(subnet) as module:
+        same(outputs(small.model), outputs(module))
+    assert all(small.plan.groups[n][0] == k for n, k in subnet.counts.items())
 
 
 def test_gradients_are_those_of_the_cut_model_at_the_units_kept():
     net, x = nested(), inputs()
-    for subnet in draws(net, 4):
+    for subnet in draws(net, 2):
         net.zero_grad()
         with net.at(subnet):
             net(x).square().sum().backward()
