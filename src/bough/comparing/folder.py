@@ -10,7 +10,7 @@ from typing import Any
 from bough.comparing.rows import Key, Row
 from bough.errors import ComparisonError
 from bough.graph import Graph
-from bough.storage import append_line, make_folder, tensors_digest, write_text
+from bough.storage import append_line, complete_lines, make_folder, tensors_digest, write_text
 from bough.storage.schema import Invalid, items, nullable, number, read_json, record, table, text, whole
 
 RUN, ROWS, PLOT = "run.json", "rows.jsonl", "comparison.png"
@@ -41,7 +41,8 @@ class Folder:
         if self.path is not None:
             make_folder(self.path)
             claim(self.path, dict(identity))
-            self.done = {row.key: row for row in _read(self.path / ROWS)}
+            rows = (_row(self.path / ROWS, i, line) for i, line in enumerate(complete_lines(self.path / ROWS), 1))
+            self.done = {row.key: row for row in rows}
 
     def add(self, row: Row) -> None:
         self.done[row.key] = row
@@ -66,17 +67,6 @@ def claim(folder: Path, identity: dict[str, str]) -> None:
         said = "; ".join(f"{k} is {identity.get(k)!r} here, {there.get(k)!r} there" for k in other)
         hint = " (is the model built with random weights? seed them)" if other == ["weights"] else ""
         raise ComparisonError(f"{folder} holds another run: {said}{hint}. Use another folder")
-
-
-def _read(file: Path) -> list[Row]:
-    """The rows of a file; a last line that was cut off is taken away, so that the next one starts on a line of its own."""
-    if not file.exists():
-        return []
-    content = file.read_text(encoding="utf-8", errors="replace")
-    complete, newline, _ = content.rpartition("\n")
-    if content != complete + newline:
-        write_text(file, complete + newline)
-    return [_row(file, i, line) for i, line in enumerate(complete.splitlines(), 1)]
 
 
 def _row(file: Path, at: int, line: str) -> Row:

@@ -9,7 +9,7 @@ from pathlib import Path
 from bough.comparing.folder import claim
 from bough.contrasting.contrast_rows import ROW_SCHEMA, ContrastRow
 from bough.errors import ComparisonError
-from bough.storage import append_line, make_folder, write_text
+from bough.storage import append_line, complete_lines, make_folder
 from bough.storage.schema import Invalid, read_json
 
 ROWS, PLOT = "rows.jsonl", "contrast.png"
@@ -42,15 +42,9 @@ class ContrastFolder:
 
 
 def _read(file: Path) -> list[ContrastRow]:
-    """Return the rows of a file; a last line that was cut off is taken away."""
-    if not file.exists():
-        return []
-    content = file.read_text(encoding="utf-8", errors="replace")
-    complete, newline, _ = content.rpartition("\n")
-    if content != complete + newline:
-        write_text(file, complete + newline)
+    """Return the rows of a file."""
     rows = []
-    for number, line in enumerate(complete.splitlines(), 1):
+    for number, line in enumerate(complete_lines(file), 1):
         try:
             rows.append(ContrastRow.of(ROW_SCHEMA(read_json(line), "")))
         except Invalid as error:

@@ -110,3 +110,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that `append_line` wrote; none if it does not exist.
+
+    A last line that a killed process left unfinished is taken out of the file: the next one starts on a line of its own.
+    """
+    if not path.exists():
+        return []
+    content = path.read_text(encoding="utf-8", errors="replace")
+    complete, newline, _ = content.rpartition("\n")
+    if content != complete + newline:
+        write_text(path, complete + newline)
+    return complete.splitlines()
