@@ -14,9 +14,9 @@ from bough.exporting import load, load_plan, save
 from bough.exporting.contents import PLAN
 from bough.exporting.contents import WEIGHTS as CHECKPOINT_WEIGHTS
 from bough.importance import Criterion, DataCriterion
+from bough.pipeline.changed_weights import ChangesWeights
 from bough.pipeline.prune import Result, prune
 from bough.pipeline.stage import Before, Shared, State
-from bough.pipeline.training_stages import WEIGHTS, load_weights, save_weights
 from bough.planning import Allocator, Budget
 from bough.recovery import refit_
 
@@ -88,7 +88,7 @@ def _details(result: Result) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Refit:
+class Refit(ChangesWeights):
     """Solve the cut model's weights for the outputs of the model before the cut, by `bough.refit` with the pipeline's `data`.
 
     `Prune` with data refits already; this stage is for `Prune(refit=False)`, or for other options.
@@ -127,14 +127,5 @@ class Refit:
             state.dense, state.model, state.plan, shared.data, ridge=self.ridge, sites=self.sites, everything=self.everything,
             skips=self.skips, example_inputs=shared.example_inputs,
         )  # fmt: skip
-        save_weights(state.model, folder)
+        self.save(state.model, folder)
         return state, done.to_dict()
-
-    def restore(self, state: State, shared: Shared, folder: Path) -> State:
-        """Load the refitted weights."""
-        load_weights(state.model, folder)
-        return state
-
-    def outputs(self, root: Path, folder: Path) -> tuple[Path, ...]:
-        """Return the file of the refitted weights."""
-        return (folder / WEIGHTS,)

@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from bough.arguments import check_fields
-from bough.errors import CheckpointError, PipelineError
+from bough.errors import PipelineError
+from bough.pipeline.changed_weights import ChangesWeights
 from bough.pipeline.stage import Before, Shared, State
 from bough.recovery import Distillation, Training, distill, finetune
-from bough.recovery.training import full_state, load_full_state, require_accelerate, seed_all
-from bough.storage import read_state, tensors_digest, write_state
-
-WEIGHTS = "weights.safetensors"
+from bough.recovery.training import full_state, require_accelerate, seed_all
+from bough.storage import tensors_digest
 
 
 def training_in(training: Training, model: nn.Module, shared: Shared, folder: Path) -> Training:
@@ -26,25 +25,8 @@ def training_in(training: Training, model: nn.Module, shared: Shared, folder: Pa
     return replace(training, folder=folder, progress=shared.progress, start=start)
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write all weights and buffers of a model into a stage's folder."""
-    write_state(folder / WEIGHTS, {"model": full_state(model)})
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load what `save_weights` wrote.
-
-    Raises:
-        CheckpointError: the file is damaged, or of another model.
-    """
-    try:
-        load_full_state(model, read_state(folder / WEIGHTS)["model"])
-    except (RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit the model: {str(error).splitlines()[0]}") from None
-
-
 @dataclass(frozen=True, slots=True)
-class Train:
+class Train(ChangesWeights):
     """Train the model on `train`, by `bough.finetune`: from its first weights, or after a cut.
 
     Attributes:
@@ -76,21 +58,12 @@ class Train:
             state.model, shared.train, training_in(self.training, state.model, shared, folder), loss=shared.loss,
             forward=shared.forward, evaluate=shared.evaluate,
         )  # fmt: skip
-        save_weights(state.model, folder)
+        self.save(state.model, folder)
         return state, done.to_dict()
-
-    def restore(self, state: State, shared: Shared, folder: Path) -> State:
-        """Load the trained weights."""
-        load_weights(state.model, folder)
-        return state
-
-    def outputs(self, root: Path, folder: Path) -> tuple[Path, ...]:
-        """Return the file of the trained weights."""
-        return (folder / WEIGHTS,)
 
 
 @dataclass(frozen=True, slots=True)
-class Distill:
+class Distill(ChangesWeights):
     """Train the model to the outputs of a teacher, by `distill`.
 
     Attributes:
@@ -131,14 +104,5 @@ class Distill:
             state.model, teacher, shared.train, training_in(self.training, state.model, shared, folder),
             distillation=self.distillation, loss=shared.loss, forward=shared.forward, evaluate=shared.evaluate,
         )  # fmt: skip
-        save_weights(state.model, folder)
+        self.save(state.model, folder)
         return state, done.to_dict()
-
-    def restore(self, state: State, shared: Shared, folder: Path) -> State:
-        """Load the trained weights."""
-        load_weights(state.model, folder)
-        return state
-
-    def outputs(self, root: Path, folder: Path) -> tuple[Path, ...]:
-        """Return the file of the trained weights."""
-        return (folder / WEIGHTS,)
