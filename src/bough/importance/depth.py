@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bough.calibration import Data, Reader, Sums, Tap, tapped_pass
-from bough.errors import PlanError
 from bough.graph import Graph, Layer, OpRecord
+from bough.importance.layer_lists import layer_lists
 from bough.importance.protocols import UnitScores
 from bough.spaces import normal
 
@@ -48,18 +48,13 @@ class BlockInfluence:
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         """Return the influence of all layers that can be left out."""
-        if not graph.layers:
-            raise PlanError(f"{type(graph.model).__name__} has no layers that can be left out")
-        sums = Sums()
+        lists, sums = layer_lists(graph), Sums()
         taps = [t for layer in graph.layers for t in _layer_taps(graph, layer, sums)]
         tapped_pass(graph, data, taps, sums, "BlockInfluence")
-        influences: dict[str, list[float]] = {x.container: [] for x in graph.layers if x.container is not None}
-        containers = set(influences)
-        for layer in graph.layers:
-            if layer.container is not None or layer.name not in containers:
-                influence = 1 - float(sums[layer.name] / sums[f"{layer.name} count"])
-                influences.setdefault(layer.name if layer.container is None else layer.container, []).append(influence)
-        return {name: np.array(values) for name, values in influences.items()}
+        return {
+            name: np.array([1 - float(sums[x.name] / sums[f"{x.name} count"]) for x in layers])
+            for name, layers in lists.items()
+        }
 
 
 def _layer_taps(graph: Graph, layer: Layer, sums: Sums) -> list[Tap]:

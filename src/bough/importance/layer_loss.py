@@ -12,6 +12,7 @@ import torch
 from bough.calibration import Data, Loss, batch_size, preserve_state, require_reiterable
 from bough.errors import PlanError
 from bough.graph import Graph, Layer
+from bough.importance.layer_lists import layer_lists
 from bough.importance.loss_criterion import LossCriterion
 from bough.importance.protocols import UnitScores
 from bough.tracing.typing.layers import bypassed
@@ -50,14 +51,8 @@ class LayerLoss(LossCriterion):
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         """Return the scores of each list of layers, [entries that can be left out], and of layers outside of lists, [1]."""
-        if not graph.layers:
-            raise PlanError(f"{type(graph.model).__name__} has no layers that can be left out")
+        lists = layer_lists(graph)
         require_reiterable(data)
-        lists: dict[str, list[Layer]] = {}
-        containers = {x.container for x in graph.layers}
-        for layer in graph.layers:
-            if layer.container is not None or layer.name not in containers:
-                lists.setdefault(layer.name if layer.container is None else layer.container, []).append(layer)
         loss = data.loss(graph, self.loss)
         with torch.no_grad(), preserve_state(graph.model, graph.written):
             return {name: _greedy(layers, lambda gone: _mean_loss(graph, loss, data, gone)) for name, layers in lists.items()}

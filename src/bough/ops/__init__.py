@@ -22,12 +22,12 @@ from bough.ops import (
 from bough.ops.context import KERNEL, Context, Notes, Reason, Typing
 from bough.ops.matmul import einsum_letters
 from bough.ops.rewriting import Site, Types
-from bough.ops.spec import SPECS, OpSpec, Place, base_name, spec
+from bough.ops.spec import OpSpec, Place, base_name, spec
 
 POINTWISE = pointwise.pointwise
 
 __all__ = [
-    "KERNEL", "POINTWISE", "SPECS", "Context", "Notes", "OpSpec", "Place", "Reason", "Site", "Types", "Typing", "base_name",
+    "KERNEL", "POINTWISE", "Context", "Notes", "OpSpec", "Place", "Reason", "Site", "Types", "Typing", "base_name",
     "einsum_letters", "spec",
 ]  # fmt: skip
 del attention, complex, convolution, distance, embedding, indexing, linalg, matmul, normalization, pointwise, pooling
