@@ -71,6 +71,10 @@ APIS = {
     "contrast": {
         bough.contrast: ({"folder": "out"}, {"example_inputs": INPUTS, "progress": "shown unless --json"})
     },
+    "sparsify": {
+        bough.sparsify: ({}, {"example_inputs": INPUTS}),
+        bough.save: ({"folder": "out"}, {"plan": CHECKPOINT}),
+    },
     "predictability": {
         bough.predictability: ({}, {"example_inputs": INPUTS, "progress": "shown unless --json"})
     },
@@ -158,7 +162,8 @@ def test_no_default_is_written_twice(command):
     renamed = {old: new for names, _ in APIS[command].values() for old, new in names.items()}
     shared = {renamed.get(name, name) for api in APIS[command] for name in inspect.signature(api).parameters}
     parameters = inspect.signature(commands.command_of(command.split())).parameters
-    own = {"iterative", "schedule", "overwrite"} if command == "prune" else set()  # one cut; the name of a function; a flag
+    flags = {"prune": {"iterative", "schedule", "overwrite"}, "sparsify": {"overwrite"}}  # one cut; the name of a function
+    own = flags.get(command, set())
     given = {n: p.default for n, p in parameters.items() if n in shared - own and p.default not in (None, p.empty)}
     assert given == {}
 

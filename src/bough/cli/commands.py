@@ -23,6 +23,7 @@ from bough.cli.prune import prune
 from bough.cli.quantize import quantize
 from bough.cli.refit import refit
 from bough.cli.search import search
+from bough.cli.sparsify import sparsify
 from bough.cli.table import table
 from bough.cli.train import distill, finetune
 from bough.graph import unreached_lines
@@ -120,6 +121,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
         "bough search mypackage.models:build --evaluate mypackage.data:accuracy --budget latency=60% --budget peak_memory=70% "
         "--table table.json --data mypackage.data:batches --out searched"
     ),
+    sparsify: "bough sparsify mypackage.models:build --checkpoint small --pattern 2:4 --permute --out sparse --format bitmask",
     contrast: "bough contrast mypackage.models:build --evaluate mypackage.data:accuracy --data mypackage.data:batches",
     predictability: "bough predictability mypackage.models:build --backend onnxruntime --out predictability.png",
     table: "bough table mypackage.models:build --out table.json --backend onnxruntime",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -56,15 +57,15 @@ def source_folder(reference: str) -> Path | None:
     return Path(path) if kind == "hf" else None
 
 
-def save(model: nn.Module, plan: bough.Plan, out: Path, reference: str) -> str:
+def save(model: nn.Module, plan: bough.Plan, out: Path, reference: str, **storing: Any) -> str:
     """Save a cut model, in place of what is in `out`, and return what is to be said of it.
 
-    A model of hf:PATH whose config can express the cut becomes a folder that `from_pretrained` loads; others become a
-    checkpoint of bough.
+    A model of hf:PATH whose config can express the cut becomes a folder that `from_pretrained` loads; others, and weights in a
+    format of sparse weights (`storing`: `format` and `compress` of `bough.save`), become a checkpoint of bough.
     """
     source = source_folder(reference)
-    if source is None or plan.rebuild:
-        bough.save(model, plan, out, overwrite=True)
+    if source is None or plan.rebuild or storing:
+        bough.save(model, plan, out, overwrite=True, **storing)
         return f"saved in {out}"
     why = config_mismatch(unwrap(model))
     if why is None:

@@ -28,11 +28,15 @@ from bough.quantization.saved import PROGRAM
 from bough.recovery import Distillation, Features, Trained, Training
 from bough.recovery import distill as distill_model
 from bough.recovery import finetune as finetune_model
+from bough.recovery.regularize import Sparse
 from bough.recovery.training import STATE_FILE
 from bough.tracing.capture.wrapped import unwrap
 
 Small = Annotated[Path | None, typer.Option(help="a folder that `bough prune --out` wrote; needed unless --qat is given")]
 Needed = Annotated[str, typer.Argument(help=CONTRACT)]
+KeepZeros = Annotated[
+    bool, typer.Option("--keep-zeros", help="of a checkpoint of `bough sparsify`: elements of weights that are zero stay zero")
+]
 Forward = Annotated[
     str | None, typer.Option(help="module:fn; fn(model, batch) runs the model; model(batch[0]) or model(**batch) unless given")
 ]
@@ -41,8 +45,8 @@ Forward = Annotated[
 @given_by(training=training_options, qat=qat_options)
 def finetune(
     model: Original, task: Needed, *, checkpoint: Small = None, training: Training, qat: QATOptions | None,
-    forward: Forward = None, input_shape: Shape = None, weights: WeightsOf = None, overwrite: Overwrite = False,
-    as_json: Json = False,
+    keep_zeros: KeepZeros = False, forward: Forward = None, input_shape: Shape = None, weights: WeightsOf = None,
+    overwrite: Overwrite = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train a pruned model on, and save it with its plan; with --qat, train and save the model in INT8."""
     _check_out(training, checkpoint, qat, overwrite)
@@ -51,6 +55,7 @@ def finetune(
     done = finetune_model(
         small.model, given.train, _named(training, small, as_json), loss=given.loss, evaluate=given.metric,
         quantization=None if qat is None else qat.of(original.inputs, progress=not as_json),
+        regularizers=_zeros_kept(small.model, keep_zeros, qat),
         **chosen(forward=None if forward is None else find(forward)),
     )  # fmt: skip
     _finish(small, original, done, training, model, as_json)
@@ -64,8 +69,8 @@ def distill(
     features: Annotated[list[str] | None, typer.Option(help="a module whose outputs are to match; may be repeated")] = None,
     features_weight: Annotated[float | None, typer.Option(help="of the distance of --features in the loss")] = None,
     dim: Annotated[int | None, typer.Option(help="of the logits, where classes are")] = None,
-    forward: Forward = None, input_shape: Shape = None, weights: WeightsOf = None, overwrite: Overwrite = False,
-    as_json: Json = False,
+    keep_zeros: KeepZeros = False, forward: Forward = None, input_shape: Shape = None, weights: WeightsOf = None,
+    overwrite: Overwrite = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train a pruned model to answer as the original does, and save it with its plan; with --qat, in INT8.
 
@@ -85,6 +90,7 @@ def distill(
             temperature=temperature, logits=logits, features=features_weight, match=match, dim=dim
         )),
         quantization=None if qat is None else qat.of(teacher.inputs, progress=not as_json),
+        regularizers=_zeros_kept(small.model, keep_zeros, qat),
         **chosen(forward=None if forward is None else find(forward)),
     )  # fmt: skip
     _finish(small, teacher, done, training, model, as_json)
@@ -103,6 +109,18 @@ def _small(original: Resolved, checkpoint: Path | None) -> _Small:
         return _Small(original.model, None)
     found = pruned(original, checkpoint)
     return _Small(found.model, found.plan)
+
+
+def _zeros_kept(model: nn.Module, wanted: bool, qat: QATOptions | None) -> tuple[Sparse, ...]:
+    """Return what keeps the zeros of a model's weights at zero, if that is wanted."""
+    if not wanted:
+        return ()
+    if qat is not None:
+        raise TrainingError("--keep-zeros and --qat exclude each other: the program that --qat trains has weights of its own")
+    masks = {name: p.detach() != 0 for name, p in model.named_parameters() if p.dim() > 1 and bool((p == 0).any())}
+    if not masks:
+        raise TrainingError("--keep-zeros: no weight of the checkpoint has zeros; `bough sparsify --out` writes one that has")
+    return (Sparse(model, masks),)
 
 
 def digest(model: nn.Module, plan: bough.Plan | None = None) -> str:

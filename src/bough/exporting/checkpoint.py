@@ -32,17 +32,20 @@ from bough.exporting.contents import (
 from bough.exporting.pretrained_tensors import pretrained_tensors
 from bough.planning import Plan
 from bough.recovery import check_cut_shapes
+from bough.sparsity.attached_masks import without_masks
+from bough.sparsity.formats import format_named
+from bough.sparsity.sparse_files import write_encoded
 from bough.storage import file_digest, make_folder, write_files
 from bough.storage.state import packed, storable, unpacked
 from bough.tracing.capture.wrapped import unwrap
 
-_CALLS = "call bough.save(result, folder) with what prune, refit or iterate returns, or bough.save(model, plan, folder)"
+_CALLS = "call bough.save(result, folder) with what prune, refit, iterate or sparsify returns, or bough.save(model, plan, folder)"
 Folder = str | os.PathLike[str]
 
 
 @runtime_checkable
 class Pruned(Protocol):
-    """A cut model and the plan that it was cut by: what `prune`, `refit`, `merge` and `iterate` return."""
+    """A model and the plan that it was cut by: what `prune`, `refit`, `merge`, `iterate` and `sparsify` return."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -52,15 +55,21 @@ class Pruned(Protocol):
 
 
 @overload
-def save(result: Pruned, folder: Folder, /, *, overwrite: bool = ...) -> Path: ...
+def save(
+    result: Pruned, folder: Folder, /, *, overwrite: bool = ..., format: str = ..., compress: bool = ...
+) -> Path: ...
 @overload
-def save(result: Pruned, *, folder: Folder, overwrite: bool = ...) -> Path: ...
+def save(result: Pruned, *, folder: Folder, overwrite: bool = ..., format: str = ..., compress: bool = ...) -> Path: ...
 @overload
-def save(model: nn.Module, plan: Plan, folder: Folder, *, overwrite: bool = ...) -> Path: ...
-def save(model: Any, plan: Any = None, folder: Any = None, *, overwrite: bool = False) -> Path:  # type: ignore[misc]
+def save(
+    model: nn.Module, plan: Plan, folder: Folder, *, overwrite: bool = ..., format: str = ..., compress: bool = ...
+) -> Path: ...
+def save(  # type: ignore[misc]
+    model: Any, plan: Any = None, folder: Any = None, *, overwrite: bool = False, format: str = "dense", compress: bool = False
+) -> Path:
     """Write a cut model and its plan into a folder, as `plan.json` and `model.safetensors`, and return the folder's path.
 
-    Call it as `save(result, folder)` with what `prune`, `refit`, `merge` or `iterate` returns, or, after training with
+    Call it as `save(result, folder)` with what `prune`, `refit`, `merge`, `iterate` or `sparsify` returns, or, after training with
     `finetune`, `distill` or a loop of your own, as `save(model, plan, folder)`. Tensors that share memory are written once.
     What modules return from `get_extra_state` is saved too: numbers, text, tensors, and lists, tuples and dicts of them. A
     wrapper around the model (`torch.compile`, `DataParallel`, ...) is not part of the checkpoint.
@@ -72,11 +81,14 @@ def save(model: Any, plan: Any = None, folder: Any = None, *, overwrite: bool = 
         plan: the plan that the model was cut by.
         folder: where to; made if absent.
         overwrite: replace a checkpoint that is in the folder.
+        format: how weights with zeros are stored, as for `sparsity.save_sparse`: "dense", "coo", "csr", "bitmask" or "block".
+            Masks that are attached (see `sparsify`) are not saved, zeros are.
+        compress: gzip the file of the weights.
 
     Raises:
         CheckpointError: the folder has a checkpoint already, the arguments are others, or the model has extra state that can
             not be saved without pickle.
-        PlanError: the model was not cut by the plan.
+        PlanError: the model was not cut by the plan, or the format is unknown.
         WriteError: a file can not be written; a checkpoint that was there before stays.
 
     Example:
@@ -93,9 +105,10 @@ def save(model: Any, plan: Any = None, folder: Any = None, *, overwrite: bool = 
     check_arguments(save, locals())
     model, plan, folder = pruned_parts(model, plan, folder)
     place = folder_path(folder, "save")
+    format_named(format)
     if not overwrite:
         refuse_checkpoint(place)
-    inner = unwrap(model)
+    inner = without_masks(unwrap(model))
     if not plan.rebuild:
         check_cut_shapes(inner, plan)
     tensors, aliases, extras = _state(inner)
@@ -113,7 +126,10 @@ def save(model: Any, plan: Any = None, folder: Any = None, *, overwrite: bool = 
     }
 
     def write_weights(part: Path) -> None:
-        save_file(stored, part)
+        if format == "dense" and not compress:
+            save_file(stored, part)
+        else:
+            write_encoded(part, stored, format, compress=compress)
         contents["weights_sha256"] = file_digest(part)
 
     def write_plan(part: Path) -> None:

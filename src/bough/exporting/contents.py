@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bough.errors import CheckpointError
 from bough.planning import Plan
+from bough.sparsity.sparse_files import is_encoded, read_encoded
 from bough.storage import file_digest
 from bough.storage.schema import Invalid, flag, items, one_of, read_json, record, row, shown, table, text, whole
 
@@ -165,7 +166,7 @@ def read_weights(place: Path, contents: Contents) -> dict[str, Tensor]:
         raise CheckpointError(f"{place} has no weights: {path.name} is missing")
     try:
         intact = contents.weights_sha256 is None or file_digest(path) == contents.weights_sha256
-        tensors: dict[str, Tensor] = load_file(path)
+        tensors: dict[str, Tensor] = read_encoded(path) if is_encoded(path) else load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
     found = {n: (list(t.shape), str(t.dtype)) for n, t in tensors.items()}

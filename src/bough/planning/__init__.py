@@ -4,6 +4,7 @@ from bough.planning.allocation import Allocator
 from bough.planning.attributes import Stale, stale_lines
 from bough.planning.budget import Budget
 from bough.planning.config_widths.recipe import config_mismatch
+from bough.planning.draft import uncut_plan as uncut_plan
 from bough.planning.options import Options
 from bough.planning.plan import Plan, Scale
 from bough.planning.planner import plan, planned

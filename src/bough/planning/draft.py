@@ -140,6 +140,12 @@ class Draft:
         return replace(cost, params=params, size=size)
 
 
+def uncut_plan(graph: Graph) -> Plan:
+    """Return the plan that keeps all units: a checkpoint needs a plan, also of a model that was changed in its values alone."""
+    counts = {g.name: g.size for g in graph.groups}
+    return Draft(graph, counts, {}, ConfigSettings({}, {}), (), ()).plan(Ties((), {}), graph.cost(), graph.cost())
+
+
 def _inputs(call: Call) -> int | tuple[str, ...] | None:
     """Return `Plan.inputs`: how many positional arguments hold tensors, or the names of the keyword arguments that do."""
     args = sum(next(tensors_within(a), None) is not None for a in call.args)

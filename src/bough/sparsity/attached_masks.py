@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bough.arguments import check_arguments
+from bough.cutting.cut import copied
 from bough.errors import PlanError
 from bough.recovery.regularize import Masks, apply_masks_, check_masks
 
@@ -105,6 +106,13 @@ def detach_masks_(model: nn.Module) -> nn.Module:
         for name in [n for n in order if n in module._parameters]:  # so that optimizers number them as before
             module._parameters[name] = module._parameters.pop(name)
     return model
+
+
+def without_masks(model: nn.Module) -> nn.Module:
+    """Return the model itself where no masks are attached; else a copy with the zeros and without the masks."""
+    if not any(True for _ in _masked_places(model)):
+        return model
+    return detach_masks_(copied(model, lambda _, tensor, __: tensor.clone())[0])
 
 
 def attached_masks(model: nn.Module) -> Masks:

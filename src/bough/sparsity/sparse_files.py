@@ -22,10 +22,11 @@ from bough.sparsity.formats import FORMATS, format_named
 from bough.storage import make_folder, write_files
 from bough.storage.schema import Invalid, items, one_of, read_json, record, table, text, whole
 
+_GZIP = b"\x1f\x8b"
 _SCHEMA = record(
     {"version": one_of(1), "format": text, "shapes": table(items(whole())), "dtypes": table(text), "same": table(text)}
 )
-_SEPARATOR, _DENSE = "::", "dense"
+_KEY, _SEPARATOR, _DENSE = "bough_sparse", "::", "dense"
 
 
 def save_sparse(model: nn.Module, path: str | Path, *, format: str = "bitmask", compress: bool = False) -> int:
@@ -54,10 +55,10 @@ def save_sparse(model: nn.Module, path: str | Path, *, format: str = "bitmask", 
         True
     """
     check_arguments(save_sparse, locals())
+    state = plain_state(model)
     format_named(format)
-    parts, meta = _encoded(plain_state(model), format)
     make_folder(Path(path).absolute().parent)
-    write_files([(Path(path), lambda part: _write(part, parts, meta, compress))])
+    write_files([(Path(path), lambda part: write_encoded(part, state, format, compress=compress))])
     return Path(path).stat().st_size
 
 
@@ -80,10 +81,29 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         True
     """
     check_arguments(load_sparse, locals())
-    file = Path(path)
+    return read_encoded(Path(path))
+
+
+def write_encoded(path: Path, state: Mapping[str, Tensor], format: str, *, compress: bool = False) -> None:
+    """Write tensors to a file, those with zeros encoded where that takes fewer bytes; the file is not written atomically.
+
+    Raises:
+        PlanError: an unknown format.
+    """
+    format_named(format)
+    parts, meta = _encoded(state, format)
+    _write(path, parts, meta, compress)
+
+
+def read_encoded(file: Path) -> dict[str, Tensor]:
+    """Return the tensors that `write_encoded` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another kind.
+    """
     try:
         with _uncompressed(file) as plain, safe_open(str(plain), "pt") as opened:
-            meta = _SCHEMA(read_json((opened.metadata() or {}).get("bough_sparse", "")), "")
+            meta = _SCHEMA(read_json((opened.metadata() or {}).get(_KEY, "")), "")
             found: dict[str, dict[str, Tensor]] = {}
             for key in opened.keys():  # noqa: SIM118 - not a dict
                 name, _, part = key.rpartition(_SEPARATOR)
@@ -121,6 +141,19 @@ def file_sizes(model: nn.Module) -> dict[str, dict[str, int]]:
         }
 
 
+def is_encoded(path: Path) -> bool:
+    """Return whether a file is gzipped, or a safetensors file whose header says that its tensors are encoded.
+
+    Raises:
+        OSError, SafetensorError: the file can not be read.
+    """
+    with open(path, "rb") as opened:
+        if opened.read(2) == _GZIP:
+            return True
+    with safe_open(str(path), "pt") as opened_tensors:
+        return _KEY in (opened_tensors.metadata() or {})
+
+
 def _encoded(state: Mapping[str, Tensor], format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of the file and its metadata; a tensor that has several names is stored once."""
     parts: dict[str, Tensor] = {}
@@ -137,7 +170,7 @@ def _encoded(state: Mapping[str, Tensor], format: str) -> tuple[dict[str, Tensor
         smaller = encoded if _bytes(encoded) < _bytes(dense) else dense
         parts.update({f"{name}{_SEPARATOR}{part}": value.contiguous() for part, value in smaller.items()})
     meta = {"version": 1, "format": format, "shapes": shapes, "dtypes": dtypes, "same": same}
-    return parts, {"bough_sparse": json.dumps(meta)}
+    return parts, {_KEY: json.dumps(meta)}
 
 
 def _decoded(parts: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) -> Tensor:
@@ -162,7 +195,7 @@ def _write(path: Path, parts: dict[str, Tensor], meta: dict[str, str], compress:
 def _uncompressed(file: Path) -> Iterator[Path]:
     """Yield the path of the file's content without gzip."""
     with open(file, "rb") as opened:
-        zipped = opened.read(2) == b"\x1f\x8b"
+        zipped = opened.read(2) == _GZIP
     if not zipped:
         yield file
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from bough.planning import Plan
 from bough.recovery.regularize import Masks
 from bough.sparsity.attached_masks import detach_masks_
 from bough.sparsity.permutation import Permuted
@@ -47,6 +48,7 @@ class Sparsified:
         method: that chose the elements.
         allocation: of the share over weights, or the N:M pattern.
         permuted: what a permutation of channels has gained.
+        plan: cuts nothing; with it `bough.save(result, folder)` writes a checkpoint that `bough.load` reads.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Sparsified:
     left_out: dict[str, str]
     method: str
     allocation: str
+    plan: Plan
     permuted: Permuted = field(default_factory=Permuted)
 
     @property

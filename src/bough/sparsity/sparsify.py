@@ -14,6 +14,7 @@ from bough.calibration import Data, Loss, as_data, require_reiterable
 from bough.cutting.cut import copied
 from bough.errors import PlanError
 from bough.graph import Graph
+from bough.planning import uncut_plan
 from bough.sparsity.attached_masks import attach_masks_, attached_masks
 from bough.sparsity.densities import allocation_named
 from bough.sparsity.patterns import Pattern
@@ -90,7 +91,8 @@ def sparsify(
         sites: output positions per sample at which a convolution is sampled.
 
     Returns:
-        The sparse model with its masks attached, the masks, and what each layer keeps.
+        The sparse model with its masks attached, the masks, and what each layer keeps. `bough.save(result, folder)` saves it,
+        and a model that `prune` cut before by `bough.save(result.model, plan_of_the_cut, folder)`.
 
     Raises:
         ArgumentError: an argument of another type.
@@ -115,13 +117,14 @@ def sparsify(
     names = as_names(traceable(model), ignore, "ignore"), None if only is None else as_names(traceable(model), only, "only")
     new = copied(model, lambda name, tensor, parameter: tensor.clone())[0]
     graph = trace(traceable(new), example_inputs)
+    plan = uncut_plan(graph)  # with the digest of the weights as given
     matrices, left_out = selected_weights(graph, *names, options.pattern)
     permuted = permute_channels_(graph, matrices, options.pattern) if permute and options.pattern else Permuted()
     masks, errors = _make_sparse_(graph, matrices, options)
     layers = tuple(_layers(graph, matrices, masks, errors))
     attach_masks_(traceable(new), masks)
     described = str(options.pattern) if options.pattern else (allocation or "uniform")
-    return Sparsified(new, masks, layers, left_out, method, described, permuted)
+    return Sparsified(new, masks, layers, left_out, method, described, plan, permuted)
 
 
 def _options(
