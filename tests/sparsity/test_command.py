@@ -75,7 +75,7 @@ def test_the_command_does_what_the_function_does(tmp_path, words):
     assert data["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     saved = bough.load(out, build)
     assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), expected.remove().parameters(), strict=True))
-    with pytest.raises(CheckpointError, match="--overwrite|overwrite=True"):
+    with pytest.raises(CheckpointError, match="overwrite"):
         run(*words)
     assert f"saved in {out}" in run(*words, "--overwrite", "--compress")
 
@@ -103,7 +103,9 @@ def test_a_pruned_checkpoint_then_a_pattern(tmp_path):
     """The plan of the cut is kept, so the result loads into the original model."""
     small, sparse = str(tmp_path / "small"), str(tmp_path / "sparse")
     run("prune", MODEL, "--budget", "params=60%", "--round-to", "4", "--out", small)
-    data = json.loads(run("sparsify", MODEL, "--checkpoint", small, "--pattern", "2:4", "--out", sparse, "--format", "csr", "--json"))
+    data = json.loads(
+        run("sparsify", MODEL, "--checkpoint", small, "--pattern", "2:4", "--out", sparse, "--format", "csr", "--json")
+    )
     assert data["layers"]
     cut, loaded = (bough.load(folder, build) for folder in (small, sparse))
     for x in data["layers"]:

@@ -13,14 +13,13 @@ import bough
 from bough.cli.calibration import LossOf, calibration
 from bough.cli.flags import in_flags
 from bough.cli.models import pruned, resolve
-from bough.cli.options import Ignore, Json, Model, Only, Overwrite, Shape, WeightsOf, chosen
+from bough.cli.options import Ignore, Json, Model, Overwrite, Shape, WeightsOf, chosen
 from bough.cli.outputs import save, unused, writable
 from bough.errors import PlanError
 from bough.exporting.contents import WEIGHTS
 from bough.sparsity import METHODS
 from bough.sparsity.densities import ALLOCATIONS
 from bough.sparsity.formats import FORMATS, format_named
-
 
 _NEEDS_LOSS = "taylor"  # a criterion on the loss, of which batches the same is asked as for snip
 
@@ -31,9 +30,7 @@ def sparsify(
     pattern: Annotated[str | None, typer.Option(help="N:M in place of --sparsity, such as 2:4")] = None,
     method: Annotated[str | None, typer.Option(help=", ".join(METHODS))] = None,
     allocation: Annotated[str | None, typer.Option(help=f"of --sparsity over the weights: {', '.join(ALLOCATIONS)}")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="module:fn; fn() gives batches, for snip, wanda and sparsegpt")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="module:fn; fn() gives batches, for snip, wanda and sparsegpt")] = None,
     loss: LossOf = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="a folder that `bough prune --out` wrote, to make sparse in place of MODEL")
@@ -51,7 +48,7 @@ def sparsify(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Zero single weights of a model, unstructured or in an N:M pattern, and save it; zeros alone make no dense kernel faster."""
+    """Zero single weights of a model, unstructured or in an N:M pattern, and save it; no dense kernel gets faster by zeros."""
     writable(out, folder=True)
     unused(out, overwrite)
     storing = chosen(format=format, compress=compress)

@@ -39,7 +39,9 @@ from bough.storage import file_digest, make_folder, write_files
 from bough.storage.state import packed, storable, unpacked
 from bough.tracing.capture.wrapped import unwrap
 
-_CALLS = "call bough.save(result, folder) with what prune, refit, iterate or sparsify returns, or bough.save(model, plan, folder)"
+_CALLS = (
+    "call bough.save(result, folder) with what prune, refit, iterate or sparsify returns, or bough.save(model, plan, folder)"
+)
 Folder = str | os.PathLike[str]
 
 
@@ -55,9 +57,7 @@ class Pruned(Protocol):
 
 
 @overload
-def save(
-    result: Pruned, folder: Folder, /, *, overwrite: bool = ..., format: str = ..., compress: bool = ...
-) -> Path: ...
+def save(result: Pruned, folder: Folder, /, *, overwrite: bool = ..., format: str = ..., compress: bool = ...) -> Path: ...
 @overload
 def save(result: Pruned, *, folder: Folder, overwrite: bool = ..., format: str = ..., compress: bool = ...) -> Path: ...
 @overload
@@ -69,7 +69,7 @@ def save(  # type: ignore[misc]
 ) -> Path:
     """Write a cut model and its plan into a folder, as `plan.json` and `model.safetensors`, and return the folder's path.
 
-    Call it as `save(result, folder)` with what `prune`, `refit`, `merge`, `iterate` or `sparsify` returns, or, after training with
+    Call it as `save(result, folder)` with what `prune`, `refit`, `merge`, `iterate` or `sparsify` returns, or, after training by
     `finetune`, `distill` or a loop of your own, as `save(model, plan, folder)`. Tensors that share memory are written once.
     What modules return from `get_extra_state` is saved too: numbers, text, tensors, and lists, tuples and dicts of them. A
     wrapper around the model (`torch.compile`, `DataParallel`, ...) is not part of the checkpoint.
