@@ -69,7 +69,7 @@ def save(  # type: ignore[misc]
 ) -> Path:
     """Write a cut model and its plan into a folder, as `plan.json` and `model.safetensors`, and return the folder's path.
 
-    Call it as `save(result, folder)` with what `prune`, `refit`, `merge`, `iterate` or `sparsify` returns, or, after training by
+    Call it as `save(result, folder)` with a result of `prune`, `refit`, `merge`, `iterate` or `sparsify`, or, after training by
     `finetune`, `distill` or a loop of your own, as `save(model, plan, folder)`. Tensors that share memory are written once.
     What modules return from `get_extra_state` is saved too: numbers, text, tensors, and lists, tuples and dicts of them. A
     wrapper around the model (`torch.compile`, `DataParallel`, ...) is not part of the checkpoint.
