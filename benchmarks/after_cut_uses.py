@@ -61,9 +61,9 @@ def forward_features(model: nn.Module, inputs: Any) -> Pairs:
 def forward_intermediates(model: nn.Module, inputs: Any) -> Pairs:
     """timm: the outputs of all stages, of as many channels as `feature_info` says."""
     found = _method(model, "forward_intermediates")(inputs, intermediates_only=True)
-    told = [i.get("num_chs") for i in getattr(model, "feature_info", ()) if isinstance(i, dict)]
-    if len(told) == len(found):
-        _check(all(n in t.shape for n, t in zip(told, found, strict=True)), f"feature_info says {told}")
+    listed = [i.get("num_chs") for i in getattr(model, "feature_info", ()) if isinstance(i, dict)]
+    if len(listed) == len(found):
+        _check(all(n in t.shape for n, t in zip(listed, found, strict=True)), f"feature_info says {listed}")
     return []
 
 

@@ -177,14 +177,20 @@ def run(load: ModuleType, name: str, test: int, slow: bool, folder: Path) -> dic
             candidates = [r for r in made if "error" not in r and r["budget"] == of_budget and r["steps"] == steps]
             if candidates:
                 row = max(candidates, key=lambda r: sign * r["choose"])
-                pair[tool] = told(row) | whole.measure(torch.load(row["model"], weights_only=False))
+                pair[tool] = plain_row(row) | whole.measure(torch.load(row["model"], weights_only=False))
         bests.append(pair)
         print(pair, flush=True)
     dense = whole.measure(copy.deepcopy(task.model))
-    return {"dense": dense, "best": bests, "bough": [*mine, *layers], "torch_pruning": list(map(told, made)), "about": about()}
+    return {
+        "dense": dense,
+        "best": bests,
+        "bough": [*mine, *layers],
+        "torch_pruning": list(map(plain_row, made)),
+        "about": about(),
+    }
 
 
-def told(row: dict[str, Any]) -> dict[str, Any]:
+def plain_row(row: dict[str, Any]) -> dict[str, Any]:
     """Without the file of the model, which is of the machine."""
     return {k: v for k, v in row.items() if k != "model"}
 

@@ -96,13 +96,13 @@ def make(args: argparse.Namespace) -> dict[str, Any]:
         table = LatencyTable.measure(graph, args.backend, seconds=args.seconds, path=path, progress=False)
         correct_table(graph, table, here, plans=args.plans).save(corrected)
     table = LatencyTable.load(corrected)
-    how = {"allocation": "greedy", "round_to": ROUND_TO[args.backend]}
+    options = {"allocation": "greedy", "round_to": ROUND_TO[args.backend]}
     begin = time.perf_counter()
     timed = meet_latency(
-        graph, scores, bough.Budget(latency=f"{AIM * args.target}%"), table, measure=afresh, tolerance=NEAR, **how
+        graph, scores, bough.Budget(latency=f"{AIM * args.target}%"), table, measure=afresh, tolerance=NEAR, **options
     )
     seconds = time.perf_counter() - begin
-    by_macs = bough.plan(graph, scores, bough.Budget(macs=timed.plan.cost.macs), **how)
+    by_macs = bough.plan(graph, scores, bough.Budget(macs=timed.plan.cost.macs), **options)
     for name, small in (("latency", timed.model), ("macs", bough.cut(model, by_macs))):
         torch.save(small, cut_model(args, name))
     return {

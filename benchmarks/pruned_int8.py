@@ -80,11 +80,13 @@ def stages(share: str, recipe: Recipe, ignore: tuple[str, ...]) -> list[Stage]:
     """Return the stages for a share of the MACs."""
     if share == "100%":
         return [Quantize(), Export("firmware", target="cortex-m"), Export("int8.onnx")]
-    how = Distillation(temperature=4.0, logits=0.9)
+    distillation = Distillation(temperature=4.0, logits=0.9)
     return [
         Prune(bough.Budget(macs=share), ignore=ignore),
-        Distill(Training(epochs=recipe.epochs, lr=recipe.lr, batch_size=recipe.batch), how),
-        Quantize(training=Training(epochs=recipe.int8_epochs, lr=recipe.int8_lr, batch_size=recipe.batch), distillation=how),
+        Distill(Training(epochs=recipe.epochs, lr=recipe.lr, batch_size=recipe.batch), distillation),
+        Quantize(
+            training=Training(epochs=recipe.int8_epochs, lr=recipe.int8_lr, batch_size=recipe.batch), distillation=distillation
+        ),
         Export("firmware", target="cortex-m"),
         Export("int8.onnx"),
     ]
@@ -124,8 +126,8 @@ def row(task: Task, share: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 def sizes(made: EmbeddedExport) -> dict[str, Any]:
     """Return what an export to C says of itself."""
-    told = made.to_dict()
-    return {k: told[k] for k in ("arena_bytes", "constant_bytes", "sqnr_db", "argmax_agreement", "warnings")}
+    fields = made.to_dict()
+    return {k: fields[k] for k in ("arena_bytes", "constant_bytes", "sqnr_db", "argmax_agreement", "warnings")}
 
 
 def main() -> None:
@@ -140,11 +142,11 @@ def main() -> None:
     for name in given.names:
         recipe = RECIPES[name]
         task = TASKS[name](load_module(given.data), recipe.test)
-        told = rows.setdefault(name, {"metric": task.metric, "recipe": vars(recipe), "seed": 0})
-        told["dense_float"] = task.measure(task.model)
+        task_rows = rows.setdefault(name, {"metric": task.metric, "recipe": vars(recipe), "seed": 0})
+        task_rows["dense_float"] = task.measure(task.model)
         for share in given.shares:
-            told[share] = row(task, share, recipe, given.work / name / share.removesuffix("%"))
-            print(name, share, json.dumps(told[share]), flush=True)
+            task_rows[share] = row(task, share, recipe, given.work / name / share.removesuffix("%"))
+            print(name, share, json.dumps(task_rows[share]), flush=True)
             RESULTS.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
 
 

@@ -114,10 +114,10 @@ def main() -> None:
         print(key, {k: v for k, v in made.items() if k != "skipped"}, flush=True)
 
     for name in given.models:
-        task, how = TASKS[name](load, given.test), ""
+        task, note = TASKS[name](load, given.test), ""
         if given.samples is not None:
-            task, how = dataclasses.replace(task, calibration=first(task.calibration, given.samples)), f" of {given.samples}"
-        how += "" if given.ridge is None else f" ridge {given.ridge:g}"
+            task, note = dataclasses.replace(task, calibration=first(task.calibration, given.samples)), f" of {given.samples}"
+        note += "" if given.ridge is None else f" ridge {given.ridge:g}"
         batch = task.calibration[0]
         graph = bough.trace(task.model, (batch if isinstance(batch, torch.Tensor) else batch[0])[:2])
         budgets = given.budgets or BUDGETS.get(name, (75, 50))
@@ -125,7 +125,7 @@ def main() -> None:
             scores = None
             ways = [a for a in given.allocations if (a == "error") <= criterion.startswith("obs")]
             for allocation, percent in product(ways, budgets):
-                key = f"{name} {criterion} {allocation} {percent}% {given.test}{how}"
+                key = f"{name} {criterion} {allocation} {percent}% {given.test}{note}"
                 if key in results["rows"]:
                     continue
                 if scores is None:

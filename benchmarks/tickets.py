@@ -85,12 +85,12 @@ def run(task: Task, seed: int) -> dict[str, Any]:
     def train(model: nn.Module, sparse: recovery.Sparse) -> list[float]:
         found: list[float] = []
 
-        def told(line: dict[str, Any]) -> None:
+        def report(line: dict[str, Any]) -> None:
             if line["step"] % len(task.data) == 0:
                 found.append(100 * float((predicted(model, x) == y).float().mean()))
                 print(f"seed {seed} {recovery.kept_share(sparse.masks) if sparse.masks else 1:.3f} {found[-1]:.2f}", flush=True)
 
-        recovery.finetune(model, task.data, task.training, regularizers=[sparse], callback=told)
+        recovery.finetune(model, task.data, task.training, regularizers=[sparse], callback=report)
         return found
 
     tickets = recovery.find_tickets(model, train, keep=task.keep, rounds=task.rounds, seed=seed)

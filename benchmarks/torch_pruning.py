@@ -85,18 +85,18 @@ def kept_indices(big: Tensor, small: Tensor) -> dict[int, list[int]]:
     return kept
 
 
-def attempt(model: nn.Module, inputs: Any, precise: bool, told: bool) -> dict[str, Any]:
+def attempt(model: nn.Module, inputs: Any, precise: bool, with_heads: bool) -> dict[str, Any]:
     """How far one usage comes."""
     import torch_pruning as tp
 
     small = copy.deepcopy(model)
     out: dict[str, Any] = {"traced": False, "runs": False, "equal": False}
     graph = bough.trace(small, inputs)
-    found = attentions(small) if told else []
+    found = attentions(small) if with_heads else []
     before = {m: m.weight.shape[0] for _, given in found for m in given}
-    options: dict[str, Any] = {"num_heads": {m: h for _, given in found for m, h in given.items()}} if told else {}
+    options: dict[str, Any] = {"num_heads": {m: h for _, given in found for m, h in given.items()}} if with_heads else {}
     options["ignored_layers"] = outputs(small, graph)
-    if told and hasattr(small, "config"):  # its tracing stops at caches
+    if with_heads and hasattr(small, "config"):  # its tracing stops at caches
         small.config.use_cache = False
     try:
         importance = tp.importance.GroupMagnitudeImportance(p=2)

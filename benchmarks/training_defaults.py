@@ -109,8 +109,8 @@ def prepared(load: ModuleType, name: str, samples: int | None) -> Prepared:
 
 def options_of(recipe: str) -> dict[str, Any]:
     """The options that a recipe's name tells, as in "lr=0.03 optimizer=sgd"."""
-    told = (part.split("=") for part in recipe.split() if "=" in part)
-    return {name: value if isinstance(BASE[name], str) else float(value) for name, value in told}
+    cells = (part.split("=") for part in recipe.split() if "=" in part)
+    return {name: value if isinstance(BASE[name], str) else float(value) for name, value in cells}
 
 
 def row(task: Prepared, recipe: str, setting: Setting, seed: int) -> dict[str, Any]:
@@ -146,9 +146,9 @@ def table(results: dict[str, Any]) -> str:
     for title in ("dense", "cut"):
         lines.append(f"| {title} | {' | '.join(f'{s[title]:.2f}' for s in results['starts'])} | |")
     for recipe in sorted(rows, key=ranks.__getitem__):
-        told = " | ".join(f"{rows[recipe][name]['test']:.2f}" if name in rows[recipe] else "" for name in tasks)
+        cells = " | ".join(f"{rows[recipe][name]['test']:.2f}" if name in rows[recipe] else "" for name in tasks)
         rank = f"{ranks[recipe]:.1f}" if recipe in whole else ""
-        lines.append(f"| {recipe or 'as it was'} | {told} | {rank} |")
+        lines.append(f"| {recipe or 'as it was'} | {cells} | {rank} |")
     return "\n".join(lines)
 
 

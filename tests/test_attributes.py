@@ -250,10 +250,10 @@ def test_only_ten_are_printed():
                 setattr(self, f"k{i}", 32)
 
     lines = str(half(Many(), torch.randn(2, 8), keep={"a": 9, "b": 13})).splitlines()
-    told = [line for line in lines if line.startswith("stale")]
-    assert len(told) == 12
-    assert "22 attributes keep" in told[0]
-    assert "12 more" in told[-1]
+    printed = [line for line in lines if line.startswith("stale")]
+    assert len(printed) == 12
+    assert "22 attributes keep" in printed[0]
+    assert "12 more" in printed[-1]
 
 
 def test_composed_plans_name_what_was_stale_before():
@@ -281,9 +281,9 @@ def test_the_command_line_names_them(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     run = ["prune", "attributed:build", "--budget", "params=50%", "--importance", "l2"]
-    told = CliRunner().invoke(app, run)
-    assert told.exit_code == 0, told.output
-    assert "stale: k = 32, the axis now has 15 (read by again)" in told.output
+    printed = CliRunner().invoke(app, run)
+    assert printed.exit_code == 0, printed.output
+    assert "stale: k = 32, the axis now has 15 (read by again)" in printed.output
     answer = json.loads(CliRunner().invoke(app, [*run, "--json"]).stdout)
     assert answer["stale"] == [{"attribute": "k", "value": 32, "sizes": [15], "methods": ["again"]}]
 

@@ -119,9 +119,9 @@ def test_random_weights_are_said_and_the_same_each_time(offline):
     pytest.importorskip("timm")
     words = ["prune", "timm:test_resnet.r160_in1k", "--budget", "macs=70%"]
     assert "weights: RANDOM" in run(*words)
-    told = json.loads(run(*words, "--json"))["weights"]
-    assert told["source"] == "random"
-    assert "can not be fetched" in told["detail"]
+    weights = json.loads(run(*words, "--json"))["weights"]
+    assert weights["source"] == "random"
+    assert "can not be fetched" in weights["detail"]
     first, second = (resolve("timm:test_resnet", quiet=True).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[n], second[n]) for n in first)
     with pytest.raises(ModelReferenceError, match=r"--weights pretrained: .* can not be fetched"):

@@ -181,9 +181,9 @@ def test_discrepancy_is_zero_for_equal_outputs_and_grows_with_the_error(scale):
 
 def test_the_choice_is_part_of_the_result():
     result = bough.prune(net(), X[:2], HALF, data=X.split(32))
-    told = json.loads(json.dumps(result.to_dict()))["choice"]
-    assert told["importance"] == result.choice.importance
-    assert len(told["trials"]) == len(WITH_DATA)
+    choice = json.loads(json.dumps(result.to_dict()))["choice"]
+    assert choice["importance"] == result.choice.importance
+    assert len(choice["trials"]) == len(WITH_DATA)
     assert result.choice.importance in str(result)
 
 

@@ -74,9 +74,11 @@ def test_a_teacher_s_optimizer_that_holds_the_projections_is_refused():
     """It would train how students are compared, and not the student."""
     model, student = net(), nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     match = recovery.Features(graph_of(model), ["1"], student=graph_of(student))
-    how = recovery.Distillation(match=match)
+    distillation = recovery.Distillation(match=match)
     with pytest.raises(TrainingError, match="holds no parameter"):
-        bough.distill(student, model, DATA, distillation=how, optimizer=SGD([*model.parameters(), *match.parameters()], 0.1))
+        bough.distill(
+            student, model, DATA, distillation=distillation, optimizer=SGD([*model.parameters(), *match.parameters()], 0.1)
+        )
 
 
 @pytest.mark.parametrize("name", ATTACHED)

@@ -62,7 +62,7 @@ MODELS = {
 }
 
 
-def held(model: nn.Module) -> dict[str, torch.Tensor]:
+def references(model: nn.Module) -> dict[str, torch.Tensor]:
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     return dict(named)
 
@@ -78,12 +78,12 @@ def test_every_tensor_stays_the_same_object_and_equals_that_of_a_cut_copy(name):
     model = make()
     plan = half(model, x)
     model(x).sum().backward()
-    before, expected = held(model), bough.cut(model, plan)
+    before, expected = references(model), bough.cut(model, plan)
     flags = {n: looks(t) for n, t in before.items()}
     assert bough.cut_(model, plan) is model
-    for n, t in held(model).items():
+    for n, t in references(model).items():
         assert t is before[n]
-        assert torch.equal(t, held(expected)[n])
+        assert torch.equal(t, references(expected)[n])
         assert t.grad is None
         assert looks(t) == flags[n]
     assert str(model) == str(expected)
@@ -192,13 +192,13 @@ def test_a_failure_midway_leaves_all_as_it_was(make, error, message):
     model = make()
     plan = half(model, IMAGE)
     model(IMAGE).sum().backward()
-    before, values = held(model), copy.deepcopy(model.state_dict())
+    before, values = references(model), copy.deepcopy(model.state_dict())
     text, gradients = str(model), [p.grad for p in model.parameters()]
     with pytest.raises(error, match=message):
         bough.cut_(model, plan)
     assert str(model) == text
     assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
-    assert all(t is before[n] for n, t in held(model).items())
+    assert all(t is before[n] for n, t in references(model).items())
     assert all(torch.equal(t, values[n]) for n, t in model.state_dict().items())
     model(IMAGE).sum().backward()
 

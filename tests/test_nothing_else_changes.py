@@ -182,8 +182,8 @@ class Mixed(nn.Module):
 
 
 def looks(model: nn.Module) -> dict[str, tuple[object, ...]]:
-    held = (*model.named_parameters(), *model.named_buffers())
-    return {n: (t.dtype, t.requires_grad, type(t), t.device) for n, t in held}
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {n: (t.dtype, t.requires_grad, type(t), t.device) for n, t in tensors}
 
 
 def test_dtypes_flags_and_buffers(cut):

@@ -120,7 +120,7 @@ def sliced(model: nn.Module, plan: bough.Plan) -> dict[str, torch.Tensor]:
     return found
 
 
-def far(small: nn.Module, model: nn.Module, plan: bough.Plan) -> float:
+def distance(small: nn.Module, model: nn.Module, plan: bough.Plan) -> float:
     expected, found = sliced(model, plan), dict(small.named_parameters())
     assert expected.keys() == found.keys()
     return max(float((found[n].detach() - p).abs().max()) for n, p in expected.items())
@@ -133,13 +133,13 @@ def test_training_goes_on_as_it_would_have(name, in_place):
     reference, other = copy.deepcopy((model, optimizer))
     small = (bough.cut_ if in_place else bough.cut)(model, plan)
     assert transfer_optimizer(optimizer, plan) is optimizer
-    held = {id(p) for p in small.parameters()}
-    assert all(id(p) in held for group in optimizer.param_groups for p in group["params"])
-    assert all(id(p) in held for p in optimizer.state)
+    states = {id(p) for p in small.parameters()}
+    assert all(id(p) in states for group in optimizer.param_groups for p in group["params"])
+    assert all(id(p) in states for p in optimizer.state)
     before = copy.deepcopy(small)
     train(small, optimizer, x)
     train(reference, other, x, after=projection(reference, plan))
-    assert far(small, reference, plan) < 1e-12
+    assert distance(small, reference, plan) < 1e-12
     assert all(not torch.equal(p, q) for p, q in zip(small.conv.parameters(), before.conv.parameters(), strict=True))
 
 
@@ -157,8 +157,8 @@ def test_muon_goes_on_within_the_rounding_of_its_bfloat16():
     small = bough.cut(model, plan)
     train(small, transfer_optimizer(optimizer, plan), x)
     train(reference, other, x, after=projection(reference, plan))
-    assert far(small, reference, plan) < 3 * 0.01 * 2**-6
-    assert far(small, model, plan) > 0.01
+    assert distance(small, reference, plan) < 3 * 0.01 * 2**-6
+    assert distance(small, model, plan) > 0.01
 
 
 def test_sparse_gradients():
@@ -188,7 +188,7 @@ def test_sparse_gradients():
     steps(model, transfer_optimizer(optimizer, plan))
     steps(reference, other)
     assert model.words.weight.grad.is_sparse
-    assert far(model, reference, plan) < 1e-12
+    assert distance(model, reference, plan) < 1e-12
 
 
 class Block(nn.Module):
@@ -251,7 +251,7 @@ def test_schedulers_go_on(name):
 
     assert its.optimizer is other
     train(reference, other, x, after=after)
-    assert far(small, reference, plan) < 1e-12
+    assert distance(small, reference, plan) < 1e-12
     assert scheduler.state_dict().keys() == its.state_dict().keys()
     assert scheduler.get_last_lr() == its.get_last_lr()
     assert [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups] == [
@@ -269,7 +269,7 @@ def test_averaged_models_are_cut_by_the_same_plan():
     assert small_average.n_averaged == 3
     train(small, transfer_optimizer(optimizer, plan), x, after=lambda: small_average.update_parameters(small))
     train(reference, other, x, after=lambda: its.update_parameters(reference))
-    assert far(small_average.module, its.module, plan) < 1e-12
+    assert distance(small_average.module, its.module, plan) < 1e-12
 
 
 def test_a_gradient_scaler_and_a_wrapped_optimizer_go_on():
@@ -322,7 +322,7 @@ def test_optimizers_inside_others_are_carried_along():
     small = bough.cut(model, plan)
     train(small, transfer_optimizer(optimizer, plan), x)
     train(reference, other, x, after=projection(reference, plan))
-    assert far(small, reference, plan) < 1e-12
+    assert distance(small, reference, plan) < 1e-12
     assert len(optimizer.base.state) == 10
     assert all(p in optimizer.state for p in optimizer.base.state)
 

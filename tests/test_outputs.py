@@ -28,8 +28,8 @@ class Child(Slotted):
 
 
 class Holder:
-    def __init__(self, **held):
-        self.__dict__.update(held)
+    def __init__(self, **tensors):
+        self.__dict__.update(tensors)
 
 
 class Named(dict):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import bough
 from bough.errors import PlanError
-from bough.graph import held_tensor
-from bough.tracing.capture.execution import held_tensors
+from bough.graph import model_tensor
+from bough.tracing.capture.execution import model_tensors
 
 
 class Streaming(nn.Module):
@@ -251,15 +251,15 @@ def inputs(calls: int = 6) -> Iterator[Tensor]:
     return (torch.randn(X.shape, generator=generator) for _ in range(calls))
 
 
-def held(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor, _, _ in held_tensors(model)}
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor, _, _ in model_tensors(model)}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_calls_in_a_row_equal_those_of_the_masked_original(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    before = held(model)
+    before = tensors_of(model)
     graph = bough.trace(model, X)
     plan = bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), keep=0.5)
     assert sum(k < n for k, n in plan.groups.values()) == len(plan.groups) > 0, "every group is cut"
@@ -272,7 +272,7 @@ def test_calls_in_a_row_equal_those_of_the_masked_original(name: str) -> None:
         for x in inputs():
             for a, b in zip(flat(full(x)), flat(small(x)), strict=True):
                 assert torch.allclose(a, b, atol=1e-5)
-    after = held(model)
+    after = tensors_of(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[n], after[n]) for n in before), "nothing changed the model"
 
@@ -289,8 +289,8 @@ def test_a_model_that_ran_before_it_is_pruned_goes_on_from_its_state(name: str) 
     small = bough.cut_(copy.deepcopy(model), plan)
     for state, dims in plan.kept.items():
         for dim, indices in dims.items():
-            value = held_tensor(model, state).detach().index_select(dim, torch.tensor(indices))
-            assert len(dims) > 1 or torch.equal(value, held_tensor(small, state))
+            value = model_tensor(model, state).detach().index_select(dim, torch.tensor(indices))
+            assert len(dims) > 1 or torch.equal(value, model_tensor(small, state))
     assert bough.verify(model, small, plan, X).equal
 
 
@@ -316,9 +316,9 @@ def test_a_plan_fits_a_model_that_has_not_run_yet(name: str, tmp_path: Any) -> N
 def test_scores_and_refits_leave_the_state_as_it_was(name: str, data: bool) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    before = held(model)
+    before = tensors_of(model)
     result = bough.prune(model, X, bough.Budget(params="60%"), data=list(inputs()) if data else None)
-    after = held(model)
+    after = tensors_of(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[n], after[n]) for n in before)
     with torch.no_grad():
@@ -370,10 +370,10 @@ def test_a_run_on_real_values_leaves_parameters_as_they_were() -> None:
     torch.manual_seed(0)
     for update in (replaced, in_place, copied):
         model = Momentum(update).eval()
-        before = held(model)
+        before = tensors_of(model)
         graph = bough.trace(model, X, real=True)
         assert graph.groups
-        assert all(torch.equal(before[n], t) for n, t in held(model).items())
+        assert all(torch.equal(before[n], t) for n, t in tensors_of(model).items())
 
 
 def test_state_of_another_shape_is_frozen_with_the_reason() -> None:

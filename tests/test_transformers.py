@@ -41,9 +41,9 @@ def built(family):
     return randomize(model.eval()), to_double(inputs)
 
 
-def planned(model, inputs, **how):
+def planned(model, inputs, **options):
     graph = bough.trace(model, inputs)
-    return bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), **how)
+    return bough.plan(graph, bough.score(graph, bough.importance.Magnitude()), **options)
 
 
 def saved_and_loaded(small):

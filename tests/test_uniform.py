@@ -173,8 +173,8 @@ def test_hidden_and_heads_go_together_and_what_a_head_sees_stays():
     graph, plan = planned(net)
     small = bough.cut(net, plan)
     assert (small.config.hidden, small.config.heads, small.config.inner) == (12, 2, 24)
-    held = {g.kind for g in graph.groups if g.name in plan.frozen}
-    assert held == {"head_dim"}
+    frozen = {g.kind for g in graph.groups if g.name in plan.frozen}
+    assert frozen == {"head_dim"}
     assert all("hidden and heads" in why for why in plan.frozen.values())
 
 

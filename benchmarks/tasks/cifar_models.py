@@ -146,11 +146,11 @@ def cifar_task(load: ModuleType, test: int, model: nn.Module, ignore: tuple[str,
     """The task of classifying CIFAR-10 by a trained model."""
     found, labels = load.cifar10("train")
     x, y = images(found[:1024], load), torch.from_numpy(labels[:1024])
-    held, truth = images(found[TRAINED:], load), torch.from_numpy(labels[TRAINED:])
+    validation, truth = images(found[TRAINED:], load), torch.from_numpy(labels[TRAINED:])
     tested, wanted = test_images(load, test)
     return Task(
         model, pairs(x, y, 128), cross_entropy,
         lambda model: {"accuracy": accuracy(model, tested, wanted), "images": len(wanted)},
-        lambda model: accuracy(model, held, truth), "macs", ignore,
+        lambda model: accuracy(model, validation, truth), "macs", ignore,
         train_set=lambda: Augmented(load, TRAINED), output_loss=label_loss,
     )  # fmt: skip

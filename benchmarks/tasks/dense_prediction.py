@@ -18,7 +18,7 @@ from benchmarks.tasks.task import Task, label_loss, pairs
 from benchmarks.tasks.trained import recipe, settings_of, trained
 from bough import recovery
 
-LEARNED, HELD = 800, 100  # crops for training and for validation; the rest are for the test
+LEARNED, VALIDATION = 800, 100  # crops for training and for validation; the rest are for the test
 SCALE, PATCH = 3, 72  # of super-resolution; the side of a large patch
 SUPER_RESOLUTION = recipe(epochs=12, lr=2e-3, weight_decay=0.0, warmup=0.05, batch_size=16)
 SIDE, DIGIT = 64, 32  # of segmented images, and of the digits in them
@@ -159,13 +159,13 @@ def parts(load: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
     """ImageNet crops [N, 3, 224, 224] in bytes, for training, validation and the test."""
     found, _ = load.imagenet_sample()
     found = torch.from_numpy(found[np.random.default_rng(0).permutation(len(found))]).permute(0, 3, 1, 2)
-    return found[:LEARNED], found[LEARNED : LEARNED + HELD], found[LEARNED + HELD :]
+    return found[:LEARNED], found[LEARNED : LEARNED + VALIDATION], found[LEARNED + VALIDATION :]
 
 
 def super_resolution(load: ModuleType, test: int) -> Task:
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    learned, held, rest = (SmallPatches((p * weights).sum(1)) for p in parts(load))
-    calibration, validation = drawn(learned, 1024, seed=1), drawn(held, len(held), seed=2)
+    learned, unseen, rest = (SmallPatches((p * weights).sum(1)) for p in parts(load))
+    calibration, validation = drawn(learned, 1024, seed=1), drawn(unseen, len(unseen), seed=2)
     tested = drawn(rest, min(test, len(rest)), seed=3)
 
     def loss(output: Tensor, batch: Any) -> Tensor:
@@ -189,8 +189,8 @@ def unet(load: ModuleType, test: int) -> Task:
 
     masks = F.interpolate(torch.from_numpy(load_digits().images).unsqueeze(1), DIGIT, mode="bilinear")[:, 0] > 7
     of_part = (slice(0, 1400), slice(1400, 1500), slice(1500, None))
-    learned, held, rest = (PastedDigits(p, masks[w]) for p, w in zip(parts(load), of_part, strict=True))
-    calibration, validation = drawn(learned, 1024, seed=1), drawn(held, 2 * HELD, seed=2)
+    learned, unseen, rest = (PastedDigits(p, masks[w]) for p, w in zip(parts(load), of_part, strict=True))
+    calibration, validation = drawn(learned, 1024, seed=1), drawn(unseen, 2 * VALIDATION, seed=2)
     tested = drawn(rest, min(test, len(rest)), seed=3)
 
     def train(model: nn.Module, folder: Path) -> None:

@@ -54,7 +54,7 @@ def stories(load: ModuleType, test: int) -> Task:
     declare_torchvision_ops()  # transformers imports it
     tokenizer = load.Tok512()
     rows = token_rows(load, tokenizer, 800)
-    held = [s.strip() for s in load.text("tinystories_sample_cs336").split("<|endoftext|>") if s.strip()]
+    held_out = [s.strip() for s in load.text("tinystories_sample_cs336").split("<|endoftext|>") if s.strip()]
 
     @torch.no_grad()
     def choose(model: nn.Module) -> float:
@@ -70,7 +70,7 @@ def stories(load: ModuleType, test: int) -> Task:
 
     return Task(
         load.stories260k(), list(rows[:256].split(32)), language_loss,
-        lambda model: {"perplexity": load.perplexity(model, held[:test], tokenizer), "stories": len(held[:test])},
+        lambda model: {"perplexity": load.perplexity(model, held_out[:test], tokenizer), "stories": len(held_out[:test])},
         choose, "params", lower_is_better=True, train=train, metric="perplexity",
     )  # fmt: skip
 

@@ -129,10 +129,10 @@ def speech_task(load: ModuleType, test: int, name: str, build: Callable[[], nn.M
     def some(which: np.ndarray) -> NoisyDigits:
         return NoisyDigits([clips[i] for i in which], labels[which])
 
-    learned, held = some(order[VALIDATION:]), some(order[:VALIDATION])
+    learned, unseen = some(order[VALIDATION:]), some(order[:VALIDATION])
     found, truth = load.spoken_digits("test")
     x, y = (t[:test] for t in drawn(NoisyDigits(found, torch.from_numpy(truth)), 10, seed=1))
-    validation, wanted = drawn(held, 10, seed=2)
+    validation, wanted = drawn(unseen, 10, seed=2)
     calibration, known = (t[:1024] for t in drawn(learned, 1, seed=3))
 
     def train(model: nn.Module, folder: Path) -> None:

@@ -42,16 +42,18 @@ def trained(
         train: (model, folder for the states of the run) trains in place; a killed run is resumed from that folder.
         settings: all that decides the weights, as plain values.
     """
-    weights, told = FOLDER / f"{name}.safetensors", FOLDER / f"{name}.json"
+    weights, record = FOLDER / f"{name}.safetensors", FOLDER / f"{name}.json"
     wanted = json.loads(json.dumps(settings))
     torch.manual_seed(0)
     model = build()
-    if weights.exists() and told.exists() and json.loads(told.read_text())["settings"] == wanted:
+    if weights.exists() and record.exists() and json.loads(record.read_text())["settings"] == wanted:
         model.load_state_dict(load_file(weights))
         return model.eval()
     FOLDER.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     train(model, FOLDER / "runs" / name)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
-    told.write_text(json.dumps({"settings": wanted, "minutes": round((time.perf_counter() - begin) / 60, 1)}, indent=1) + "\n")
+    record.write_text(
+        json.dumps({"settings": wanted, "minutes": round((time.perf_counter() - begin) / 60, 1)}, indent=1) + "\n"
+    )
     return model.eval()

@@ -69,7 +69,11 @@ _EXAMPLES = {  # by the name of the argument, which means the same in all of bou
 _NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", NoneType: "None"}
 _SERIES = {abc.Mapping: "a dict", abc.Iterable: "an iterable", abc.Sequence: "a list"}
 _INSTEAD = {"ExportedProgram": "take what its module() returns"}  # of a class by its name: it need not be imported
-_TOLD = (int, float, np.ndarray)  # values of a dict that functions check themselves, to name the one that is wrong
+_CHECKED_BY_FUNCTIONS = (
+    int,
+    float,
+    np.ndarray,
+)  # values of a dict that functions check themselves, to name the one that is wrong
 _LONGEST = 40  # characters of a value that a message shows
 
 
@@ -100,10 +104,10 @@ def _check(where: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> No
     for name, hint in hints.items():
         if name in given and not _fits(given[name], hint):
             value, example = given[name], _EXAMPLES.get(name)
-            told = f", and {value.__name__} is a class: make an instance of it" if isinstance(value, type) else ""
-            told += f": {_INSTEAD[type(value).__name__]}" if type(value).__name__ in _INSTEAD else ""
+            advice = f", and {value.__name__} is a class: make an instance of it" if isinstance(value, type) else ""
+            advice += f": {_INSTEAD[type(value).__name__]}" if type(value).__name__ in _INSTEAD else ""
             such = f", such as {name}={example}" if example else ""
-            raise ArgumentError(f"{where}({name}={_shown(value)}): {name} must be {_described(hint)}{told}{such}")
+            raise ArgumentError(f"{where}({name}={_shown(value)}): {name} must be {_described(hint)}{advice}{such}")
 
 
 @cache
@@ -142,8 +146,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind in (abc.Iterable, abc.Sequence):
         return _is_series(value, kind, *inner)
     if kind is abc.Mapping and inner:
-        told = (get_origin(inner[1]) or inner[1]) in _TOLD
-        return isinstance(value, kind) and (told or all(_fits(x, inner[1]) for x in value.values()))
+        advice = (get_origin(inner[1]) or inner[1]) in _CHECKED_BY_FUNCTIONS
+        return isinstance(value, kind) and (advice or all(_fits(x, inner[1]) for x in value.values()))
     if getattr(kind, "_is_protocol", False):
         return all(hasattr(value, member) for member in _members(kind))
     return isinstance(value, kind)

@@ -352,8 +352,8 @@ def test_table_and_json():
     assert first.split()[:3] == ["a", "global", "macs=1%"]
     assert "+2.5" in first.split()
     assert "2.5 (1 to 4)" in second
-    told = json.loads(json.dumps(found.to_dict()))
-    assert tuple(Row.of(r) for r in told["rows"]) == found.rows
+    loaded = json.loads(json.dumps(found.to_dict()))
+    assert tuple(Row.of(r) for r in loaded["rows"]) == found.rows
     assert found.best(bough.Budget(macs="1%")).criterion == "a"
     with pytest.raises(ComparisonError, match="is not in this comparison, which has macs=1%"):
         found.best("macs=3%")

@@ -61,8 +61,8 @@ def pruned_folders(tmp_path_factory):
             "--out", str(out),
         )  # fmt: skip
         folders[family] = source, out
-    called = [sys.executable, "-c", FRESH_PROCESS, *(str(out) for _, out in folders.values())]
-    done = subprocess.run(called, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", FRESH_PROCESS, *(str(out) for _, out in folders.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return folders, json.loads(done.stdout)
 
@@ -97,9 +97,9 @@ def llama():
                  vocab_size=50)  # fmt: skip
 
 
-def planned(model, **how):
+def planned(model, **options):
     graph = bough.trace(model, {"input_ids": torch.randint(3, 50, (1, 5))})
-    return bough.plan(graph, bough.score(graph, "l2"), **how)
+    return bough.plan(graph, bough.score(graph, "l2"), **options)
 
 
 def test_a_plan_that_no_config_expresses_is_refused(llama, tmp_path):
@@ -124,9 +124,9 @@ def test_the_command_line_says_where_from_pretrained_can_not_load(llama, tmp_pat
     assert "which from_pretrained and bough load" in run(*words, "--uniform", "--out", str(out))
     assert (out / "config.json").exists()
     only = ("--only", "model.layers.0.mlp*")
-    told = run("prune", f"hf:{tmp_path / 'source'}", "--budget", "params=95%", "--importance", "l2", "--no-refit", *only,
+    printed = run("prune", f"hf:{tmp_path / 'source'}", "--budget", "params=95%", "--importance", "l2", "--no-refit", *only,
                "--overwrite", "--out", str(out))  # fmt: skip
-    assert "with --uniform it can" in told
+    assert "with --uniform it can" in printed
     assert sorted(p.name for p in out.iterdir()) == ["model.safetensors", "plan.json"]  # nothing of the other plan is left
 
 

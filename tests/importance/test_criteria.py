@@ -475,12 +475,12 @@ def test_names_take_options():
     assert criterion("obs(relative=True, probes=2)") == bough.importance.OBS(relative=True, probes=2)
     assert criterion("l1(p=3)") == bough.importance.Magnitude(p=3)
     assert criterion('taylor(form="square")', loss) == criterion("taylor_square", loss)
-    for name, told in [
+    for name, message in [
         ("obs(", "options are"), ("obs(True)", "options are"), ("obs(sites=x)", "options are"), ("obs(sizes=1)", "sites, step"),
         ("hrankk(rank=1)", "no criterion 'hrankk'"), ("fisher(step=1)", "needs a loss"), ("apoz(a=1)", "it has none"),
         ("random(seed=-1)", "not negative"), ("obs(step=1.5)", "whole number"), ("obs(sites=0)", "at least 1"),
     ]:  # fmt: skip
-        with pytest.raises(PlanError, match=re.escape(told)):
+        with pytest.raises(PlanError, match=re.escape(message)):
             criterion(name)
 
 

@@ -319,9 +319,9 @@ def test_a_table_measured_here_is_complete_saved_and_of_this_machine_only(tmp_pa
     again = LatencyTable.measure(graph, seconds=0.0, path=path, progress=False)  # what is missing only
     assert tuple(removed[0]) in again.points[key]
     assert {k: t for k, t in again.points.items() if k != key} == {k: t for k, t in table.points.items() if k != key}
-    elsewhere = LatencyTable.measure(list(required_points(graph)), seconds=0.0, progress=False)  # where there is no model
-    assert elsewhere.points.keys() == table.points.keys()
-    assert of_this_machine(elsewhere, graph)
+    remote = LatencyTable.measure(list(required_points(graph)), seconds=0.0, progress=False)  # where there is no model
+    assert remote.points.keys() == table.points.keys()
+    assert of_this_machine(remote, graph)
     assert not of_this_machine(table_of(graph), graph)
     with pytest.raises(TraceError, match=r"the table is of .*: here it is"):
         LatencyTable.measure(graph, seconds=0.0, onto=LatencyTable("a phone", "eager", 8, 0.0, 0.0), progress=False)

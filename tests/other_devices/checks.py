@@ -54,14 +54,14 @@ def test_the_device_refuses_what_is_elsewhere():
 
 def test_training_runs_on_the_device_and_ends_where_it_began():
     seen = set()
-    model, elsewhere = net(), net(PLACE)
+    model, moved = net(), net(PLACE)
     model[0].register_forward_hook(lambda module, x, y: seen.add(y.device.type))
     recovery.finetune(model, DATA, TRAINING, evaluate=lambda m: float(m(X.to(PLACE)).sum()))
     assert seen == {PLACE}
     assert places(model) == {"cpu"}
-    recovery.finetune(elsewhere, DATA, TRAINING, evaluate=lambda m: float(m(X.to(PLACE)).sum()))
-    assert places(elsewhere) == {PLACE}
-    assert_same(model, elsewhere)
+    recovery.finetune(moved, DATA, TRAINING, evaluate=lambda m: float(m(X.to(PLACE)).sum()))
+    assert places(moved) == {PLACE}
+    assert_same(model, moved)
 
 
 def test_a_supernet_trains_on_the_device_and_its_subnets_follow():
@@ -99,10 +99,10 @@ def test_a_run_resumes_on_the_device(tmp_path):
 
     whole, resumed = net(), net()
     recovery.finetune(whole, DATA, TRAINING)
-    how = replace(TRAINING, folder=tmp_path, save_every=1)
+    training = replace(TRAINING, folder=tmp_path, save_every=1)
     with pytest.raises(Killed):
-        recovery.finetune(net(), DATA, how, callback=kill)
-    assert recovery.finetune(resumed, DATA, how).resumed == 6
+        recovery.finetune(net(), DATA, training, callback=kill)
+    assert recovery.finetune(resumed, DATA, training).resumed == 6
     assert_same(whole, resumed)
 
 

@@ -20,18 +20,18 @@ _STRIDED = {_OPS.as_strided.default, _OPS._reshape_alias.default}
 _COPIED = {_OPS.view.default: _OPS.reshape.default, _OPS._unsafe_view.default: _OPS.reshape.default}
 
 
-def far(value: Tensor) -> Tensor:
+def to_device(value: Tensor) -> Tensor:
     made = torch._C._acc.create_empty_tensor(list(value.shape), value.dtype)
     NEAR[made.untyped_storage()._cdata] = value
     return made
 
 
-def is_far(tensor: Tensor) -> bool:
+def is_on_device(tensor: Tensor) -> bool:
     return tensor.device.type == NAME
 
 
 def near(tensor: Tensor) -> Tensor:
-    return NEAR[tensor.untyped_storage()._cdata] if is_far(tensor) else tensor
+    return NEAR[tensor.untyped_storage()._cdata] if is_on_device(tensor) else tensor
 
 
 def run(op: Any, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
         return args[1]
     if op is _OPS._local_scalar_dense.default:
         return near(args[0]).item()
-    stray = [t for t in tensors if not is_far(t) and t.dim() > 0]
+    stray = [t for t in tensors if not is_on_device(t) and t.dim() > 0]
     if stray and op not in _SHARED:
         raise RuntimeError(f"{op} expects all tensors on the same device: one is on {stray[0].device}, others are on far")
     args, kwargs = tree_map_only(Tensor, near, (args, kwargs))
@@ -53,12 +53,12 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     found = _COPIED.get(op, op)(*args, **kwargs)
     same = {id(near(t)): t for t in tensors}
     for tensor in tensors:
-        if is_far(tensor) and tensor.shape != near(tensor).shape:  # an out= that was resized
-            tensor.data = far(near(tensor))
+        if is_on_device(tensor) and tensor.shape != near(tensor).shape:  # an out= that was resized
+            tensor.data = to_device(near(tensor))
     given = {near(t).untyped_storage()._cdata for t in tensors}
 
     def result(t: Tensor) -> Tensor:
-        return same[id(t)] if id(t) in same else far(t if t.untyped_storage()._cdata in given else t.contiguous())
+        return same[id(t)] if id(t) in same else to_device(t if t.untyped_storage()._cdata in given else t.contiguous())
 
     return tree_map_only(Tensor, result, found)
 
@@ -68,7 +68,7 @@ def _convolution_backward(*args: Any) -> Any:
 
 
 def _deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
-    if not is_far(self):
+    if not is_on_device(self):
         return _own_deepcopy(self, memo)
     return memo.setdefault(id(self), self.detach().clone().requires_grad_(self.requires_grad))
 

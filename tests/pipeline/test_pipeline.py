@@ -38,8 +38,8 @@ FLOAT = [Train(replace(ONCE, epochs=6)), Prune(bough.Budget(params="60%"), refit
 
 def all_stages():
     pytest.importorskip("torchao", reason="quantize needs torchao: pip install -e .[quantize]")
-    how = bough.recovery.Distillation(logits=1.0)
-    return [*FLOAT, Quantize(**PTQ, training=ONCE, distillation=how), Export("firmware", target="cortex-m")]
+    distillation = bough.recovery.Distillation(logits=1.0)
+    return [*FLOAT, Quantize(**PTQ, training=ONCE, distillation=distillation), Export("firmware", target="cortex-m")]
 
 
 class Killed(BaseException):

@@ -14,12 +14,13 @@ from tests.exporting.models import convolutional
 from tests.quantization.test_quantize import batches, trained
 
 pytest.importorskip("torchao", reason="quantize needs torchao: pip install -e .[quantize]")
-HOW = bough.recovery.Distillation(logits=1.0, temperature=1.0)
+DISTILLATION = bough.recovery.Distillation(logits=1.0, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
 def quantized():
     """A net whose ranges are far too wide, by values that come once."""
+    torch.manual_seed(0)
     model = trained(convolutional())
     data = batches(2)
     data[0][0] *= 100
@@ -32,7 +33,7 @@ def distilled(quantized, **options):
     done = copy.deepcopy(done)
     x = torch.cat(batches(4))
     training = bough.Training(epochs=16, lr=1e-2, batch_size=16, **options)
-    bough.distill(done.simulated, model, TensorDataset(x), training, distillation=HOW)
+    bough.distill(done.simulated, model, TensorDataset(x), training, distillation=DISTILLATION)
     return done
 
 
@@ -65,9 +66,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(quantized, tmp_path):
     x = torch.cat(batches(4))
     training = bough.Training(epochs=16, lr=1e-2, batch_size=16, folder=tmp_path / "b", save_every=1)
     with pytest.raises(Killed):
-        bough.distill(done.simulated, model, TensorDataset(x), training, distillation=HOW, callback=kill)
+        bough.distill(done.simulated, model, TensorDataset(x), training, distillation=DISTILLATION, callback=kill)
     again = copy.deepcopy(quantized[1])
-    found = bough.distill(again.simulated, model, TensorDataset(x), training, distillation=HOW)
+    found = bough.distill(again.simulated, model, TensorDataset(x), training, distillation=DISTILLATION)
     assert found.resumed == 6
     for (name, a), b in zip(whole.simulated.state_dict().items(), again.simulated.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -93,9 +94,16 @@ def test_trainers_take_quantization_and_leave_the_model(tmp_path):
     weights = copy.deepcopy(model.state_dict())
     qat = QAT(torch.zeros(1, 3, 8, 8), batches(2), **OPTIONS)
     by_hand = bough.quantize(model, qat.example_inputs, qat.data, **OPTIONS)
-    bough.distill(by_hand.simulated, model, TensorDataset(torch.cat(batches(4))), bough.Training(**TRAINING), distillation=HOW)
+    bough.distill(
+        by_hand.simulated, model, TensorDataset(torch.cat(batches(4))), bough.Training(**TRAINING), distillation=DISTILLATION
+    )
     done = bough.distill(
-        model, model, TensorDataset(torch.cat(batches(4))), bough.Training(**TRAINING), distillation=HOW, quantization=qat
+        model,
+        model,
+        TensorDataset(torch.cat(batches(4))),
+        bough.Training(**TRAINING),
+        distillation=DISTILLATION,
+        quantization=qat,
     )
     for (name, a), b in zip(
         by_hand.retrained().model.state_dict().items(), done.quantized.model.state_dict().values(), strict=True

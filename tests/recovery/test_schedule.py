@@ -97,11 +97,11 @@ def test_iterate_carries_the_optimizer_and_keeps_to_the_original(tmp_path):
     model, x = Net().double(), torch.randn(7, 2, 7, 7).double()
     adam = torch.optim.Adam(model.parameters(), 0.01)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    held = []
+    kept = []
 
     def recover(small, step):
         assert {id(p) for g in adam.param_groups for p in g["params"]} == {id(p) for p in small.parameters()}
-        held.append([adam.state[p]["exp_avg"].shape == p.shape for p in small.parameters() if p in adam.state])
+        kept.append([adam.state[p]["exp_avg"].shape == p.shape for p in small.parameters() if p in adam.state])
         for _ in range(2):
             adam.zero_grad()
             small(x).square().mean().backward()
@@ -114,10 +114,10 @@ def test_iterate_carries_the_optimizer_and_keeps_to_the_original(tmp_path):
     assert whole == sum(p.numel() for p in model.parameters())
     assert done.plan.cost.params == sum(p.numel() for p in done.model.parameters()) <= 0.4 * whole
     assert all(s.report.equal for s in done.steps)
-    assert not held[0]
-    assert all(held[1])
-    assert all(held[2])
-    assert len(held[2]) > 8
+    assert not kept[0]
+    assert all(kept[1])
+    assert all(kept[2])
+    assert len(kept[2]) > 8
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     bough.save(done, tmp_path)
     again = bough.load(tmp_path, lambda: Net().double())
@@ -129,7 +129,7 @@ def test_a_budget_out_of_reach_is_told_before_anything_is_trained():
         iterate(Net(), torch.randn(2, 2, 7, 7), bough.Budget(params=10), lambda model, step: pytest.fail("trained"))
 
 
-ELSEWHERE = {
+OTHER_BUDGETS = {
     "energy": bough.Budget(energy="40%"),
     "size at a precision": bough.Budget(size="40%", precision="int8"),
     "peak memory at a precision": bough.Budget(peak_memory="60%", precision="int8"),
@@ -137,10 +137,10 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("name", OTHER_BUDGETS)
 def test_steps_to_costs_that_shapes_alone_do_not_say(name):
     """Energy, and bytes at a precision, fall step by step from the original's to what is asked."""
-    budget, x = ELSEWHERE[name], torch.randn(2, 4)
+    budget, x = OTHER_BUDGETS[name], torch.randn(2, 4)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
     done = iterate(net, x, budget, lambda model, step: None, steps=3)

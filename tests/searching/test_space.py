@@ -25,9 +25,13 @@ STACK = ["blocks.*", "extra"]
 def made(model, inputs, budget=None, layers=(), **options):
     graph = bough.trace(model, inputs)
     scores = bough.score(graph, "l2")
-    how = Options(**options)
+    planning = Options(**options)
     prices = Prices(table=None)
-    return graph, CutMaker(graph, scores, how), search_space(graph, scores, how, budget=budget, prices=prices, layers=layers)[0]
+    return (
+        graph,
+        CutMaker(graph, scores, planning),
+        search_space(graph, scores, planning, budget=budget, prices=prices, layers=layers)[0],
+    )
 
 
 def stack():
@@ -122,9 +126,9 @@ def test_what_the_model_contradicts_is_not_searched():
 
     graph = bough.trace(Fixed().eval(), torch.randn(3, 4))
     scores = bough.score(graph, "l2")
-    space, held = search_space(graph, scores, Options())
+    space, frozen = search_space(graph, scores, Options())
     assert space.names == ["b"]
-    assert "a" in held or "a" in {f.name for f in graph.frozen}
+    assert "a" in frozen or "a" in {f.name for f in graph.frozen}
 
 
 def test_budgets_that_no_candidate_meets():

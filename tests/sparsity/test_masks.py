@@ -41,13 +41,13 @@ def test_the_optimizer_and_its_state_stay():
     net = mlp()
     optimizer = OPTIMIZERS["sgd"](net.parameters())
     train(net, optimizer, 2)
-    held = [id(p) for p in net.parameters()]
+    stored = [id(p) for p in net.parameters()]
     attach_masks_(net, magnitude_masks(net, 0.5))
-    assert {id(p) for p in net.parameters()} == set(held)
+    assert {id(p) for p in net.parameters()} == set(stored)
     assert set(optimizer.state) == set(net.parameters())
     train(net, optimizer, 2)
     detach_masks_(net)
-    assert [id(p) for p in net.parameters()] == held
+    assert [id(p) for p in net.parameters()] == stored
     train(net, optimizer, 1)
 
 

@@ -13,10 +13,10 @@ from tests.zoo import transformers_models
 FAMILIES = ("llama_tied", "qwen3_moe", "mixtral", "gpt2", "t5")
 
 
-def folder_of(family, folder, dtype=torch.float32, **how):
+def folder_of(family, folder, dtype=torch.float32, **options):
     torch.manual_seed(0)
     model, _ = transformers_models.ZOO[family]()
-    model.to(dtype).save_pretrained(folder, **how)
+    model.to(dtype).save_pretrained(folder, **options)
     return folder
 
 
@@ -28,10 +28,10 @@ def tensors(folder):
 def test_equal_tensor_by_tensor(family, tmp_path):
     source = folder_of(family, tmp_path / "source", max_shard_size="20KB")
     given = resolve(f"hf:{source}")
-    how = {"importance": "group", "allocation": "global"}
-    result = bough.prune(given.model, given.inputs, bough.Budget(params="60%"), uniform=True, refit=False, **how)
+    options = {"importance": "group", "allocation": "global"}
+    result = bough.prune(given.model, given.inputs, bough.Budget(params="60%"), uniform=True, refit=False, **options)
     bough.save_pretrained(result, tmp_path / "memory", source=source)
-    streamed = bough.prune_checkpoint(source, bough.Budget(params="60%"), tmp_path / "streamed", **how)
+    streamed = bough.prune_checkpoint(source, bough.Budget(params="60%"), tmp_path / "streamed", **options)
     one, other = tensors(tmp_path / "memory"), tensors(tmp_path / "streamed")
     assert one.keys() == other.keys()
     assert all(one[n].dtype == other[n].dtype and torch.equal(one[n], other[n]) for n in one)

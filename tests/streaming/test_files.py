@@ -149,8 +149,8 @@ def test_a_full_disk_is_told_before_anything_is_written(source, tmp_path, monkey
 def test_tensors_that_are_no_part_of_the_model_are_told(copy, tmp_path):
     shard = first_shard(copy)
     with safe_open(shard, "pt") as file:
-        held = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - it is no dictionary
-    save_file({**held, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(3)}, shard, metadata={"format": "pt"})
+        kept = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - it is no dictionary
+    save_file({**kept, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(3)}, shard, metadata={"format": "pt"})
     path = copy / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"]["model.layers.0.self_attn.rotary_emb.inv_freq"] = shard.name
@@ -162,9 +162,9 @@ def test_tensors_that_are_no_part_of_the_model_are_told(copy, tmp_path):
 def test_the_command_line(source, tmp_path):
     words = ("prune", f"hf:{source}", "--stream", "--budget", "params=60%", "--round-to", "2")
     assert "which from_pretrained and bough load" in run(*words, "--out", str(tmp_path / "out"))
-    told = json.loads(run(*words, "--out", str(tmp_path / "other"), "--json"))
-    assert told["bytes_after"] == sum(t.numel() * 2 for t in tensors(tmp_path / "other").values())
-    assert told["after"]["params"] <= 0.6 * told["before"]["params"]
+    printed = json.loads(run(*words, "--out", str(tmp_path / "other"), "--json"))
+    assert printed["bytes_after"] == sum(t.numel() * 2 for t in tensors(tmp_path / "other").values())
+    assert printed["after"]["params"] <= 0.6 * printed["before"]["params"]
     for more, message in ((("--data", "a:b"), "--data needs the loaded model"), (("--weights", "x"), "--weights needs")):
         with pytest.raises(PlanError, match=message):
             run(*words, "--out", str(tmp_path / "third"), *more)

@@ -40,13 +40,13 @@ def ending(monkeypatch, holder, name, number):
     """Have the call `number` of a function end the process."""
     real, calls = getattr(holder, name), [0]
 
-    def called(*args, **kwargs):
+    def counted(*args, **kwargs):
         calls[0] += 1
         if calls[0] == number:
             raise Killed
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(holder, name, called)
+    monkeypatch.setattr(holder, name, counted)
     return calls
 
 

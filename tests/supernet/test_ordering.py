@@ -23,7 +23,7 @@ def test_units_are_sorted_by_their_scores():
         order = np.argsort(-scores[g.name])
         assert (np.diff(scores[g.name][order]) <= 0).all()
         for m in g.members:
-            before, after = graph.tensor(m.name), bough.graph.held_tensor(ordered, m.name)
+            before, after = graph.tensor(m.name), bough.graph.model_tensor(ordered, m.name)
             assert after.shape == before.shape
     up, order = model.blocks[1].up, np.argsort(-scores["blocks.1.up"])
     stream = np.argsort(-scores["stem"])

@@ -115,12 +115,12 @@ SMALLEST = {
 FEWER = {"deepseek_vit": {"depth": 4}, "gemma4_vit": {"depth": 4}}
 
 
-def _builder(name: str, side: int, told: bool, options: dict[str, int]) -> Callable[[], Built]:
+def _builder(name: str, side: int, sized: bool, options: dict[str, int]) -> Callable[[], Built]:
     def build() -> Built:
         declare_torchvision_ops()
         import timm
 
-        given = {**options, "img_size": side} if told else options
+        given = {**options, "img_size": side} if sized else options
         return timm.create_model(name, pretrained=False, **given).eval(), torch.randn(2, 3, side, side)
 
     return build

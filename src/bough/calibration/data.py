@@ -19,7 +19,7 @@ from bough.calibration.sums import SAMPLES, Sums, load_sums, save_sums
 from bough.calls import Call
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.tracing.capture.held import substituted
+from bough.tracing.capture.attribute_values import substituted
 from bough.tracing.fingerprint import weights_digest
 
 Loss = Callable[[Any, Any], Tensor]
@@ -100,21 +100,21 @@ class Data:
         Raises:
             PlanError: the model cannot run on the batch.
         """
-        called = graph.model if model is None else model
-        with substituted(called, lambda path, n: n):  # each batch starts from the same state
-            return self._output(graph, batch, called)
+        callee = graph.model if model is None else model
+        with substituted(callee, lambda path, n: n):  # each batch starts from the same state
+            return self._output(graph, batch, callee)
 
-    def _output(self, graph: Graph, batch: Any, called: nn.Module) -> Any:
+    def _output(self, graph: Graph, batch: Any, callee: nn.Module) -> Any:
         if self.forward is not None:
             return (
-                self.forward(called, batch) if isinstance(graph.call.method, str) else Call(batch, method=self.forward)(called)
+                self.forward(callee, batch) if isinstance(graph.call.method, str) else Call(batch, method=self.forward)(callee)
             )
         try:
-            return graph.call.given(*traced_inputs(graph, batch))(called)
+            return graph.call.given(*traced_inputs(graph, batch))(callee)
         except (RuntimeError, TypeError, ValueError) as error:
             what = f"{type(batch).__name__} {list(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise PlanError(f"{type(called).__name__} can not run on a batch of the data ({what}): {reason[0]}") from error
+            raise PlanError(f"{type(callee).__name__} can not run on a batch of the data ({what}): {reason[0]}") from error
 
     def stream(self, graph: Graph, sums: Sums, title: str) -> Iterator[Any]:
         """Yield the batches that `sums` does not cover yet; the caller adds to `sums` between two batches.

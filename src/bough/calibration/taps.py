@@ -21,9 +21,9 @@ from bough.errors import TraceError
 from bough.graph import Graph, OpRecord
 from bough.ops import spec
 from bough.spaces import Space, normal
+from bough.tracing.capture.attribute_values import substituted
 from bough.tracing.capture.caches import fresh_caches
-from bough.tracing.capture.execution import held_tensors
-from bough.tracing.capture.held import substituted
+from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.location import here
 from bough.tracing.capture.randomness import unchanged_rng
 from bough.tracing.capture.stream import OpCall, Runner, Stream, swap, tensors_in
@@ -114,7 +114,9 @@ def preserve_state(model: nn.Module, written: Collection[str] = ()) -> Iterator[
     gradients = torch.is_grad_enabled()
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    held = [(t, t.detach(), t.detach().clone()) for n, t, parameter, _ in held_tensors(model) if not parameter or n in written]
+    saved = [
+        (t, t.detach(), t.detach().clone()) for n, t, parameter, _ in model_tensors(model) if not parameter or n in written
+    ]
     try:
         # leaving inference mode turns gradients on
         with (
@@ -132,13 +134,13 @@ def preserve_state(model: nn.Module, written: Collection[str] = ()) -> Iterator[
             if parameter.requires_grad != flag:
                 parameter.requires_grad_(flag)
             parameter.grad = gradient
-        put_values(held)
+        put_values(saved)
 
 
-def put_values(held: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+def put_values(saved: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
     """Give tensors their memory and values back; of each the tensor, an alias of its memory, and a copy of its values."""
     with torch.no_grad():
-        for tensor, data, value in held:
+        for tensor, data, value in saved:
             if tensor.is_inference():
                 continue
             if tensor.layout != torch.strided:

@@ -88,8 +88,8 @@ def _from_folder(transformers: Any, path: str, weights: str | None) -> Built:
         raise ModelReferenceError(f"--weights pretrained: the folder {path} has a config and no weights")
     if there and weights != RANDOM:
         loader = (architecture or transformers.AutoModel).from_pretrained
-        model, told = _seeded(lambda: loader(path, output_loading_info=True))
-        lacking = sorted(told["missing_keys"])
+        model, loading_info = _seeded(lambda: loader(path, output_loading_info=True))
+        lacking = sorted(loading_info["missing_keys"])
         source = Weights("pretrained", f"from {path}")
         if lacking:
             source = Weights("random", f"in part: {path} has none for {', '.join(lacking[:3])}{' ...' if lacking[3:] else ''}")

@@ -84,11 +84,11 @@ def prune(
                 net, bounds, steps, folder=out, progress=not as_json, planning=partial(bough.plan, **planning), **options
             )
     except VerificationError as error:
-        told = f"{error.result.report}; nothing was saved; with --on-mismatch return it is saved all the same"
-        raise VerificationError(told, error.result) from error
-    told = ""
+        message = f"{error.result.report}; nothing was saved; with --on-mismatch return it is saved all the same"
+        raise VerificationError(message, error.result) from error
+    message = ""
     if out is not None:
-        told = save(result.model, result.plan, out, model)
+        message = save(result.model, result.plan, out, model)
     if as_json:
         saved = str(out) if out else None
         typer.echo(json.dumps({**_as_json(result), "weights": net.weights.to_dict(), "saved": saved}))
@@ -97,7 +97,7 @@ def prune(
     for line in _lines(result):
         typer.echo(in_flags(line, signature(prune).parameters))
     if out is not None:
-        typer.echo(told)
+        typer.echo(message)
 
 
 def _refuse(steps: Steps, refit: bool | None, planning: dict[str, Any]) -> None:

@@ -38,8 +38,8 @@ def refit(
     dense = resolve(model, input_shape, weights, quiet=as_json)
     small, stream = pruned(dense, checkpoint), batches(data, progress=not as_json)
     done = refit_(dense.model, small.model, small.plan, stream, example_inputs=dense.inputs, **options)
-    told = save(small.model, small.plan, out, model)
+    message = save(small.model, small.plan, out, model)
     if as_json:
         typer.echo(json.dumps({**done.to_dict(), "weights": dense.weights.to_dict(), "saved": str(out)}))
     else:
-        typer.echo(f"{done}\n{told}")
+        typer.echo(f"{done}\n{message}")

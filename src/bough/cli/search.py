@@ -119,8 +119,8 @@ def search(
         why = str(error)
     if as_json:
         drawn = {"plot": None, "no_plot": why} if why else {"plot": str(picture)}
-        told = {"weights": net.weights.to_dict(), "folder": str(out), "saved": saved, **drawn}
-        typer.echo(json.dumps({**found.to_dict(), **told}))
+        extra = {"weights": net.weights.to_dict(), "folder": str(out), "saved": saved, **drawn}
+        typer.echo(json.dumps({**found.to_dict(), **extra}))
     else:
         typer.echo(in_flags(f"{found}", signature(search).parameters.keys() - {"budget"}))
         typer.echo(f"no picture: {why}" if why else f"picture: {picture}")

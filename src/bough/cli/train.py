@@ -154,14 +154,14 @@ def _finish(small: _Small, original: Resolved, done: Trained, training: Training
     if not all(bool(p.isfinite().all()) for p in trained.parameters()):
         raise TrainingError("the trained weights are not finite: nothing was saved")
     assert training.folder is not None
-    told = f"saved in {training.folder}"
+    message = f"saved in {training.folder}"
     if done.quantized is not None:
         save_quantized(done.quantized, original.inputs, training.folder, overwrite=True)
     else:
         assert small.plan is not None
-        told = save(small.model, small.plan, Path(training.folder), model)
+        message = save(small.model, small.plan, Path(training.folder), model)
     if as_json:
         found = {**done.to_dict(), "weights": original.weights.to_dict(), "saved": str(training.folder)}
         typer.echo(json.dumps(found))
     else:
-        typer.echo(f"{done}\n{told}; with log.jsonl and curve.png")
+        typer.echo(f"{done}\n{message}; with log.jsonl and curve.png")

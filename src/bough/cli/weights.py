@@ -75,17 +75,17 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors" or start[8:] == b"{":
             return dict(load_file(file))
-        held = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle raises whatever it meets
         raise CheckpointError(
             f"--weights {file} is no safetensors file and no torch file of tensors alone (of a whole model, save "
             "model.state_dict())"
         ) from error
-    nested = [held[k] for k in _NESTED if isinstance(held, Mapping) and _is_state(held.get(k))]
-    state = held if _is_state(held) else nested[0] if len(nested) == 1 else None
+    nested = [content[k] for k in _NESTED if isinstance(content, Mapping) and _is_state(content.get(k))]
+    state = content if _is_state(content) else nested[0] if len(nested) == 1 else None
     if state is None:
-        keys = f" with the keys {_some(map(str, held))}" if isinstance(held, Mapping) else ""
-        raise CheckpointError(f"--weights {file} holds a {type(held).__name__}{keys}, not a state dict of tensors by name")
+        keys = f" with the keys {_some(map(str, content))}" if isinstance(content, Mapping) else ""
+        raise CheckpointError(f"--weights {file} holds a {type(content).__name__}{keys}, not a state dict of tensors by name")
     return dict(state)
 
 

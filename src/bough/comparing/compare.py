@@ -111,11 +111,16 @@ def compare(
     graph = with_data_reached(graph, (c.criterion for c in entrants))
     if tie:
         options["tie"] = sorted(map(str, tie_names(graph.model, tie).items()))
-    told = {"evaluate": _place(evaluate), "loss": _place(loss), **{k: named(v) for k, v in options.items()}, **(about or {})}
+    identity = {
+        "evaluate": _place(evaluate),
+        "loss": _place(loss),
+        **{k: named(v) for k, v in options.items()},
+        **(about or {}),
+    }
     run = Run(graph, example_inputs, evaluate, batches, refit, planning, ways, bounds)
     cases = [(c, Row(c.name, way, budget, c.seed)) for c in entrants for way in ways for budget in bounds]
     with exclusive(None if folder is None else Path(folder), ComparisonError):
-        kept = Folder(folder, identity_of(graph, list(tensors_within([(c.args, c.kwargs) for c in calls])), told))
+        kept = Folder(folder, identity_of(graph, list(tensors_within([(c.args, c.kwargs) for c in calls])), identity))
         _fill(kept, run, cases, progress)
     return Comparison(tuple(kept.done[row.key] for row in (Row(DENSE), *(row for _, row in cases))), lower_is_better)
 

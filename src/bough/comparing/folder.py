@@ -76,7 +76,7 @@ def _row(file: Path, at: int, line: str) -> Row:
         raise ComparisonError(f"{file}, line {at} is damaged ({error}): take the line out, and its row is made anew") from None
 
 
-def identity_of(graph: Graph, inputs: list[Any], told: Mapping[str, str]) -> dict[str, str]:
+def identity_of(graph: Graph, inputs: list[Any], more: Mapping[str, str]) -> dict[str, str]:
     """What tells a run from another: the model and its inputs' shapes, and what the caller tells."""
     shapes = ", ".join(f"{list(t.shape)} {t.dtype}" for t in inputs)
-    return {"model": graph.fingerprint, "weights": weights_of(graph), "inputs": shapes, **told}
+    return {"model": graph.fingerprint, "weights": weights_of(graph), "inputs": shapes, **more}

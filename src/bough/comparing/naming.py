@@ -29,9 +29,9 @@ def named(value: Any) -> str:
     if isinstance(value, str):
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        held = [(f, getattr(value, f.name)) for f in fields(value)]
-        told = [f"{f.name}={_told(x)}" for f, x in held if not _is_default(f, x)]
-        return _short(value, f"{type(value).__name__}({', '.join(told)})")
+        values = [(f, getattr(value, f.name)) for f in fields(value)]
+        given = [f"{f.name}={_text(x)}" for f, x in values if not _is_default(f, x)]
+        return _short(value, f"{type(value).__name__}({', '.join(given)})")
     name = getattr(value, "__qualname__", None)
     return name if isinstance(name, str) else _short(value, re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)))
 
@@ -60,12 +60,12 @@ def by_name(what: str, given: Any, name: Callable[[Any], str] = named) -> dict[s
     """
     pairs = list(given.items()) if isinstance(given, Mapping) else [(name(item), item) for item in listed(given)]
     found: dict[str, Any] = {}
-    for called, item in pairs:
-        if not isinstance(called, str):
-            raise ComparisonError(f"{what}={{{called!r}: ...}}: the names in the table are strings")
-        if called in found:
-            raise ComparisonError(f"two {what} are called {called!r}: leave one out, or name them: {what}={{name: ...}}")
-        found[called] = item
+    for title, item in pairs:
+        if not isinstance(title, str):
+            raise ComparisonError(f"{what}={{{title!r}: ...}}: the names in the table are strings")
+        if title in found:
+            raise ComparisonError(f"two {what} are called {title!r}: leave one out, or name them: {what}={{name: ...}}")
+        found[title] = item
     if not found:
         raise ComparisonError(f"compare needs at least one of {what}")
     return found
@@ -79,7 +79,7 @@ def _is_default(f: Field[Any], value: Any) -> bool:
         return False
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return repr(value) if isinstance(value, str) else named(value)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _COLORS = ("#2f7d4f", "#b5542b", "#2b5fb5", "#8a3fa0", "#c79a1e", "#1f8f9c", "#a02f4f", "#5b6b1e", "#6a4a2f", "#d06fa8")
 _STYLES = ("-", "--", ":", "-.")
 _GREY = "#8a8a8a"
-_CALLED = {"params": "parameters", "macs": "MACs", "peak_memory": "peak memory", "stored": "size as stored"}
+_LABELS = {"params": "parameters", "macs": "MACs", "peak_memory": "peak memory", "stored": "size as stored"}
 
 
 def plot(comparison: Comparison, path: Path, against: str | None = None) -> None:
@@ -48,7 +48,7 @@ def plot(comparison: Comparison, path: Path, against: str | None = None) -> None
     axes.axhline(dense, color="black", linewidth=0.8, linestyle=(0, (6, 4)), label="dense")
     for (criterion, allocation), curve in _curves(comparison).items():
         _draw(axes, curve, comparison.metric, cost, f"{criterion}, {allocation}", *_look(comparison, curve[0]))
-    axes.set_xlabel(f"{_CALLED.get(cost, cost)} kept (%)")
+    axes.set_xlabel(f"{_LABELS.get(cost, cost)} kept (%)")
     axes.set_ylabel(comparison.metric)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="center left", handlelength=3, bbox_to_anchor=(1.0, 0.5))

@@ -79,15 +79,15 @@ class Run:
     def _make(self, found: dict[str, Any], row: Row, scored: Scored, metrics: Sequence[str]) -> None:
         seconds, model = found["seconds"], self.graph.model
         with _timed(seconds, "plan"):
-            decided = plan(
+            plan_ = plan(
                 self.graph, scored.values, self.bounds[row.budget], allocation=self.ways[row.allocation], **self.planning
             )  # fmt: skip
-        found.update(_costs(decided), notes=_notes(decided))
-        small = rebuild(model, decided, self.example_inputs) if decided.rebuild else cut(model, decided)
+        found.update(_costs(plan_), notes=_notes(plan_))
+        small = rebuild(model, plan_, self.example_inputs) if plan_.rebuild else cut(model, plan_)
         if self.refit:
             assert self.data is not None
             with _timed(seconds, "refit"):
-                refitted = refit_(model, small, decided, self.data, example_inputs=self.example_inputs)
+                refitted = refit_(model, small, plan_, self.data, example_inputs=self.example_inputs)
             found["notes"] += tuple(f"not refitted: {name}: {why}" for name, why in refitted.skipped.items())
         with _timed(seconds, "evaluate"):
             given = measured(self.evaluate, small)
@@ -114,13 +114,13 @@ def measured(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
     return metrics
 
 
-def _costs(decided: Plan) -> dict[str, Any]:
-    cost, original = decided.cost.to_dict(), decided.original.to_dict()
+def _costs(plan_: Plan) -> dict[str, Any]:
+    cost, original = plan_.cost.to_dict(), plan_.original.to_dict()
     return {"cost": cost, "kept": {k: v / original[k] if original[k] else 1.0 for k, v in cost.items()}}
 
 
-def _notes(decided: Plan) -> tuple[str, ...]:
-    return (*decided.notes, *(f"not cut: {name}: {why}" for name, why in decided.frozen.items()))
+def _notes(plan_: Plan) -> tuple[str, ...]:
+    return (*plan_.notes, *(f"not cut: {name}: {why}" for name, why in plan_.frozen.items()))
 
 
 def _said(error: Exception) -> str:

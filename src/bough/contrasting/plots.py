@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bough.contrasting.predictability import Predictability
 
 _COLORS = {"dense": "black", "uniform": "#2f7d4f", "mixed": "#2b5fb5"}
-_CALLED = {"macs": "MACs", "params": "parameters", "channels": "channels"}
+_LABELS = {"macs": "MACs", "params": "parameters", "channels": "channels"}
 
 
 def plot_predictability(found: Predictability, path: Path) -> None:
@@ -35,7 +35,7 @@ def plot_predictability(found: Predictability, path: Path) -> None:
         overhead = f"; at 0: {100 * fit.intercept:.1f} %, {found.ops} ops' overhead" if cost == "macs" else ""
         above.set_title(f"R² {fit.r2:.4f}{overhead}", fontsize=9)
         below.axhline(0, color="#8a8a8a", linewidth=0.8)
-        below.set_xlabel(f"{_CALLED[cost]} kept (%)")
+        below.set_xlabel(f"{_LABELS[cost]} kept (%)")
         for axes in (above, below):
             axes.grid(alpha=0.25)
     rows[0][0].set_ylabel("latency (% of dense)")

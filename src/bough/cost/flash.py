@@ -91,11 +91,11 @@ def _takes_batch_norm(op: OpRecord) -> bool:
 def _elementwise(op: OpRecord, name: str) -> Terms:
     """Yield a table for a function of one value, or the elements of the constant operand of a sum or product."""
     varying = sum(not state for state in op.states)
-    held = [axes for axes, state in zip(op.arguments, op.states, strict=True) if state and numel(axes) > 1]
-    if varying == 1 and not held:
+    constants = [axes for axes, state in zip(op.arguments, op.states, strict=True) if state and numel(axes) > 1]
+    if varying == 1 and not constants:
         yield _TABLE, ()
     elif name in _BINARY:
-        yield from ((1.0, axes) for axes in held)
+        yield from ((1.0, axes) for axes in constants)
 
 
 def is_pointwise(name: str) -> bool:

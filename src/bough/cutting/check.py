@@ -13,8 +13,8 @@ from bough.errors import PlanError
 from bough.planning.plan import Plan
 from bough.storage.schema import index_problem
 from bough.storage.tensors import memory
-from bough.tracing.capture.execution import held_tensors
-from bough.tracing.capture.held import read
+from bough.tracing.capture.attribute_values import read
+from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.provenance import path_of
 from bough.tracing.fingerprint import fingerprint, weights_digest
 
@@ -30,12 +30,12 @@ def check(model: nn.Module, plan: Plan) -> None:
         PlanError: the plan was made for another architecture, or is damaged.
     """
     found = fingerprint(model)
-    tensors = {n: t for n, t, _, _ in held_tensors(model)}
-    held = {n: list(t.shape) for n, t in tensors.items()}
-    known = model.state_dict().keys() if found == plan.fingerprint else held.keys()
+    tensors = {n: t for n, t, _, _ in model_tensors(model)}
+    shapes = {n: list(t.shape) for n, t in tensors.items()}
+    known = model.state_dict().keys() if found == plan.fingerprint else shapes.keys()
     for name, shape in plan.original_shapes.items():
-        if held.get(name) != shape and not (name not in known and _fits(name, held.get(name), plan)):
-            has = f"has shape {held[name]} here" if name in held else "does not exist here"
+        if shapes.get(name) != shape and not (name not in known and _fits(name, shapes.get(name), plan)):
+            has = f"has shape {shapes[name]} here" if name in shapes else "does not exist here"
             raise PlanError(
                 f"this plan was made for another model: {name} {has}, and had shape {shape} where the plan was made"
             )
@@ -46,10 +46,10 @@ def check(model: nn.Module, plan: Plan) -> None:
         )
     for name, dims in plan.kept.items():
         for dim, kept in dims.items():
-            if name in held or name in known or name not in plan.original_shapes:
-                _check_indices(name, dim, kept, held)
+            if name in shapes or name in known or name not in plan.original_shapes:
+                _check_indices(name, dim, kept, shapes)
     for scale in plan.scales:
-        _check_indices(scale.name, scale.dim, scale.indices, held)
+        _check_indices(scale.name, scale.dim, scale.indices, shapes)
     _ties(tensors, plan)
     modules = {n for n, _ in model.named_modules()}
     for name in plan.left_out.keys() - modules:
@@ -95,8 +95,8 @@ def _was_cut(model: nn.Module, plan: Plan) -> bool:
     return any(p.plan is plan or p.plan == plan for parameter in model.parameters() for p in histories(parameter))
 
 
-def _check_indices(name: str, dim: int, indices: Sequence[int], held: Mapping[str, list[int]]) -> None:
-    shape = held.get(name)
+def _check_indices(name: str, dim: int, indices: Sequence[int], shapes: Mapping[str, list[int]]) -> None:
+    shape = shapes.get(name)
     if shape is None:
         raise PlanError(f"this plan was made for another model: it cuts {name}, which does not exist here")
     if type(dim) is not int or not 0 <= dim < len(shape):

@@ -21,11 +21,11 @@ from bough.graph import module_of
 from bough.planning.attributes import flatten, refresh
 from bough.planning.plan import Plan
 from bough.storage.tensors import memory
+from bough.tracing.capture.attribute_values import rewrite, substituted
 from bough.tracing.capture.caches import clear_memoized_methods
-from bough.tracing.capture.execution import held_tensors
-from bough.tracing.capture.held import rewrite, substituted
+from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.run import uncollected
-from bough.tracing.capture.wrapped import held_by_reducer, traceable, unwrap
+from bough.tracing.capture.wrapped import kept_by_reducer, traceable, unwrap
 from bough.tracing.typing.layers import bypass, leave_out
 
 
@@ -57,7 +57,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         slicer = Slicer(plan)
         small, copies = copied(model, lambda name, tensor, _: slicer(name, tensor, fresh=True))
         finish(unwrap(small), plan)
-        note(plan, unwrap(small), ((n, t, copies[id(t)]) for n, t, parameter, _ in held_tensors(inner) if parameter))
+        note(plan, unwrap(small), ((n, t, copies[id(t)]) for n, t, parameter, _ in model_tensors(inner) if parameter))
         return small
 
 
@@ -73,7 +73,7 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
         TraceError: as for `cut`.
     """
     check_arguments(cut_, locals())
-    if held_by_reducer(model):
+    if kept_by_reducer(model):
         raise PlanError(
             "cut_ can not cut inside DistributedDataParallel, whose buckets have the parameters' present sizes: call "
             "cut_(model.module, plan) and wrap the module again, or take the wrapped copy that cut(model, plan) gives"
@@ -82,19 +82,19 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
     check(inner, plan)
     _agreed(plan)
     slicer = Slicer(plan)
-    held = list(held_tensors(inner))
+    named = list(model_tensors(inner))
     with plainly():
-        touched = [(n, t, parameter) for n, t, parameter, _ in held if n in plan.kept or any(s.name == n for s in plan.scales)]
+        touched = [(n, t, parameter) for n, t, parameter, _ in named if n in plan.kept or any(s.name == n for s in plan.scales)]
         values = _changed(touched, lambda name, tensor, _: slicer(name, tensor, fresh=False))
-        with substituted(inner, lambda _, n: n, only_on_error=True), _restored_on_error([t for _, t, _, _ in held]):
-            for name, tensor, _, _ in held:
+        with substituted(inner, lambda _, n: n, only_on_error=True), _restored_on_error([t for _, t, _, _ in named]):
+            for name, tensor, _, _ in named:
                 if tensor.is_leaf:
                     tensor.grad = None
                 if id(tensor) in values:
                     _put(name, tensor, values[id(tensor)])
             finish(inner, plan)
     clear_memoized_methods(inner)
-    note(plan, inner, ((n, t, t) for n, t, parameter, _ in held if parameter))
+    note(plan, inner, ((n, t, t) for n, t, parameter, _ in named if parameter))
     return model
 
 
@@ -143,9 +143,9 @@ def _agreed(plan: Plan) -> None:
         )
 
 
-def _changed(held: Iterable[tuple[str, Tensor, bool]], change: _Change) -> dict[int, Tensor]:
+def _changed(named: Iterable[tuple[str, Tensor, bool]], change: _Change) -> dict[int, Tensor]:
     """The new values of each tensor (name, tensor, is a parameter), by its id; what shares memory goes on sharing it."""
-    keyed = [(memory(t), name, t, parameter) for name, t, parameter in held]
+    keyed = [(memory(t), name, t, parameter) for name, t, parameter in named]
     of_parameters = {key for key, _, _, parameter in keyed if parameter}
     made: dict[tuple[Hashable, ...], Tensor] = {}
     for key, name, tensor, _ in keyed:
@@ -161,16 +161,16 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tensor]]:
     """A copy of `model` (with its wrappers) whose held tensors are what `change` makes of them, and the new by the old's id."""
-    held = [(n, t, parameter) for n, t, parameter, _ in held_tensors(unwrap(model))]
+    named = [(n, t, parameter) for n, t, parameter, _ in model_tensors(unwrap(model))]
     with plainly():
-        values = _changed(held, change)
-        copies = {id(t): like(t, values[id(t)]) for _, t, _ in held}
+        values = _changed(named, change)
+        copies = {id(t): like(t, values[id(t)]) for _, t, _ in named}
     try:
         with uncollected():
             memo: dict[int, Any] = {**computed_weights(model), **copies}
             copy_modules(model, memo)
             new = copy.deepcopy(model, memo)
-        for _, old, _ in held:
+        for _, old, _ in named:
             _carry_attributes(old, copies[id(old)], memo)
             _carry_slots(old, memo)
         for module in model.modules():
@@ -257,4 +257,4 @@ def finish(model: nn.Module, plan: Plan) -> None:
     for module in {*owners, *(o.rpartition(".")[0] for o in owners)}:
         refresh(model.get_submodule(module))
     flatten(model)
-    leave_out(model, [(name, *how) for name, how in plan.left_out.items()])
+    leave_out(model, [(name, *replacement) for name, replacement in plan.left_out.items()])

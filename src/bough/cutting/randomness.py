@@ -75,5 +75,5 @@ def randomness(model: nn.Module, forward: Callable[[], object]) -> str:
     if first is None:
         return ""
     place = f"{first.op} in {f'module {first.module!r}' if first.module else 'the model'}, {first.where}"
-    how = "forward draws random numbers" if first.draws else "forward uses random numbers, or what an earlier run left behind"
-    return f"the same input gives different outputs each time, as {how} in eval mode, too ({place})"
+    cause = "forward draws random numbers" if first.draws else "forward uses random numbers, or what an earlier run left behind"
+    return f"the same input gives different outputs each time, as {cause} in eval mode, too ({place})"

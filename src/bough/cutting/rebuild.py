@@ -24,7 +24,7 @@ from bough.graph import sizes
 from bough.ops import Types
 from bough.planning.plan import Plan
 from bough.spaces import Atom, Indices, coordinates, indices, normal
-from bough.tracing.capture.execution import Execution, OnStandIns, held_tensors
+from bough.tracing.capture.execution import Execution, OnStandIns, model_tensors
 from bough.tracing.capture.stream import tensors_in
 from bough.tracing.capture.tree import tensors_within
 from bough.tracing.capture.wrapped import traceable
@@ -79,10 +79,10 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
     inputs = _inputs(example_inputs)
     if not plan.rebuild:
         return Rebuilt(exported(cut(inner, plan), inputs, dynamic_shapes), lambda t: t)
-    held = list(held_tensors(inner))
+    named = list(model_tensors(inner))
     program = exported(shortened(inner, plan), inputs, dynamic_shapes)
     states, types = _typed(program, inputs)
-    names = {id(t): n for n, t, _, _ in held}
+    names = {id(t): n for n, t, _, _ in named}
     kept = _kept(states, names, plan)
     counts = {a: len(units) for a, units in kept.items()}
     wanted = {n: [sizes(a, counts) for a in _listed(axes)] for n, axes in types.axes.items()}
@@ -94,7 +94,7 @@ def rebuild(model: nn.Module, plan: Plan, example_inputs: Any, *, dynamic_shapes
         new = {id(t): _cut(t, names.get(id(t), ""), axes, kept, slicer) for t, axes in states}
     small = Rebuilt(program, lambda t: new[id(t)])
     _agree(small, wanted, inputs)
-    note(plan, small, ((n, t, new[id(t)]) for n, t, parameter, _ in held if parameter and id(t) in new))
+    note(plan, small, ((n, t, new[id(t)]) for n, t, parameter, _ in named if parameter and id(t) in new))
     return small
 
 
@@ -143,20 +143,20 @@ def _recorded(program: fx.GraphModule, inputs: Inputs, real: bool) -> tuple[list
             ops, types.integers[node] = len(recorder.ops), recorder.last.integers
 
     walk(program, recorder, execution, inputs, seen)
-    return [(t, recorder.states[n].axes) for n, t, _, _ in held_tensors(program)], types
+    return [(t, recorder.states[n].axes) for n, t, _, _ in model_tensors(program)], types
 
 
 def _kept(states: list[tuple[Tensor, Any]], names: Mapping[int, str], plan: Plan) -> dict[Atom, Indices]:
     """The units that the plan keeps of each atom of the program's types."""
     kept: dict[Atom, Indices] = {}
-    told = [(names[id(t)], axes, plan.kept.get(names[id(t)], {})) for t, axes in states if id(t) in names]
-    for _, axes, dims in told:
+    read = [(names[id(t)], axes, plan.kept.get(names[id(t)], {})) for t, axes in states if id(t) in names]
+    for _, axes, dims in read:
         for dim, there in dims.items():
             for atom in normal(axes[dim]).atoms:
                 if atom not in kept:
                     units = np.unique(np.concatenate([c[there] for c in coordinates(axes[dim], atom)]))
                     kept[atom] = units[units >= 0]
-    for name, axes, dims in told:
+    for name, axes, dims in read:
         for dim, axis in enumerate(axes):
             found = indices(axis, kept).tolist()
             if found != dims.get(dim, list(range(axis.size))):

@@ -38,8 +38,8 @@ class OutputError:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        called = {"call": self.call} if self.call else {}
-        return {**called, "path": self.path, "error": self.error, "scale": self.scale, "tolerance": self.tolerance}
+        of_call = {"call": self.call} if self.call else {}
+        return {**of_call, "path": self.path, "error": self.error, "scale": self.scale, "tolerance": self.tolerance}
 
     @property
     def place(self) -> str:

@@ -23,12 +23,12 @@ from bough.cutting.reference import Reference, collected, compared
 from bough.cutting.slicing import Slicer, plain
 from bough.cutting.verification import DrawnCheck, OutputError, Outputs, Verification, distance, errors_of
 from bough.errors import PlanError
-from bough.graph import Beside, RecordedRun, held_tensor
+from bough.graph import Beside, RecordedRun, model_tensor
 from bough.planning.plan import Plan
 from bough.torch_internals import TorchDispatchMode
+from bough.tracing.capture.attribute_values import substituted
 from bough.tracing.capture.caches import fresh_caches
-from bough.tracing.capture.execution import held_tensors
-from bough.tracing.capture.held import substituted
+from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.inputs import with_tensors
 from bough.tracing.capture.randomness import unchanged_rng
 from bough.tracing.capture.siblings import run_beside
@@ -191,8 +191,8 @@ class _Comparison:
         expected = self._outputs(reference)
         if self.dtype is None or not self.plan.scales:
             return expected, 0.0
-        original = {name: t for name, t, _, _ in held_tensors(unwrap(self.model))}
-        for name, tensor, _, _ in held_tensors(full):
+        original = {name: t for name, t, _, _ in model_tensors(unwrap(self.model))}
+        for name, tensor, _, _ in model_tensors(full):
             if any(s.name == name for s in self.plan.scales):
                 plain(tensor).copy_(zero_cut(name, self.converted(plain(original[name])), self.plan))
         exact = self._outputs(reference)
@@ -242,9 +242,9 @@ class _Comparison:
         """Return the names of the cut model's parameters and saved buffers that are not the plan's slices."""
         names = original_names(unwrap(self.model), self.plan)
         found = []
-        for name, tensor, _, saved in held_tensors(unwrap(self.small)):
+        for name, tensor, _, saved in model_tensors(unwrap(self.small)):
             if saved and name in names and tensor.is_floating_point():
-                full = plain(held_tensor(unwrap(self.model), names[name]))
+                full = plain(model_tensor(unwrap(self.model), names[name]))
                 if not _same(self.slicer(names[name], full, fresh=True), plain(tensor)):
                     found.append(name)
         return tuple(found)
@@ -312,11 +312,11 @@ class _Candidate:
         for name, tensor in self._parameters():
             if name not in self.names:
                 raise PlanError(f"the original has no parameter for {name}")
-            full = comparison.converted(plain(held_tensor(unwrap(comparison.model), self.names[name])))
+            full = comparison.converted(plain(model_tensor(unwrap(comparison.model), self.names[name])))
             tensor.copy_(comparison.slicer(self.names[name], draw(self.names[name], full), fresh=False))
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
-        return ((n, plain(t)) for n, t, parameter, _ in held_tensors(self.model) if parameter)
+        return ((n, plain(t)) for n, t, parameter, _ in model_tensors(self.model) if parameter)
 
     def _noise(self, actual: Outputs, expected: Outputs) -> dict[tuple[str, str], float]:
         """Return how far a change of the weights and inputs by their last bit moves each output, times a margin."""
@@ -360,8 +360,8 @@ class _Candidate:
     def _unwritten(self) -> Iterator[None]:
         """Put back the values of tensors that the model holds, parameters that `forward` changes included."""
         written = self.comparison.written
-        held = [(n, t, parameter) for n, t, parameter, _ in held_tensors(self.model)]
-        before = [(t, t.detach(), plain(t).clone()) for n, t, p in held if not p or self.names.get(n, n) in written]
+        named = [(n, t, parameter) for n, t, parameter, _ in model_tensors(self.model)]
+        before = [(t, t.detach(), plain(t).clone()) for n, t, p in named if not p or self.names.get(n, n) in written]
         try:
             yield
         finally:

@@ -53,15 +53,15 @@ def sample_of(graph: Graph, data: Data | Iterable[Any] | None, *, everything: bo
 def _first(batches: Iterable[Any]) -> tuple[list[Any], str]:
     """Return the first batches, and what they are in words."""
     kept: list[Any] = []
-    samples = held = 0
+    samples = size = 0
     left = False
     for batch in batches:
-        if samples >= _SAMPLES or held >= _BYTES:
+        if samples >= _SAMPLES or size >= _BYTES:
             left = True
             break
         kept.append(batch)
         samples += batch_size(batch)
-        held += sum(t.numel() * t.itemsize for t in tensors_within(batch))
+        size += sum(t.numel() * t.itemsize for t in tensors_within(batch))
     return kept, f"the first {samples:,} samples of the data" if left else f"{samples:,} samples"
 
 

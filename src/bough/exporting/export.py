@@ -213,10 +213,10 @@ def _program(job: _Job) -> ExportedProgram:
         return torch.export.export(flat, examples, dynamic_shapes=specification(flat.input_names, dims), strict=False)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = next((line for line in lines if line.startswith("-") or "dim" in line.lower()), lines[0] if lines else "")
+        cause = next((line for line in lines if line.startswith("-") or "dim" in line.lower()), lines[0] if lines else "")
         asked = f" with dims that vary ({', '.join(dims)})" if dims else ""
         raise ExportError(
-            f"torch.export can not make a program of {type(flat.model).__name__}{asked}: {type(error).__name__}: {told[:400]}"
+            f"torch.export can not make a program of {type(flat.model).__name__}{asked}: {type(error).__name__}: {cause[:400]}"
         ) from error
 
 

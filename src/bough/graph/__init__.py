@@ -3,7 +3,7 @@
 from bough.graph.closed_form import ClosedForm, activation_parts, closed_form, cost_of
 from bough.graph.cost import FIELDS, SECONDS_AND_JOULES, Cost, shown
 from bough.graph.graph import Graph
-from bough.graph.held_tensors import held_tensor, module_of
+from bough.graph.model_tensors import model_tensor, module_of
 from bough.graph.polynomials import Builder, Counts, Part, Polynomials, numel, total
 from bough.graph.records import (
     Beside,
@@ -56,7 +56,7 @@ __all__ = [
     "atoms_of",
     "closed_form",
     "cost_of",
-    "held_tensor",
+    "model_tensor",
     "module_of",
     "numel",
     "shown",

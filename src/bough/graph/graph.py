@@ -12,7 +12,7 @@ from torch import nn
 from bough.calls import Call
 from bough.graph.closed_form import cost_of
 from bough.graph.cost import Cost
-from bough.graph.held_tensors import held_tensor
+from bough.graph.model_tensors import model_tensor
 from bough.graph.records import (
     Frozen,
     Group,
@@ -99,7 +99,7 @@ class Graph:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The parameter, buffer or tensor attribute called `name`."""
-        return held_tensor(self.model, name) if self.weights is None else self.weights.tensor(name)
+        return model_tensor(self.model, name) if self.weights is None else self.weights.tensor(name)
 
     def __str__(self) -> str:
         head = f"{'group':48} {'kind':9} {'units':>6} {'places':>6}  exact"

@@ -41,12 +41,12 @@ def runner(model: nn.Module, example_inputs: Any, backend: str = "eager") -> Run
                 f"backend='onnxruntime' exports forward, and the first call is {call}: give a call of forward first"
             )
         return _onnxruntime(model, args, kwargs)
-    called = call.bound(model)
-    called = _compiled(called, args, kwargs) if backend == "compile" else called
+    callee = call.bound(model)
+    callee = _compiled(callee, args, kwargs) if backend == "compile" else callee
 
     def run() -> object:
         with torch.inference_mode():
-            result = called(*args, **kwargs)
+            result = callee(*args, **kwargs)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return result

@@ -80,8 +80,8 @@ def _interleave(site: Site) -> Values:
     if dim is None or not isinstance(times, int):
         return {}
     size = site.count(site.result[dim])
-    told = {"output_size": size} if isinstance(site.given.get("output_size"), int) else {}
-    return {**told, "repeats": size // site.count(site.axes("self")[dim])}
+    output_size = {"output_size": size} if isinstance(site.given.get("output_size"), int) else {}
+    return {**output_size, "repeats": size // site.count(site.axes("self")[dim])}
 
 
 @rewrites("squeeze")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bough.arguments import check_fields
 from bough.cost import Cost, EnergyModel, Prices
 from bough.cost.flash import FLASH_PRECISION
-from bough.cost.precision import precision as precision_called
+from bough.cost.precision import precision as precision_of
 from bough.errors import BudgetError
 from bough.latency import LatencyTable
 
@@ -59,7 +59,7 @@ class Budget:
             parse(field, value, 1.0)
         check_fields(self)
         if self.precision is not None:
-            precision_called(self.precision)
+            precision_of(self.precision)
         if self.flash is not None:
             self._check_flash()
 

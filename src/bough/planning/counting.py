@@ -66,7 +66,7 @@ class Counting:
                 f"{latency.ops} ops, time that no width changes: leave out layers (drop=...), use a table of a backend that "
                 "fuses ops (compile, onnxruntime) or of a larger batch, or raise the budget."
             )
-        stuck = [f"{f.name} ({f.reason})" for f in graph.frozen] + [f"{n} ({why})" for n, why in tied.held.items()]
+        stuck = [f"{f.name} ({f.reason})" for f in graph.frozen] + [f"{n} ({why})" for n, why in tied.frozen.items()]
         in_frozen = {m.name for f in graph.frozen for m in f.members} - {m.name for g in graph.groups for m in g.members}
         share = sum(graph.tensor(n).numel() for n in in_frozen if graph.states[n].parameter) / max(self.original.params, 1)
         return (

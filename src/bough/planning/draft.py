@@ -13,14 +13,14 @@ from bough.calls import FORWARD, Call
 from bough.cost import Cost
 from bough.graph import Graph
 from bough.planning.allocation import unit_scores
-from bough.planning.attributes import HeldAttributes, Stale
+from bough.planning.attributes import SizeAttributes, Stale
 from bough.planning.config_widths.uniform import ConfigSettings
 from bough.planning.constraints.equations import Ties, solve
 from bough.planning.constraints.fold import fold
 from bough.planning.index_lists import IndexLists
 from bough.planning.plan import Plan, Scale
 from bough.spaces import Atom, Each, Kept, indices
-from bough.tracing.capture.held import read
+from bough.tracing.capture.attribute_values import read
 from bough.tracing.capture.provenance import Path, attributes_in, key_of
 from bough.tracing.capture.tree import tensors_within
 from bough.tracing.fingerprint import weights_digest
@@ -48,15 +48,15 @@ class Draft:
         scales, unfolded = fold(graph, check.rescales)
         return Draft(graph, counts, kept, settings, scales, (*check.conflicts, *unfolded))
 
-    def following(self, held: HeldAttributes) -> Draft:
+    def following(self, attributes: SizeAttributes) -> Draft:
         """Return the same with the attributes set that `forward` does not read and that surely are cut widths.
 
         An attribute is left as it is, and is stale, if the model's Python no longer agrees with the plan once it is set, or
         derives another number from it.
         """
-        numbers, stale = held.at(self.sizes)
+        numbers, stale = attributes.at(self.sizes)
         refused = self._refused(numbers)
-        stale += [held.stale(p, refused[p], [numbers[p]]) for p in refused]
+        stale += [attributes.stale(p, refused[p], [numbers[p]]) for p in refused]
         settings = replace(
             self.settings, numbers={**{p: n for p, n in numbers.items() if p not in refused}, **self.settings.numbers}
         )
@@ -99,7 +99,7 @@ class Draft:
             stale=self.stale,
             scales=self.scales,
             renormalizing=tuple(g.name for g in graph.groups if g.atom in self.kept and not g.exact),
-            frozen=dict(tied.held),
+            frozen=dict(tied.frozen),
             cost=self._without_idle(cost, cut),
             original=original,
             original_shapes={n: list(graph.tensor(n).shape) for n in cut},
@@ -124,8 +124,8 @@ class Draft:
 
     def _changed(self) -> dict[str, float]:
         """What the model gets, as far as it does not hold it already."""
-        held: dict[Path, float] = {a.path: a.value for e in self.graph.equations for a in attributes_in(e.expression)}
-        return {key_of(path): value for path, value in self.settings.numbers.items() if held.get(path) != value}
+        values: dict[Path, float] = {a.path: a.value for e in self.graph.equations for a in attributes_in(e.expression)}
+        return {key_of(path): value for path, value in self.settings.numbers.items() if values.get(path) != value}
 
     def _without_idle(self, cost: Cost, cut: Mapping[str, Mapping[int, list[int]]]) -> Cost:
         """The cost less what tensors that nothing comes of lose beside what their groups do."""

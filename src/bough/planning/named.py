@@ -50,7 +50,7 @@ def _is_module(graph: Graph, name: str) -> bool:
     return name in paths or any(fnmatchcase(path, name) for path in paths)
 
 
-def held(graph: Graph, left: Mapping[str, str], exact_only: bool) -> dict[str, str]:
+def groups_left_whole(graph: Graph, left: Mapping[str, str], exact_only: bool) -> dict[str, str]:
     """Return {group that is to stay: reason}; `left` are those that `ignore` and `only` leave alone.
 
     Raises:

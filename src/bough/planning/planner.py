@@ -17,7 +17,7 @@ from bough.graph import Graph
 from bough.latency import LatencyTable
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allocator, Allowed, allocator
-from bough.planning.attributes import HeldAttributes
+from bough.planning.attributes import SizeAttributes
 from bough.planning.budget import Budget, Goal, LeastOfTied, priced
 from bough.planning.config_widths.uniform import Uniform
 from bough.planning.constraints.equations import Ties, ties
@@ -25,7 +25,7 @@ from bough.planning.constraints.isolate import isolate
 from bough.planning.counting import Counting
 from bough.planning.depth import chosen, left_out, widths
 from bough.planning.draft import Draft, chosen_units
-from bough.planning.named import by_group, held, least
+from bough.planning.named import by_group, groups_left_whole, least
 from bough.planning.options import Options
 from bough.planning.plan import Plan
 from bough.planning.ragged import Differing, differing
@@ -34,7 +34,7 @@ from bough.tracing.capture.run import uncollected
 from bough.tracing.selection import Selection, left_alone
 from bough.tracing.typing.ties import tied_pairs
 
-_ROUNDS = 8  # conflicts from which counts of a group are learned; at the next one the group is held
+_ROUNDS = 8  # conflicts from which counts of a group are learned; at the next one the group is frozen
 
 
 def plan(
@@ -118,7 +118,7 @@ def planned(graph: Graph, scores: Mapping[str, NDArray[np.float64]], goal: Goal,
     uniform = Uniform(graph) if options.uniform else None
     rest = uniform.relayered(rest) if uniform else rest
     alone = {**dict.fromkeys(options.whole, "better left whole"), **left_alone(graph, options.ignore, options.only)}
-    stay = held(rest, alone, options.exact_only)
+    stay = groups_left_whole(rest, alone, options.exact_only)
     free = differing(rest, scores, options.ragged)
     prices = priced(goal, options.table, options.energy)
     counting = Counting(
@@ -148,12 +148,12 @@ class _Search:
     free: Differing
     on_conflict: str
 
-    def agreed(self, held: dict[str, str]) -> Plan:
-        """Plan anew, with counts refused and groups held that the model's Python contradicts, until nothing contradicts."""
+    def agreed(self, frozen: dict[str, str]) -> Plan:
+        """Plan anew, with counts refused and groups frozen that the model's Python contradicts, until nothing contradicts."""
         allowed, rounds, contradicted = self.allowed, Counter[str](), False
         tries = (len(self.graph.groups) + 1) * (_ROUNDS + 1) + (self.uniform.patience if self.uniform else 0)
         for _ in range(tries):
-            tied = self._tied(held)
+            tied = self._tied(frozen)
             allowed = replace(allowed, steps=self.uniform.steps if self.uniform else {})
             found = self.counting(tied, allowed)
             draft = self._draft(found.counts)
@@ -169,12 +169,12 @@ class _Search:
             if self.on_conflict == "raise":
                 conflicts = "; ".join(dict.fromkeys(map(str, draft.conflicts)))
                 raise ConflictError(f"the model's Python contradicts the plan: {conflicts}")
-            why = _blamed(draft, held) or isolate(self.graph, draft.sizes, tied, str(draft.conflicts[0]))
+            why = _blamed(draft, frozen) or isolate(self.graph, draft.sizes, tied, str(draft.conflicts[0]))
             known = self._learned(draft, {n for n in why if rounds[n] < _ROUNDS}, tied, allowed)
             rounds.update([*known.refused])
             allowed = replace(allowed, refused=_joined(allowed.refused, known.refused))
-            fresh = {n: w for n, w in why.items() if not known.refused or n in known.held or rounds[n] >= _ROUNDS}
-            held = {**tied.held, **held, **fresh}
+            fresh = {n: w for n, w in why.items() if not known.refused or n in known.unmet or rounds[n] >= _ROUNDS}
+            frozen = {**tied.frozen, **frozen, **fresh}
         raise ConflictError("no plan agrees with the model's Python")
 
     def _learned(self, draft: Draft, blamed: set[str], tied: Ties, allowed: Allowed) -> Learned:
@@ -193,11 +193,11 @@ class _Search:
                 "trace it again"
             )
 
-    def _tied(self, held: Mapping[str, str]) -> Ties:
+    def _tied(self, frozen: Mapping[str, str]) -> Ties:
         graph, uniform = self.graph, self.uniform
         binding = replace(graph, equations=()) if self.on_conflict == "rebuild" else graph
-        unsaid = {g.name: uniform.held[g.name] for g in graph.groups if g.name in uniform.held} if uniform else {}
-        return ties(binding, {**unsaid, **held}, uniform.within(graph) if uniform else [])
+        unsaid = {g.name: uniform.frozen[g.name] for g in graph.groups if g.name in uniform.frozen} if uniform else {}
+        return ties(binding, {**unsaid, **frozen}, uniform.within(graph) if uniform else [])
 
     def _draft(self, counts: Mapping[str, int]) -> Draft | None:
         """None where no config of the model tells these counts."""
@@ -211,17 +211,17 @@ class _Search:
 
     def _finished(self, draft: Draft, tied: Ties, notes: Iterable[str]) -> Plan:
         if not (self.on_conflict == "rebuild" and draft.conflicts) and not (self.uniform and self.uniform.has_config):
-            draft = draft.following(HeldAttributes(self.graph))
+            draft = draft.following(SizeAttributes(self.graph))
         plan = draft.plan(tied, self.counting.cost(draft.counts), self.counting.original)
         return replace(self.free.noted(plan), notes=tuple(n for n in notes if n))
 
 
-def _blamed(draft: Draft, held: Mapping[str, str]) -> dict[str, str]:
+def _blamed(draft: Draft, frozen: Mapping[str, str]) -> dict[str, str]:
     """The groups that the conflicts themselves name."""
     fresh: dict[str, str] = {}
     for conflict in draft.conflicts:
         for g in draft.graph.groups:
-            if g.atom in conflict.atoms and g.name not in held:
+            if g.atom in conflict.atoms and g.name not in frozen:
                 fresh.setdefault(g.name, str(conflict))
     return fresh
 

@@ -21,10 +21,10 @@ Counts = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """`refused`: group name -> counts that it cannot have. `held`: names of groups that agree with no count that was tried."""
+    """`refused`: group name -> counts that it cannot have. `unmet`: names of groups that agree with no count that was tried."""
 
     refused: dict[str, frozenset[int]]
-    held: frozenset[str]
+    unmet: frozenset[str]
 
 
 def learned(
@@ -58,8 +58,8 @@ def learned(
         wrong = trial.refused(found[i], found[i].row(counts), row)
         columns = zip(found[i].names, found[i].counts.T, strict=True)
         refused.update({name: frozenset(int(n) for n in column[wrong]) for name, column in columns if wrong})
-    held = frozenset(n for i, c in enumerate(found) if i not in agreeing for n in c.names)
-    return Learned(refused, held)
+    unmet = frozenset(n for i, c in enumerate(found) if i not in agreeing for n in c.names)
+    return Learned(refused, unmet)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

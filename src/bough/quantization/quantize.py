@@ -83,11 +83,11 @@ def quantize(
     batches = _batches(inner, inputs, as_data(data))
     with eval_mode(inner), unchanged_rng(), torch.no_grad():
         base, notes = capture(inner, inputs)
-        held = batches[-max(1, len(batches) // 4) :]
-        expected = [_outputs(inner(*args, **kwargs)) for args, kwargs in held]
-        _require_same(base, held, expected, inner)
+        held_out = batches[-max(1, len(batches) // 4) :]
+        expected = [_outputs(inner(*args, **kwargs)) for args, kwargs in held_out]
+        _require_same(base, held_out, expected, inner)
         float_metric = None if evaluate is None else float(evaluate(inner))
-        search = _Search(base, batches[: len(batches) - len(held)] or batches, held, expected, reduce_range)
+        search = _Search(base, batches[: len(batches) - len(held_out)] or batches, held_out, expected, reduce_range)
         return search.finish(observer, equalize, correct_bias, limit, evaluate, float_metric, notes)
 
 
@@ -116,9 +116,14 @@ class _Search:
     """Tries ways to quantize a program and keeps the best."""
 
     def __init__(
-        self, base: fx.GraphModule, batches: list[Inputs], held: list[Inputs], expected: list[list[Tensor]], reduce_range: bool
+        self,
+        base: fx.GraphModule,
+        batches: list[Inputs],
+        held_out: list[Inputs],
+        expected: list[list[Tensor]],
+        reduce_range: bool,
     ) -> None:
-        self.base, self.batches, self.held, self.expected = base, batches, held, expected
+        self.base, self.batches, self.held_out, self.expected = base, batches, held_out, expected
         self.reduce_range = reduce_range
         self.trials: dict[str, float] = {}
 
@@ -190,7 +195,7 @@ class _Search:
         """Return the signal-to-noise ratio of a program's outputs on the data held back."""
         pairs = {}
         found = {}
-        for i, ((args, kwargs), wanted) in enumerate(zip(self.held, self.expected, strict=True)):
+        for i, ((args, kwargs), wanted) in enumerate(zip(self.held_out, self.expected, strict=True)):
             for j, (y, z) in enumerate(zip(wanted, _outputs(program(*args, **kwargs)), strict=True)):
                 pairs[f"{i}.{j}"], found[f"{i}.{j}"] = y, z
         return signal_to_noise(pairs, found)
@@ -199,7 +204,7 @@ class _Search:
         """Return the layers with their errors, on one batch."""
         from bough.quantization.simulation import enable, end_of, layers_of, local_output, values_of
 
-        inputs = self.held[0]
+        inputs = self.held_out[0]
         enable(way.program, False)
         wanted = values_of(way.program, inputs)
         enable(way.program, True)
@@ -299,9 +304,9 @@ def _outputs(value: Any) -> list[Tensor]:
     return [t.detach() for t in tensors_within(value) if t.is_floating_point()]
 
 
-def _require_same(base: fx.GraphModule, held: list[Inputs], expected: list[list[Tensor]], model: nn.Module) -> None:
+def _require_same(base: fx.GraphModule, held_out: list[Inputs], expected: list[list[Tensor]], model: nn.Module) -> None:
     """Raise a QuantizationError unless the captured program with folded norms gives what the model gives."""
-    (args, kwargs), wanted = held[0], expected[0]
+    (args, kwargs), wanted = held_out[0], expected[0]
     found = _outputs(base(*args, **kwargs))
     error = largest_error(dict(enumerate(wanted)), dict(enumerate(found)))  # type: ignore[arg-type]
     if not error <= _SAME:

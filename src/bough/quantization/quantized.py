@@ -91,8 +91,8 @@ class Quantized:
         made = converted(self.simulated)
         metric = None if evaluate is None else float(evaluate(made))
         before = "" if self.metric is None else f", and the metric was {self.metric:.6g}"
-        told = f"trained: the errors are those before training{before}"
-        return replace(self, model=made, metric=metric, notes=(*self.notes, told))
+        note = f"trained: the errors are those before training{before}"
+        return replace(self, model=made, metric=metric, notes=(*self.notes, note))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the programs as plain values; infinite ratios as None."""

@@ -13,7 +13,7 @@ from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
 from bough.planning.plan import Plan, Scale
 from bough.spaces import Atom, Each, Indices, Kept, Space, coordinates, indices, normal
-from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.execution import model_tensors
 from bough.tracing.flow import LAYERS
 
 PRODUCTS = (*LAYERS, "addmm")
@@ -27,7 +27,7 @@ def output_dim(op: OpRecord) -> int:
 
 def check_cut_shapes(small: nn.Module, plan: Plan) -> None:
     """Raise PlanError if a tensor of `small` has another shape than the plan cuts it to."""
-    shapes = {n: list(t.shape) for n, t, _, _ in held_tensors(small)}
+    shapes = {n: list(t.shape) for n, t, _, _ in model_tensors(small)}
     for name, original in plan.original_shapes.items():
         kept = plan.kept.get(name, {})
         expected = [len(kept.get(dim, range(n))) for dim, n in enumerate(original)]

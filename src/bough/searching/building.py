@@ -19,7 +19,7 @@ from bough.planning.allocation import Allowed, Column, columns
 from bough.planning.budget import LeastOfTied
 from bough.planning.constraints.equations import ties
 from bough.planning.depth import chosen, left_out
-from bough.planning.named import by_group, held, least
+from bough.planning.named import by_group, groups_left_whole, least
 from bough.planning.ragged import differing
 from bough.searching.pricing import Pricing
 from bough.searching.space import SearchSpace
@@ -59,7 +59,7 @@ def search_space(
         left_out(graph, chosen(graph, (*always, name), {}, scores))
     minimum = by_group(graph, options.minimum, "minimum") if isinstance(options.minimum, Mapping) else options.minimum
     allowed = Allowed(aligned(options.round_to), least(graph.groups, minimum))
-    stay = held(rest, left_alone(rest, options.ignore, options.only), options.exact_only)
+    stay = groups_left_whole(rest, left_alone(rest, options.ignore, options.only), options.exact_only)
     by_name = {g.name: g for g in rest.groups}
     ranked = differing(rest, scores, options.ragged).ranked(scores)
 

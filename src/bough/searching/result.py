@@ -30,7 +30,7 @@ class SearchResult:
         original: costs of the dense model.
         maker: makes the models.
         lost: trials whose workers died; their candidates were evaluated by later trials.
-        held: {group that no candidate cuts: reason}.
+        frozen: {group that no candidate cuts: reason}.
         notes: what the costs stand on.
     """
 
@@ -40,7 +40,7 @@ class SearchResult:
     original: Mapping[str, float]
     maker: Maker
     lost: int = 0
-    held: Mapping[str, str] | None = None
+    frozen: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -87,7 +87,7 @@ class SearchResult:
         numbers = [p.number for p in self.front]
         return {
             **self.goals.to_dict(), "dense": dict(self.dense), "original": dict(self.original), "front": numbers,
-            "points": [p.to_dict() for p in self.points], "lost": self.lost, "held": dict(self.held or {}),
+            "points": [p.to_dict() for p in self.points], "lost": self.lost, "frozen": dict(self.frozen or {}),
             "notes": list(self.notes),
         }  # fmt: skip
 
@@ -111,7 +111,7 @@ class SearchResult:
             lines.append(f"{unmet} miss a bound on a metric")
         if self.lost:
             lines.append(f"{self.lost} trials of workers that ended early were run again")
-        return [*lines, *self.notes, *(f"not cut: {name}: {why}" for name, why in (self.held or {}).items())]
+        return [*lines, *self.notes, *(f"not cut: {name}: {why}" for name, why in (self.frozen or {}).items())]
 
 
 def table(

@@ -150,7 +150,7 @@ def search(
     if isinstance(model, Supernet):
         given = [importance, refit or None, recalibrate or None, make, ignore or None, only, tie, layers or None]
         _check_supernet(given, planning)
-        graph, criterion, held = model.graph, "of the supernet", dict(model.frozen)
+        graph, criterion, frozen = model.graph, "of the supernet", dict(model.frozen)
         space, maker = subnet_space(model, budget=budget, prices=prices), SubnetMaker(model, batches)
         start = START if start is None else start
     else:
@@ -158,20 +158,20 @@ def search(
         graph = with_data_reached(trace(model, example_inputs, ignore=ignore, only=only, tie=tie), [resolved])
         scores = score(graph, resolved, batches)
         criterion, errors = named(resolved), bool(getattr(resolved, "gives_errors", False))
-        space, held = search_space(graph, scores, options, budget=budget, prices=prices, layers=layers, errors=errors)
+        space, frozen = search_space(graph, scores, options, budget=budget, prices=prices, layers=layers, errors=errors)
         maker = make or CutMaker(graph, scores, options, batches, fits, recalibrate, example_inputs)
         start = ((*START, "error") if errors else START) if start is None else start
-    told = {
+    settings = {
         "evaluate": _place(evaluate), "importance": criterion, "refit": str(fits), "recalibrate": str(recalibrate),
         "budget": str(budget), "layers": str(space.optional), "space": _digest(space), "make": _place(make),
         "tie": str(sorted(map(str, tie_names(graph.model, tie or {}).items()))), **(about or {}),
     }  # fmt: skip
-    identity = identity_of(graph, list(tensors_within([(c.args, c.kwargs) for c in graph.calls])), told)
+    identity = identity_of(graph, list(tensors_within([(c.args, c.kwargs) for c in graph.calls])), settings)
     run = Run(space, maker, evaluate, identity, trials, method, screen, population, tuple(start), seed, progress)
     return run_search(
         run, graph, lambda metrics: goals_of(
             objectives, at_least, at_most, metrics, [*space.pricing.original.to_dict()], budget is not None
-        ), storage, name, heartbeat, held, prices.notes(),
+        ), storage, name, heartbeat, frozen, prices.notes(),
     )  # fmt: skip
 
 
@@ -201,7 +201,7 @@ class Run:
 
 def run_search(
     run: Run, graph: Graph, goals_for: Callable[[tuple[str, ...]], Goals], storage: str | Path | None, name: str,
-    heartbeat: int, held: Mapping[str, str], notes: tuple[str, ...] = (),
+    heartbeat: int, frozen: Mapping[str, str], notes: tuple[str, ...] = (),
 ) -> SearchResult:  # fmt: skip
     """Do the work of `search` on a search space: as one worker of a study, until the study is done."""
     from bough.searching.proposals import Proposals
@@ -226,7 +226,7 @@ def run_search(
         folder = None if storage is None or "://" in str(storage) else Path(storage)
 
         def result() -> SearchResult:
-            return SearchResult(study.points(), goals, dense, original, run.maker, study.lost(), held, (*notes, *skipped))
+            return SearchResult(study.points(), goals, dense, original, run.maker, study.lost(), frozen, (*notes, *skipped))
 
         with shown(result, run.trials, run.progress) as update:
 

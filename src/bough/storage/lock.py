@@ -24,7 +24,7 @@ from bough.storage.atomic import PARTS, explained, make_folder
 
 LOCK = "run.lock"
 
-_HELD: dict[Path, int] = {}
+_LOCKED: dict[Path, int] = {}
 """The folders that this process holds, and the process's number: a forked child has the entries and not the locks."""
 _GUARD = threading.Lock()
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -54,17 +54,17 @@ def exclusive(folder: Path | None, error: type[BoughError]) -> Iterator[None]:
         raise error(f"{reason}: the run needs a folder, so give another one") from None
     place = folder.resolve()
     with _GUARD:
-        if _HELD.get(place) == os.getpid():
+        if _LOCKED.get(place) == os.getpid():
             raise error(f"{folder} is in use by another run of this process: wait for it, or give another folder")
         descriptor = _acquired(place, folder, error)
-        _HELD[place] = os.getpid()
+        _LOCKED[place] = os.getpid()
     try:
         for part in place.glob(PARTS):
             part.unlink(missing_ok=True)
         yield
     finally:
         with _GUARD:
-            del _HELD[place]
+            del _LOCKED[place]
             with contextlib.suppress(OSError):
                 (place / LOCK).unlink(missing_ok=True)  # while the lock is held, so that no other process holds this file
             os.close(descriptor)

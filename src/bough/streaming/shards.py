@@ -68,8 +68,8 @@ def read_shards(folder: Path) -> Shards:
     wrong = sorted(there ^ set(files.items()))
     if wrong:
         name, file = wrong[0]
-        told = "is in the file and not in the index" if wrong[0] in there else "is in the index and not in the file"
-        raise CheckpointError(f"{index} is wrong: {name} of {file} {told} ({len(wrong)} such entries)")
+        difference = "is in the file and not in the index" if wrong[0] in there else "is in the index and not in the file"
+        raise CheckpointError(f"{index} is wrong: {name} of {file} {difference} ({len(wrong)} such entries)")
     return Shards(folder, headers, files, metadata)
 
 

@@ -40,29 +40,29 @@ def subnet_space(
     """
     allowed = widths_allowed(graph, round_to, minimum)
     depths, needed = runnable(graph, elastic_layers(graph, depth), required=not isinstance(depth, bool))
-    allowed, held = _agreed(graph, scores, allowed)
-    widths = _widths(graph, held, allowed)
+    allowed, frozen = _agreed(graph, scores, allowed)
+    widths = _widths(graph, frozen, allowed)
     if not widths and not depths:
-        reasons = "; ".join(f"{n}: {why}" for n, why in held.items()) or "no group has another width"
+        reasons = "; ".join(f"{n}: {why}" for n, why in frozen.items()) or "no group has another width"
         raise PlanError(
             f"{type(graph.model).__name__} has nothing elastic: {reasons}. Lower minimum or round_to, or give depth"
         )
-    return SubnetSpace(graph, widths, depths), {**held, **needed}, allowed
+    return SubnetSpace(graph, widths, depths), {**frozen, **needed}, allowed
 
 
 def _agreed(graph: Graph, scores: Scores, allowed: Allowed) -> tuple[Allowed, dict[str, str]]:
     """Plan at the smallest widths until the model's Python agrees with them: widths that it contradicts are not allowed."""
-    held = dict(ties(graph, {}).held)
+    frozen = dict(ties(graph, {}).frozen)
     for _ in range(_ROUNDS):
-        smallest = {n: int(w.counts[-1][i]) for w in _widths(graph, held, allowed) for i, n in enumerate(w.groups)}
+        smallest = {n: int(w.counts[-1][i]) for w in _widths(graph, frozen, allowed) for i, n in enumerate(w.groups)}
         plan = planned(graph, scores, smallest, Options()) if smallest else None
         other = {n: k for n, k in smallest.items() if plan is not None and plan.groups[n][0] != k}
         if plan is None or not other:
             break
-        held |= {n: plan.frozen[n] for n in other if n in plan.frozen}
+        frozen |= {n: plan.frozen[n] for n in other if n in plan.frozen}
         refused = {n: frozenset({k}) | allowed.refused.get(n, frozenset()) for n, k in other.items() if n not in plan.frozen}
         allowed = replace(allowed, refused={**allowed.refused, **refused})
-    return allowed, held
+    return allowed, frozen
 
 
 def runnable(
@@ -113,10 +113,10 @@ def widths_allowed(graph: Graph, round_to: int | str, minimum: float | Mapping[A
     return Allowed(aligned(multiple), lowest)
 
 
-def _widths(graph: Graph, held: Mapping[str, str], allowed: Allowed) -> tuple[ElasticWidth, ...]:
+def _widths(graph: Graph, frozen: Mapping[str, str], allowed: Allowed) -> tuple[ElasticWidth, ...]:
     by_name = {g.name: g for g in graph.groups}
     found = []
-    for classes in ties(graph, held).classes:
+    for classes in ties(graph, frozen).classes:
         counts = allowed.widths([by_name[n] for n in classes])
         if len(counts) > 1:
             found.append(ElasticWidth(classes, counts))

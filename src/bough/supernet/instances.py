@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bough.cutting.copying import copy_modules
 from bough.cutting.cut import computed_weights, copied, finish
 from bough.planning.plan import Plan, Scale
-from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.execution import model_tensors
 
 _KEPT = 64  # forms that stay known
 
@@ -57,10 +57,10 @@ class Instances:
         """
         form = self._form(key, plan)
         slices = _Slices(plan)
-        held = {name: (tensor, parameter) for name, tensor, parameter, _ in held_tensors(self.model)}
+        named = {name: (tensor, parameter) for name, tensor, parameter, _ in model_tensors(self.model)}
         memo: dict[int, Any] = computed_weights(form.module)
         for name, placeholder in form.placeholders.items():
-            tensor, parameter = held[name]
+            tensor, parameter = named[name]
             memo[id(placeholder)] = slices(name, tensor) if parameter else slices(name, tensor.detach()).clone()
         copy_modules(form.module, memo)
         module: nn.Module = copy.deepcopy(form.module, memo)
@@ -86,7 +86,7 @@ class Instances:
         module, copies = copied(self.model, placeholder)
         origins = [*zip(module.modules(), self.model.modules(), strict=True)]
         finish(module, plan)
-        return _Form(module, {n: copies[id(t)] for n, t, _, _ in held_tensors(self.model)}, origins)
+        return _Form(module, {n: copies[id(t)] for n, t, _, _ in model_tensors(self.model)}, origins)
 
 
 class _Slices:

@@ -62,7 +62,12 @@ def prices_of(budget: Budget | None, table: LatencyTable | None, energy: EnergyM
 
 
 def subnet_within(
-    prices: SubnetPrices, scores: Scores, budget: Budget, allowed: Allowed, held: Mapping[str, str], allocation: str | Allocator
+    prices: SubnetPrices,
+    scores: Scores,
+    budget: Budget,
+    allowed: Allowed,
+    frozen: Mapping[str, str],
+    allocation: str | Allocator,
 ) -> Subnet:
     """Return the subnet that an allocator finds for a budget; layers are left out only where widths alone do not meet it.
 
@@ -71,7 +76,7 @@ def subnet_within(
         scores: of the ordered units.
         budget: upper bounds on what remains.
         allowed: the widths that groups may have.
-        held: {group that is not elastic: reason}.
+        frozen: {group that is not elastic: reason}.
         allocation: as for `plan`.
 
     Raises:
@@ -81,7 +86,7 @@ def subnet_within(
     original = prices.form(()).cost()
     for n in range(len(space.layers) + 1):
         rest = space.without(space.layers[:n])
-        fixed = {**held, **space.held_without(space.layers[:n])}
+        fixed = {**frozen, **space.frozen_without(space.layers[:n])}
         present = {g.name for g in rest.groups} - fixed.keys()
         classes = tuple(names for w in space.widths if (names := tuple(g for g in w.groups if g in present)))
         counting = Counting(rest, prices.form(space.layers[:n]), original, scores, budget, decide)

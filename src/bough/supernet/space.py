@@ -88,11 +88,11 @@ class SubnetSpace:
     def trimmed(self, counts: Mapping[str, int], dropped: Iterable[str]) -> Subnet:
         """Return the subnet of the counts of all groups, as far as the model has them without the dropped layers.
 
-        Groups whose widths must stay without these layers are whole (see `held_without`).
+        Groups whose widths must stay without these layers are whole (see `frozen_without`).
         """
         gone = tuple(sorted(dropped))
-        held = self.held_without(gone)
-        return Subnet({g.name: g.size if g.name in held else counts[g.name] for g in self.without(gone).groups}, gone)
+        frozen = self.frozen_without(gone)
+        return Subnet({g.name: g.size if g.name in frozen else counts[g.name] for g in self.without(gone).groups}, gone)
 
     def without(self, dropped: Iterable[str]) -> Graph:
         """Return the graph of the model without some of its layers.
@@ -102,7 +102,7 @@ class SubnetSpace:
         """
         return self._rest(dropped)[0]
 
-    def held_without(self, dropped: Iterable[str]) -> Mapping[str, str]:
+    def frozen_without(self, dropped: Iterable[str]) -> Mapping[str, str]:
         """Return {group that can not be cut if some layers are left out: reason}.
 
         Raises:
@@ -114,7 +114,7 @@ class SubnetSpace:
         gone = tuple(sorted(dropped))
         if gone not in self._rests:
             rest = left_out(self.graph, [x for x in self.graph.layers if x.name in gone])
-            self._rests[gone] = rest, dict(ties(rest, {}).held)
+            self._rests[gone] = rest, dict(ties(rest, {}).frozen)
         return self._rests[gone]
 
     def checked(self, counts: Mapping[str, int], drop: Iterable[str]) -> Subnet:
@@ -146,7 +146,7 @@ class SubnetSpace:
         subnet = self.trimmed(chosen, dropped)
         whole = {n: int(k) for n, k in counts.items() if n in subnet.counts and subnet.counts[n] != k}
         if whole:
-            why = self.held_without(dropped)[next(iter(whole))]
+            why = self.frozen_without(dropped)[next(iter(whole))]
             raise ConflictError(f"no subnet without {', '.join(dropped)} has {_shown(whole)}: {why}")
         return subnet
 

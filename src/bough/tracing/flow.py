@@ -25,7 +25,7 @@ class Flow:
         self.readers: dict[int, list[tuple[OpRecord, int]]] = {}
         self.uses: dict[str, list[tuple[OpRecord, int]]] = {}  # of a parameter: the ops that join it with activations
         self.recurrent: dict[str, str] = {}
-        self.held = Counter(s for op in graph.ops for s in op.states)
+        self.readers_of = Counter(s for op in graph.ops for s in op.states)
         self.origin = weights_of(graph)
         for op in graph.ops:
             origins = [self.origin(op, i) for i in range(len(op.arguments))]
@@ -48,7 +48,7 @@ class Flow:
         if after is None or after[0].name != "batch_norm" or after[1] != 0:
             return None
         mean = statistics(self.graph, after[0])
-        return after[0] if mean and self.held[mean[0]] == 1 else None
+        return after[0] if mean and self.readers_of[mean[0]] == 1 else None
 
     def constant(self, op: OpRecord) -> int | None:
         """The argument that a linear layer or convolution adds to what it gives."""

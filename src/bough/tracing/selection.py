@@ -149,8 +149,8 @@ def label_of(model: nn.Module, entry: Selector) -> str:
 def _aliases(graph: Graph) -> Iterator[tuple[str, list[str]]]:
     """Yield each tensor of the graph by its name, with all names that the model has for it: tied weights have several."""
     found: dict[int, list[str]] = {}
-    for held in (graph.model.named_parameters(remove_duplicate=False), graph.model.named_buffers(remove_duplicate=False)):
-        for name, tensor in held:
+    for tensors in (graph.model.named_parameters(remove_duplicate=False), graph.model.named_buffers(remove_duplicate=False)):
+        for name, tensor in tensors:
             found.setdefault(id(tensor), []).append(name)
     for name in graph.states:
         yield name, found.get(id(graph.tensor(name)), [name])

@@ -205,11 +205,11 @@ class Read(nn.Module):
         return torch.einsum("bi,eio->bo", h, self.w) if self.kind == "einsum" else self.pair(h, h.cos())
 
 
-@pytest.mark.parametrize(("kind", "told"), [("einsum", "dim of the weight alone"), ("bilinear", "No product of an activation")])
-def test_what_least_squares_can_not_solve_is_told(kind, told):
+@pytest.mark.parametrize(("kind", "message"), [("einsum", "dim of the weight alone"), ("bilinear", "No product of an activation")])
+def test_what_least_squares_can_not_solve_is_told(kind, message):
     model, (x,) = randomize(Read(kind)).eval(), batches((5,), n=1)
     small, plan = cut_to_half(model, "i", x)
-    with pytest.raises(PlanError, match=told):
+    with pytest.raises(PlanError, match=message):
         refit(model, small, plan, [x])
 
 

@@ -37,8 +37,8 @@ def test_distill_mixes_what_it_is_told_to():
     small_copy = net(6)
     small_copy.load_state_dict(small.state_dict())
     small_copy[3].p = 0.0
-    how = Distillation(temperature=3.0, logits=0.7)
-    distill(small, model, DataLoader(TensorDataset(x, y), 8), distillation=how, callback=line.append)
+    distillation_ = Distillation(temperature=3.0, logits=0.7)
+    distill(small, model, DataLoader(TensorDataset(x, y), 8), distillation=distillation_, callback=line.append)
     out = small_copy.train()(x).detach()
     expected = 0.7 * distillation_loss(out, model(x), temperature=3.0) + 0.3 * F.cross_entropy(out, y)
     assert line[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
@@ -84,9 +84,11 @@ def test_features_of_another_model_are_projected_and_learned(tmp_path):
     match = Features(bough.trace(model, x), {"norm": "norm", "head": "head"}, student=bough.trace(small, x))
     assert [tuple(p.shape) for p in match.parameters()] == [(6, 4)]
     before = weights(match)
-    how = Distillation(logits=1.0, features=2.0, match=match)
+    distillation_ = Distillation(logits=1.0, features=2.0, match=match)
     line = []
-    done = distill(small, model, TensorDataset(x), Training(epochs=30, lr=0.02), distillation=how, callback=line.append)
+    done = distill(
+        small, model, TensorDataset(x), Training(epochs=30, lr=0.02), distillation=distillation_, callback=line.append
+    )
     assert not same(before, weights(match))
     assert line[-1]["loss"] < 0.5 * line[0]["loss"]
     assert done.steps == 30
@@ -219,7 +221,7 @@ def test_labels_tell_where_classes_are():
     with pytest.raises(TrainingError, match="may be in dim 1 or in the last"):
         batch_loss(torch.randn(4, 5, 5), (None, labels))
     small, large, x = nn.Linear(3, 7), nn.Linear(3, 7), torch.randn(4, 5, 3)
-    how = Distillation(logits=0.5)
+    distillation_ = Distillation(logits=0.5)
     wanted = 0.5 * F.cross_entropy(small(x).mT, labels) + 0.5 * distillation_loss(small(x), large(x))
-    done = distill(small, large, TensorDataset(x, labels), Training(batch_size=4), distillation=how)
+    done = distill(small, large, TensorDataset(x, labels), Training(batch_size=4), distillation=distillation_)
     assert done.epochs[0]["loss"] == pytest.approx(wanted.item(), rel=1e-5)

@@ -199,7 +199,7 @@ def lasso(strength):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "message"),
     [
         (sgd(), sgd(lr=0.2), "optimizer"),
         (sgd(), sgd(momentum=0.8), "optimizer"),
@@ -211,7 +211,7 @@ def lasso(strength):
         (lambda model: {}, lambda model: {"loader": 16}, "batch size"),
     ],
 )
-def test_a_run_is_not_taken_up_with_something_else(tmp_path, before, after, told):
+def test_a_run_is_not_taken_up_with_something_else(tmp_path, before, after, message):
     def go(made, **more):
         model = net()
         options = made(model)
@@ -220,7 +220,7 @@ def test_a_run_is_not_taken_up_with_something_else(tmp_path, before, after, told
 
     with pytest.raises(KeyboardInterrupt):
         go(before, callback=stopped_at(2))
-    with pytest.raises(TrainingError, match=told):
+    with pytest.raises(TrainingError, match=message):
         go(after)
     go(before)
 

@@ -56,8 +56,8 @@ def _wrong_counts(counts: Mapping[str, Any], form: ClosedForm, columns: Sequence
         names = [g.name for g in column.groups]
         kept = [counts[n] for n in names]
         if not (column.counts == kept).all(axis=1).any():
-            told = ", ".join(f"{k} units of {n!r}" for k, n in zip(kept, names, strict=True))
-            return f"{told}: it must be a row of Column.counts, which holds the widths that are allowed, tied groups together"
+            wrong = ", ".join(f"{k} units of {n!r}" for k, n in zip(kept, names, strict=True))
+            return f"{wrong}: it must be a row of Column.counts, which holds the widths that are allowed, tied groups together"
     return None
 
 

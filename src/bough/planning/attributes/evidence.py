@@ -14,7 +14,7 @@ from bough.planning.attributes.places import INPUT, Place, Places, identity
 from bough.planning.attributes.source import Use, quotients_of, uses_of
 from bough.planning.attributes.standard_layers import layer_widths
 from bough.spaces import Space, normal
-from bough.tracing.capture.held import read
+from bough.tracing.capture.attribute_values import read
 from bough.tracing.capture.provenance import Attribute, Path
 
 _EACH = 4  # sibling modules compared for each value of the attribute
@@ -34,7 +34,7 @@ class Evidence:
         self._same_class: dict[type, list[str]] = defaultdict(list)
         for name, module in self._modules.items():
             self._same_class[type(module)].append(name)
-        self._told: dict[tuple[str, str], Space] = {
+        self._known_widths: dict[tuple[str, str], Space] = {
             e.expression.path[:2]: e.space
             for e in graph.equations
             if isinstance(e.expression, Attribute) and len(e.expression.path) == 2
@@ -83,17 +83,17 @@ class Evidence:
         """
         by_value: dict[int, list[str]] = defaultdict(list)
         for other in self._same_class[type(self._modules[module])]:
-            held = self._modules[other].__dict__.get(name)
-            if type(held) is int and held > 1 and other != module and len(by_value[held]) < _EACH:
-                by_value[held].append(other)
+            other_value = self._modules[other].__dict__.get(name)
+            if type(other_value) is int and other_value > 1 and other != module and len(by_value[other_value]) < _EACH:
+                by_value[other_value].append(other)
         tracked: list[Place] = []
         possible: list[Place] = []
         for place in places:
             seen, refuted = False, False
-            for held, others in by_value.items():
+            for other_value, others in by_value.items():
                 sizes = {self._places.size(other, place.within(module)) for other in others} - {None}
-                refuted |= bool(sizes - {held})
-                seen |= sizes == {held} and held != value
+                refuted |= bool(sizes - {other_value})
+                seen |= sizes == {other_value} and other_value != value
             if not refuted:
                 (tracked if seen else possible).append(place)
         return tracked, possible
@@ -103,9 +103,9 @@ class Evidence:
         found = []
         for inner, layer in self._modules.items():
             inside = inner.startswith(f"{module}." if module else "") and inner != module
-            known = name in layer_widths(layer) or (inner, name) in self._told
+            known = name in layer_widths(layer) or (inner, name) in self._known_widths
             if inside and known and layer.__dict__.get(name) == value:
-                space = self._told.get((inner, name), self._width(inner, layer, name))
+                space = self._known_widths.get((inner, name), self._width(inner, layer, name))
                 if space is None:
                     return []
                 found.append(Place(inner, 0, (), space))

@@ -43,9 +43,9 @@ def _widths(module: nn.Module, weight: Tensor | None) -> Iterator[tuple[str, Any
         outer, inner = shape[0], shape[1] * module.groups
         yield from zip(("in_channels", "out_channels"), (outer, inner) if module.transposed else (inner, outer), strict=True)
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        held = weight if weight is not None else module.running_mean
-        if held is not None:
-            yield "num_features", held.shape[0]
+        statistics = weight if weight is not None else module.running_mean
+        if statistics is not None:
+            yield "num_features", statistics.shape[0]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and shape:
         yield "normalized_shape", shape
     elif isinstance(module, nn.GroupNorm) and shape:

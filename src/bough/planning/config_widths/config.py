@@ -39,8 +39,8 @@ def changed(config: Any, changes: Mapping[Field, int], stay: Mapping[Field, Iter
     """
     made = copy.deepcopy(config)
     for field, items in (stay or {}).items():
-        held = get(made, field)
-        put(made, field, type(held)(held[i] for i in items))
+        items_before = get(made, field)
+        put(made, field, type(items_before)(items_before[i] for i in items))
     for field, value in changes.items():
         put(made, field, value)
     if _reads(made) and hasattr(made, "to_dict"):

@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from bough.errors import PlanError
 from bough.planning.config_widths.config import Field, changed, curious, integers
-from bough.tracing.capture.execution import held_tensors
-from bough.tracing.capture.held import held_values
+from bough.tracing.capture.attribute_values import attribute_values
+from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.provenance import Path
 from bough.tracing.capture.randomness import unchanged_rng
 
@@ -126,21 +126,21 @@ def config_mismatch(model: nn.Module) -> str | None:
 
 def describe(model: nn.Module) -> Build:
     """A model's tensors and numbers."""
-    numbers = {path: value for path, value in held_values(model) if type(value) is int}
+    numbers = {path: value for path, value in attribute_values(model) if type(value) is int}
     floats: dict[Path, float] = {
         (name, key): value
         for name, module in model.named_modules()
         for key, value in module.__dict__.items()
         if type(value) is float
     }
-    computed = {n: t for n, t, _, saved in held_tensors(model) if not saved}
+    computed = {n: t for n, t, _, saved in model_tensors(model) if not saved}
     return Build(shapes(model), numbers, floats, computed)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of all parameters and buffers, by each of their names."""
-    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: tuple(t.shape) for name, t in held}
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: tuple(t.shape) for name, t in named}
 
 
 @contextmanager

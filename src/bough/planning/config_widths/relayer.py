@@ -15,7 +15,7 @@ from bough.graph import Graph
 from bough.planning.config_widths.config import Field
 from bough.planning.config_widths.recipe import Build, Recipe
 from bough.planning.depth import entry
-from bough.tracing.capture.held import holds
+from bough.tracing.capture.attribute_values import holds
 from bough.tracing.capture.provenance import key_of, path_of
 
 _CONFIG = ("", "config")
@@ -39,8 +39,8 @@ def relayered(graph: Graph, recipe: Recipe, start: Build) -> Graph:
         except Exception:  # whatever the config or the class raises, it refuses this
             continue
         if made.shapes.keys() == wanted:
-            told = {(names.before(p[0]), *p[1:]): n for p, n in made.integers.items()}
-            numbers = {key_of(p): n for p, n in told.items() if start.integers.get(p) != n and holds(graph.model, p)}
+            renamed = {(names.before(p[0]), *p[1:]): n for p, n in made.integers.items()}
+            numbers = {key_of(p): n for p, n in renamed.items() if start.integers.get(p) != n and holds(graph.model, p)}
             lists = {key_of((*_CONFIG, *f)): items for f, items in stay.items()}
             others = {k: items for k, items in graph.layer_notes[1].items() if not k.startswith(":config:")}
             return replace(graph, layer_notes=(numbers, {**others, **lists}))

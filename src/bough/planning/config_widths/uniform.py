@@ -19,7 +19,7 @@ from bough.planning.config_widths.moves import Move, Moves
 from bough.planning.config_widths.recipe import Build, Recipe
 from bough.planning.config_widths.relayer import relayered
 from bough.planning.config_widths.widths import Widths
-from bough.tracing.capture.held import holds
+from bough.tracing.capture.attribute_values import holds
 from bough.tracing.capture.provenance import Path
 
 Shares = Mapping[Move, Fraction]
@@ -42,7 +42,7 @@ class Uniform:
 
     Attributes:
         classes: names of groups that are cut in proportion.
-        held: names of groups that no config can tell another width of -> why.
+        frozen: names of groups that no config can tell another width of -> why.
         steps: group name -> into how many equal steps its units may be divided.
         has_config: whether the model is made from a config, so that `settings_at` can be asked.
 
@@ -52,7 +52,7 @@ class Uniform:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.held: dict[str, str] = {}
+        self.frozen: dict[str, str] = {}
         self._recipe = recipe = Recipe.of(graph.model)
         self.has_config = recipe is not None
         if recipe is None:
@@ -63,9 +63,9 @@ class Uniform:
         moves = self._moves.chosen
         self.classes = [m.groups for m in moves]
         said = {g for m in moves for g in m.groups}
-        self.held = {g.name: self._moves.unsaid(g.name) for g in graph.groups if g.name not in said}
-        if self.held and not moves:
-            name, why = next(iter(self.held.items()))
+        self.frozen = {g.name: self._moves.unsaid(g.name) for g in graph.groups if g.name not in said}
+        if self.frozen and not moves:
+            name, why = next(iter(self.frozen.items()))
             raise PlanError(
                 f"no integer of {type(graph.model).__name__}'s config can tell a smaller width ({name}: {why}). Plan without "
                 "uniform=True, and keep the model with bough.save and bough.load"
@@ -100,7 +100,7 @@ class Uniform:
     def settings_at(self, counts: Mapping[str, int]) -> ConfigSettings | None:
         """What the model must get, and what is to be done beside cutting groups, at these counts.
 
-        None where the class can not be built so; then `steps` or `held` have become stricter.
+        None where the class can not be built so; then `steps` or `frozen` have become stricter.
         """
         shares = {m: self._share(m, counts) for m in self._moves.chosen}
         cut = {m: share for m, share in shares.items() if share != 1}
@@ -158,7 +158,7 @@ class Uniform:
                 self._steps[move] = steps
                 return
         self._steps[move] = 1
-        self.held.update(dict.fromkeys(move.groups, "uniform=True: the model's class can not be built with another width"))
+        self.frozen.update(dict.fromkeys(move.groups, "uniform=True: the model's class can not be built with another width"))
 
 
 def _places(graph: Graph) -> list[tuple[str, ...]]:

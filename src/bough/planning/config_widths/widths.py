@@ -34,8 +34,8 @@ class Widths:
         self._sizes = {g.name: g.size for g in graph.groups}
         self._names = shapes(graph.model).keys()
         read = {id(graph.tensor(n)) for op in graph.all_ops for n in op.states if n}
-        held = {id(t): n for n, t in reversed(graph.model.state_dict(keep_vars=True).items())}  # of several names the first
-        self.idle = {(n, d): size for i, n in held.items() if i not in read for d, size in enumerate(graph.tensor(n).shape)}
+        names = {id(t): n for n, t in reversed(graph.model.state_dict(keep_vars=True).items())}  # of several names the first
+        self.idle = {(n, d): size for i, n in names.items() if i not in read for d, size in enumerate(graph.tensor(n).shape)}
         states = [s for n, s in graph.states.items() if id(graph.tensor(n)) in read]
         axes = [_Axis(s.name, d, normal(a), self._of(a)) for s in states for d, a in enumerate(s.axes)]
         self.idle |= {(a.name, a.dim): a.space.size for a in axes if _reason(a.space) == UNUSED}

@@ -37,7 +37,7 @@ class Ties:
     """
 
     classes: tuple[tuple[str, ...], ...]
-    held: dict[str, str]
+    frozen: dict[str, str]
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -83,15 +83,15 @@ def _candidates(
                 yield {attribute.path: inverse}
 
 
-def ties(graph: Graph, held: Mapping[str, str], alike: Sequence[Sequence[str]] = ()) -> Ties:
-    """What the equations demand of the groups' counts, with those in `held` fixed and those of each of `alike` tied."""
-    return _Tying(graph, held, alike).result()
+def ties(graph: Graph, frozen: Mapping[str, str], alike: Sequence[Sequence[str]] = ()) -> Ties:
+    """What the equations demand of the groups' counts, with those in `frozen` fixed and those of each of `alike` tied."""
+    return _Tying(graph, frozen, alike).result()
 
 
 class _Tying:
-    def __init__(self, graph: Graph, held: Mapping[str, str], alike: Sequence[Sequence[str]]) -> None:
+    def __init__(self, graph: Graph, frozen: Mapping[str, str], alike: Sequence[Sequence[str]]) -> None:
         self.graph = graph
-        self.held = dict(held)
+        self.frozen = dict(frozen)
         self.by_id = {id(g.atom): g for g in graph.groups}
         self.parent = {g.name: g.name for g in graph.groups}
         self.reasons: dict[str, str] = {}
@@ -102,18 +102,18 @@ class _Tying:
 
     def result(self) -> Ties:
         sides = self._sides()
-        for _ in range(len(self.held) + 4):
-            before = (dict(self.held), dict(self.parent))
+        for _ in range(len(self.frozen) + 4):
+            before = (dict(self.frozen), dict(self.parent))
             for left, right, where in sides:
                 self._demand(left, right, where)
             self._spread()
-            if before == (self.held, self.parent):
+            if before == (self.frozen, self.parent):
                 break
         classes: dict[str, list[str]] = {}
         for g in self.graph.groups:
-            if g.name not in self.held:
+            if g.name not in self.frozen:
                 classes.setdefault(self._find(g.name), []).append(g.name)
-        return Ties(tuple(tuple(c) for c in classes.values()), self.held, self.reasons)
+        return Ties(tuple(tuple(c) for c in classes.values()), self.frozen, self.reasons)
 
     def _sides(self) -> list[tuple[Monomials, Monomials, str]]:
         """Each equation as two polynomials over atoms, attributes replaced by the spaces they stand for."""
@@ -249,22 +249,22 @@ class _Tying:
         """Held groups as numbers."""
         result: Monomials = {}
         for monomial, c in polynomial.items():
-            fixed = prod(self.by_id[a].size for a in monomial if self.by_id[a].name in self.held)
-            free = tuple(a for a in monomial if self.by_id[a].name not in self.held)
+            fixed = prod(self.by_id[a].size for a in monomial if self.by_id[a].name in self.frozen)
+            free = tuple(a for a in monomial if self.by_id[a].name not in self.frozen)
             result[free] = result.get(free, 0) + c * fixed
         return {m: c for m, c in result.items() if c}
 
     def _hold(self, groups: list[Group], why: str) -> None:
         for g in groups:
-            self.held.setdefault(g.name, why)
+            self.frozen.setdefault(g.name, why)
 
     def _spread(self) -> None:
-        """A class with a held group is held whole."""
-        roots = {self._find(n): why for n, why in self.held.items()}
+        """Freeze every group of a class that has a frozen one."""
+        roots = {self._find(n): why for n, why in self.frozen.items()}
         for g in self.graph.groups:
             root = self._find(g.name)
-            if root in roots and any(self._find(n) == root and n != g.name for n in self.held):
-                self.held.setdefault(g.name, roots[root])
+            if root in roots and any(self._find(n) == root and n != g.name for n in self.frozen):
+                self.frozen.setdefault(g.name, roots[root])
 
     def _find(self, name: str) -> str:
         while self.parent[name] != name:

@@ -119,13 +119,13 @@ class _Flow:
 
     def _pull_back(self, given: Sequence[Rescale], side: int) -> list[Scale]:
         wishes: dict[int | str, Wish] = {}
-        told: dict[int | str, set[tuple[int, int]]] = {}
+        readers_by_axis: dict[int | str, set[tuple[int, int]]] = {}
         done: set[int | str] = set()
         scales: list[Scale] = []
 
         def tell(reader: OpRecord, i: int, factors: Wish) -> None:
             key = reader.states[i] or reader.inputs[i]
-            told.setdefault(key, set()).add((reader.index, i))
+            readers_by_axis.setdefault(key, set()).add((reader.index, i))
             wishes[key] = _merge(wishes.get(key), factors)
 
         for wish in given:
@@ -134,7 +134,7 @@ class _Flow:
             key = max(wishes, key=lambda k: self.maker[k][0].index if isinstance(k, int) and k in self.maker else -1)
             factors = wishes.pop(key)
             for reader, i in self.readers[key]:
-                if (reader.index, i) not in told[key]:
+                if (reader.index, i) not in readers_by_axis[key]:
                     factors = _merge(factors, _read(reader, i))
             if isinstance(key, str):
                 scales += self._scale(key, factors)

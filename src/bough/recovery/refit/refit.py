@@ -21,7 +21,7 @@ from bough.planning import Plan
 from bough.recovery.correspondence import check_cut_shapes
 from bough.recovery.refit.layerwise import LayerwiseRefit, RefitOptions, RefittedLayer
 from bough.tracing import trace
-from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.wrapped import traceable
 from bough.tracing.contractions import consumed
 
@@ -174,7 +174,7 @@ def _of_other_calls(dense: Graph, plan: Plan) -> dict[str, str]:
 @contextmanager
 def _restore_on_failure(model: nn.Module) -> Iterator[None]:
     """Restore the parameters of a model if the context raises."""
-    before = [(t, t.detach().clone()) for _, t, is_parameter, _ in held_tensors(model) if is_parameter]
+    before = [(t, t.detach().clone()) for _, t, is_parameter, _ in model_tensors(model) if is_parameter]
     try:
         yield
     except BaseException:

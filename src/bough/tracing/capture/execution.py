@@ -20,7 +20,7 @@ from bough.tracing.capture.state import attribute_values
 from bough.tracing.capture.stream import OpCall, Runner, swap, tensors_in
 
 
-def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
+def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool, bool]]:
     """(name, tensor, is a parameter, is in the state dict) of each tensor that the model holds, each once."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
@@ -63,12 +63,12 @@ class Execution:
         self._written: list[tuple[Tensor, Tensor]] = []  # parameters that a run on real values wrote, with their values
         self.names: dict[str, Tensor] = {}
         self.meta = False
-        self.home = torch.device("cpu")
+        self.model_device = torch.device("cpu")
         strided = [p for p in model.parameters() if p.layout == torch.strided and not p.is_meta] if real else []
         self._parameters = {p.untyped_storage().data_ptr(): p for p in strided}
-        for i, (name, tensor, _, _) in enumerate(held_tensors(model)):
+        for i, (name, tensor, _, _) in enumerate(model_tensors(model)):
             if i == 0:
-                self.home = tensor.device
+                self.model_device = tensor.device
                 self.meta = tensor.device.type == "meta"
             self.names[name] = self.stand_in(tensor, (shapes or {}).get(name))
 
@@ -110,7 +110,7 @@ class Execution:
 
     def device(self, tensor: Tensor) -> torch.device:
         actual = tensor.device
-        return self.home if actual.type == "meta" and not self.meta else actual
+        return self.model_device if actual.type == "meta" and not self.meta else actual
 
     def run(self, call: OpCall) -> Any:
         """Runs the op as it is called, with all tensors on the meta device where one is."""

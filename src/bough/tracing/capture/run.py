@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bough.calls import Call
+from bough.tracing.capture.attribute_values import substituted
 from bough.tracing.capture.caches import fresh_caches
 from bough.tracing.capture.execution import Execution
-from bough.tracing.capture.held import substituted
 from bough.tracing.capture.inputs import with_tensors
 from bough.tracing.capture.randomness import fixed_rng, unchanged_rng
 from bough.tracing.capture.stream import Handler, Stream

@@ -20,7 +20,7 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 NUMBER = re.compile(r"\d+")
 
 
-def unreached_modules(model: nn.Module, read: Collection[str], called: Collection[str]) -> list[str]:
+def unreached_modules(model: nn.Module, read: Collection[str], executed: Collection[str]) -> list[str]:
     """Return the outermost modules of which no part was called and no tensor was read, if they hold tensors.
 
     Args:
@@ -28,7 +28,7 @@ def unreached_modules(model: nn.Module, read: Collection[str], called: Collectio
         read: names of the held tensors that a run reads.
         called: names of the modules that a run called.
     """
-    used = {"", *called, *(name.rpartition(".")[0] for name in read)}
+    used = {"", *executed, *(name.rpartition(".")[0] for name in read)}
     used |= {holder for name in used for holder in _holders(name)}
     return [
         name for name, module in model.named_modules()
@@ -43,13 +43,13 @@ def _holders(name: str) -> Iterator[str]:
         yield name
 
 
-def siblings_of(model: nn.Module, name: str, called: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def siblings_of(model: nn.Module, name: str, executed: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield (module, its called siblings that are the most alike) for an unreached module, or for the entries inside it.
 
     Siblings are entries of one `ModuleList`, `ModuleDict` or `Sequential`, and modules of one class whose names differ by a
     number. Where a sibling is itself a container that is not called, the entries of both are siblings by their names.
     """
-    yield from _paired(model, name, siblings_by_name(model, name), called)
+    yield from _paired(model, name, siblings_by_name(model, name), executed)
 
 
 def siblings_by_name(model: nn.Module, name: str) -> list[str]:
@@ -64,17 +64,17 @@ def siblings_by_name(model: nn.Module, name: str) -> list[str]:
 
 
 def _paired(
-    model: nn.Module, name: str, others: Sequence[str], called: Collection[str]
+    model: nn.Module, name: str, others: Sequence[str], executed: Collection[str]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:  # fmt: skip
     module = model.get_submodule(name)
-    degrees = {o: difference(module, model.get_submodule(o)) for o in others if o in called}
+    degrees = {o: difference(module, model.get_submodule(o)) for o in others if o in executed}
     if degrees:
         yield name, tuple(o for o, degree in degrees.items() if degree == min(degrees.values()))
         return
     for key, inner in module._modules.items():
         entries = [f"{o}.{key}" for o in others if key in model.get_submodule(o)._modules]
         if inner is not None and entries:
-            yield from _paired(model, f"{name}.{key}", entries, called)
+            yield from _paired(model, f"{name}.{key}", entries, executed)
 
 
 def difference(module: nn.Module, other: nn.Module) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bough.tracing.capture.held import DICTS, MACHINERY, is_sequence, opaque
+from bough.tracing.capture.attribute_values import DICTS, MACHINERY, is_sequence, opaque
 
 _DEPTH = 3
 SINGLE = (Tensor, int, float, str, type(None))
@@ -50,7 +50,7 @@ def _within(name: str, value: Any, kinds: tuple[type, ...], depth: int, seen: se
             yield f"{name}[{key}]", inner
 
 
-def held_state(model: nn.Module) -> dict[str, Any]:
+def state_after_run(model: nn.Module) -> dict[str, Any]:
     """Return the tensors, numbers, texts and None that `model` holds now, by the names of their places."""
     found: dict[str, Any] = {}
     for prefix, module in model.named_modules():

@@ -345,12 +345,12 @@ def _python_body(func: Any) -> Any:
         return None
     body = _bodies.get(func)
     if body is None:
-        home = func.__globals__["__name__"]  # where its code stands; a dispatcher's `__module__` says otherwise
-        namespace = _namespaces.get(home)
+        module = func.__globals__["__name__"]  # where its code stands; a dispatcher's `__module__` says otherwise
+        namespace = _namespaces.get(module)
         if namespace is None:  # a module's private functions ask for overrides in the name of the public ones
-            namespace = _namespaces[home] = {**func.__globals__, **_DEAF}
+            namespace = _namespaces[module] = {**func.__globals__, **_DEAF}
             for name, value in func.__globals__.items():
-                if type(value) is types.FunctionType and name.startswith("_") and value.__module__ == home:
+                if type(value) is types.FunctionType and name.startswith("_") and value.__module__ == module:
                     namespace[name] = _rebound(value, namespace)
         body = _bodies[func] = _rebound(func, namespace)
     return body

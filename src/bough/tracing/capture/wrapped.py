@@ -67,17 +67,17 @@ def traceable(model: nn.Module) -> nn.Module:
             place = f"the module {name!r}" if name else "the model"
             raise TraceError(f"{place} ({type(module).__name__}) {why}")
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            held = f"{name}.{key}" if name else key
+            path = f"{name}.{key}" if name else key
             if nn.parameter.is_lazy(tensor):
-                raise TraceError(f"{held} has no shape yet: run the model once, so that its lazy layers get theirs")
+                raise TraceError(f"{path} has no shape yet: run the model once, so that its lazy layers get theirs")
             if any(c.__name__ in _PACKED for c in type(tensor).__mro__):
                 raise TraceError(
-                    f"{held} is a {type(tensor).__name__}, whose bytes are packed values, which can not be sliced: load the "
+                    f"{path} is a {type(tensor).__name__}, whose bytes are packed values, which can not be sliced: load the "
                     "model in a floating type, cut it, then quantize it"
                 )
             if tensor is not None and is_traceable_wrapper_subclass(tensor):
                 raise TraceError(
-                    f"{held} is a {type(tensor).__name__}, a tensor with an inner layout that can not be sliced: cut the model "
+                    f"{path} is a {type(tensor).__name__}, a tensor with an inner layout that can not be sliced: cut the model "
                     "first, then quantize, shard or wrap it"
                 )
     return model
@@ -93,7 +93,7 @@ def eagerly() -> Iterator[None]:
         yield
 
 
-def held_by_reducer(model: nn.Module) -> bool:
+def kept_by_reducer(model: nn.Module) -> bool:
     """Whether a wrapper around the real module keeps buckets of the parameters' present sizes."""
     while (attribute := _holds(model)) is not None:
         if type(model).__name__ == "DistributedDataParallel":

@@ -40,9 +40,9 @@ def bind_unreached(model: nn.Module, recorder: Recorder, runs: Runs, unread: Seq
         runs: the calls of modules in each run.
         unread: names of the tensors.
     """
-    called = frozenset(name for run in runs for name in run)
+    executed = frozenset(name for run in runs for name in run)
     states = _by_every_name(model, recorder)
-    outer = unreached_modules(model, {n for op in recorder.ops for n in op.states if n}, called)
+    outer = unreached_modules(model, {n for op in recorder.ops for n in op.states if n}, executed)
     parts: dict[str, list[State]] = {}
     for name in unread:
         part = next((m for m in outer if name.startswith(f"{m}.")), name)
@@ -55,7 +55,7 @@ def bind_unreached(model: nn.Module, recorder: Recorder, runs: Runs, unread: Seq
     found = []
     for part, tensors in parts.items():
         holder = part.rpartition(".")[0]
-        while holder and holder not in called:
+        while holder and holder not in executed:
             holder = holder.rpartition(".")[0]
         if holder not in around:
             around[holder] = _Visible(recorder.ops, runs, holder)
@@ -85,9 +85,9 @@ def _bound(
 
 def _by_every_name(model: nn.Module, recorder: Recorder) -> dict[str, State]:
     """Return the states by all names that the model has for them: tied tensors have several."""
-    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    known = {id(tensor): recorder.states[name] for name, tensor in held if name in recorder.states}
-    return {name: known[id(tensor)] for name, tensor in held if id(tensor) in known}
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    known = {id(tensor): recorder.states[name] for name, tensor in named if name in recorder.states}
+    return {name: known[id(tensor)] for name, tensor in named if id(tensor) in known}
 
 
 class _Visible:

@@ -67,8 +67,8 @@ def type_unreached(recording: Recording, tied: Sequence[TiedPair]) -> list[Unrea
 def record_beside_tied(recording: Recording, tied: Sequence[TiedPair]) -> list[Unreached]:
     """Run modules that no call reached on the inputs of those that the user ties them to; return those that run there."""
     read = {name for op in recording.recorder.ops for name in op.states if name}
-    called = frozenset(name for run in recording.watch.runs for name in run)
-    return _beside(recording, modules_beside(recording.watch.model, tied, read, called), by_hand=True)
+    executed = frozenset(name for run in recording.watch.runs for name in run)
+    return _beside(recording, modules_beside(recording.watch.model, tied, read, executed), by_hand=True)
 
 
 def _without(names: Sequence[str], treated: Sequence[Unreached]) -> list[str]:
@@ -83,15 +83,15 @@ def _beside(recording: Recording, pairs: Mapping[str, tuple[str, ...]], by_hand:
 
     Args:
         recording: the runs so far.
-        pairs: {module that no call reached: its called siblings, the first of which gives the inputs}.
+        pairs: {module that no call reached: its siblings that were called, the first of which gives the inputs}.
         by_hand: the pairs are the user's ties: they share the types of their outputs, but need not follow one another.
     """
     found: list[Unreached] = []
     calls = zip(recording.watch.runs, recording.runs, strict=True)
-    called = [frozenset() if recorded.beside else frozenset(run) for run, recorded in calls]
+    executed = [frozenset() if recorded.beside else frozenset(run) for run, recorded in calls]
     waiting = dict(pairs)
     for at, recorded in enumerate(list(recording.runs)):
-        here = tuple((name, others) for name, others in waiting.items() if others[0] in called[at])
+        here = tuple((name, others) for name, others in waiting.items() if others[0] in executed[at])
         for name, _ in here:
             del waiting[name]
         beside = tuple(Beside(name, others[0]) for name, others in here)

@@ -123,7 +123,7 @@ class Watch:
             residual = all(_residual(ops[p.start : p.end], p) for p in module_calls)
             if entry or residual:
                 found.append(Layer(name, holder if entry else None, residual, module_calls))
-        return tuple(_outermost_elsewhere(found))
+        return tuple(_outermost_otherwise(found))
 
 
 def _residual(ops: Sequence[OpRecord], p: ModuleCall) -> bool:
@@ -145,7 +145,7 @@ def _residual(ops: Sequence[OpRecord], p: ModuleCall) -> bool:
     return False
 
 
-def _outermost_elsewhere(found: list[Layer]) -> list[Layer]:
+def _outermost_otherwise(found: list[Layer]) -> list[Layer]:
     """Of nested blocks that stand outside lists, with the same way in and out, the outermost."""
 
     def way(layer: Layer) -> tuple[int, int]:

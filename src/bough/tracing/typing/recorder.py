@@ -15,7 +15,7 @@ from bough.ops import POINTWISE, Context, Notes, Typing, spec
 from bough.ops.numbers import follow
 from bough.spaces import Space, normal
 from bough.storage.tensors import memory
-from bough.tracing.capture.execution import Execution, held_tensors, number_in
+from bough.tracing.capture.execution import Execution, model_tensors, number_in
 from bough.tracing.capture.provenance import AxisSize, Equation, TracedInt, expression_of
 from bough.tracing.capture.stream import OpCall, tensors_in, written
 from bough.tracing.typing.arguments import meanings, normalized_shape
@@ -24,12 +24,12 @@ from bough.tracing.typing.arguments import meanings, normalized_shape
 class Value:
     """What the recorder knows of a tensor: its type, its number, its memory, the state it is."""
 
-    __slots__ = ("constant", "held", "number", "run", "shape", "state", "storage", "typing", "written")
+    __slots__ = ("constant", "memory_of", "number", "run", "shape", "state", "storage", "typing", "written")
 
     def __init__(self, typing: Typing, number: int, storage: int, state: str = "", constant: bool = False) -> None:
         self.typing, self.number, self.storage, self.state = typing, number, storage, state
         self.written: list[Space] = []  # spaces whose masked units a write to this memory made other than zero; views share it
-        self.held = state  # the name of the model's tensor whose memory it is
+        self.memory_of = state  # the name of the model's tensor whose memory it is
         self.constant = constant  # depends neither on weights nor on inputs
         self.shape: torch.Size | None = None
         self.run: object = None  # the recorder's mark
@@ -55,7 +55,7 @@ class Recorder:
         self.tied: set[int] = set()  # ids of the axes of states that the user ties to others
         self.last = Notes()  # what the rule told about the last op
         tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
-        for name, tensor, parameter, saved in held_tensors(model):
+        for name, tensor, parameter, saved in model_tensors(model):
             axes = tied.setdefault(memory(tensor), tuple(self.context.fresh(n) for n in tensor.shape))
             self.states[name] = State(name, axes, tensor.element_size(), parameter, saved, tensor.is_floating_point())
 
@@ -176,7 +176,7 @@ class Recorder:
         numbers = []
         constant = all(v.constant for v in values)
         if call.name == "set_data":
-            self._write(values[0].held)
+            self._write(values[0].memory_of)
         for tensor, typing, target in zip(results, typed, written(call, results), strict=True):
             old = self._known(tensor) or self._known(target)
             if old is not None:  # in place, or handed through
@@ -184,16 +184,16 @@ class Recorder:
                     self.context.unify(a, b)
                 old.typing = Typing(typing.axes, typing.null, old.typing.weight, typing.ranges, typing.counted)
                 new = self._value(old.typing, tensor.dtype, call.index, old.storage, constant)
-                new.written, new.held = old.written, old.held
+                new.written, new.memory_of = old.written, old.memory_of
                 if call.writes:
-                    self._write(old.held)
+                    self._write(old.memory_of)
                     new.written += [a for a, n in zip(typing.axes, typing.null, strict=True) if not n]
             else:
                 shared = _viewed(tensor, tensors, values)
                 storage = None if shared is None else shared.storage
                 new = self._value(typing, tensor.dtype, call.index, storage, constant)
                 if shared is not None:
-                    new.written, new.held = shared.written, shared.held
+                    new.written, new.memory_of = shared.written, shared.memory_of
             for holder in {id(t): t for t in (tensor, target)}.values():
                 self._attach(holder, new)
             numbers.append(new.number)

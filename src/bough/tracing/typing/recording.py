@@ -20,7 +20,7 @@ from bough.tracing.capture.inputs import call_of
 from bough.tracing.capture.provenance import Attribute, AxisSize, Equation, Path, TracedInt, comparisons
 from bough.tracing.capture.run import run, switch
 from bough.tracing.capture.siblings import Failed, Ran, no_output, run_beside
-from bough.tracing.capture.state import held_state, same_form
+from bough.tracing.capture.state import same_form, state_after_run
 from bough.tracing.capture.tree import Returned, tensors_within
 from bough.tracing.typing.layers import Watch
 from bough.tracing.typing.recorder import Recorder
@@ -92,10 +92,10 @@ def record(recording: Recording, planned: RecordedRun, ran: Ran = no_output, fai
     def traced(path: Path, n: int) -> int:
         return TracedInt(n, Attribute(path, n))
 
-    before = held_state(watch.model)
+    before = state_after_run(watch.model)
 
     def bind() -> None:
-        after = held_state(watch.model)
+        after = state_after_run(watch.model)
         read = {name for op in recorder.ops[start:] for name in op.states}
         replaced = read.intersection(bind_state(recorder, before, after))
         written = {name for name in read & recorder.written if recorder.states[name].axes}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bough.errors import PlanError, instead
 from bough.graph import Named, Unreached
 from bough.spaces import unify
-from bough.tracing.capture.execution import held_tensors
+from bough.tracing.capture.execution import model_tensors
 
 if TYPE_CHECKING:
     from bough.tracing.typing.recorder import Recorder
@@ -84,12 +84,12 @@ def tied_pairs(model: nn.Module, tie: Ties) -> tuple[list[TiedPair], list[str]]:
 
 def _tensors(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
     """Return {each name of a tensor that the model holds: (the name by which it is recorded, the tensor)}."""
-    held = {id(tensor): (name, tensor) for name, tensor, _, _ in held_tensors(model)}
-    named = {name: (name, tensor) for name, tensor in held.values()}
+    by_id = {id(tensor): (name, tensor) for name, tensor, _, _ in model_tensors(model)}
+    named = {name: (name, tensor) for name, tensor in by_id.values()}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
-                named[f"{prefix}.{key}" if prefix else key] = held[id(tensor)]
+                named[f"{prefix}.{key}" if prefix else key] = by_id[id(tensor)]
     return named
 
 
@@ -168,9 +168,9 @@ def unify_tied(recorder: Recorder, pairs: Sequence[TiedPair]) -> None:
 
 
 def modules_beside(
-    model: nn.Module, pairs: Sequence[TiedPair], read: Collection[str], called: Collection[str]
+    model: nn.Module, pairs: Sequence[TiedPair], read: Collection[str], executed: Collection[str]
 ) -> dict[str, tuple[str, ...]]:  # fmt: skip
-    """Return {module that no call reached: (the called module to which all its parameters are tied,)}.
+    """Return {module that no call reached: (the module that was called, to which all its parameters are tied,)}.
 
     Args:
         model: the model.
@@ -178,7 +178,7 @@ def modules_beside(
         read: names of the held tensors that a run reads.
         called: names of the modules that a run called.
     """
-    used = {path for name in read for path in _around(name)} | {path for name in called for path in (*_around(name), name)}
+    used = {path for name in read for path in _around(name)} | {path for name in executed for path in (*_around(name), name)}
     tied = {(p.first, p.second) for p in pairs if p.whole}
     tied |= {(b, a) for a, b in tied}
     found: dict[str, tuple[str, ...]] = {}
@@ -189,7 +189,7 @@ def modules_beside(
         names = [name for name, _ in inner.named_parameters()]
         if (
             module not in used
-            and partner in called
+            and partner in executed
             and names
             and all((f"{module}.{n}", f"{partner}.{n}") in tied for n in names)
         ):

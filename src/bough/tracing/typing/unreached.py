@@ -52,12 +52,12 @@ def alike(model: nn.Module, name: str, sibling: str, result: Any, output: Any) -
     return shapes[0] == shapes[1]
 
 
-def siblings(model: nn.Module, recorder: Recorder, called: Collection[str]) -> dict[str, tuple[str, ...]]:
+def siblings(model: nn.Module, recorder: Recorder, executed: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Return the modules that no call reached, and their called siblings that are the most alike."""
     read = {name for op in recorder.ops for name in op.states if name}
     found: dict[str, tuple[str, ...]] = {}
-    for outer in unreached_modules(model, read, called):
-        found.update(siblings_of(model, outer, called))
+    for outer in unreached_modules(model, read, executed):
+        found.update(siblings_of(model, outer, executed))
     return found
 
 

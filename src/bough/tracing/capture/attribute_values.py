@@ -141,16 +141,16 @@ def put(holder: Holder, contents: Holder) -> None:
         holder.update(contents)
 
 
-def held_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, Any]]:
+def attribute_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, Any]]:
     """(path, value) of each integer, and of each list or tuple, that `module` (and, if `inner`, its modules) hold."""
     seen: set[int] = set()
     for name, part in module.named_modules() if inner else (("", module),):
         for key, value in part.__dict__.items():
             if key not in MACHINERY:
-                yield from _held_within(value, (name, key), 0, seen)
+                yield from _values_within(value, (name, key), 0, seen)
 
 
-def _held_within(value: Any, path: Path, depth: int, seen: set[int]) -> Iterator[tuple[Path, Any]]:
+def _values_within(value: Any, path: Path, depth: int, seen: set[int]) -> Iterator[tuple[Path, Any]]:
     """`held_values` of one value at `path`; `seen` are the ids of the objects that were gone through."""
     kind = type(value)
     if kind is int:
@@ -159,13 +159,13 @@ def _held_within(value: Any, path: Path, depth: int, seen: set[int]) -> Iterator
         if kind in (tuple, list):
             yield path, value
         for i, v in enumerate(value):
-            yield from _held_within(v, (*path, str(i)), depth + 1, seen)
+            yield from _values_within(v, (*path, str(i)), depth + 1, seen)
     elif kind in (bool, float, str, type(None)) or opaque(value) or depth >= _DEPTH or id(value) in seen:
         return
     elif kind in DICTS or (isinstance(getattr(value, "__dict__", None), dict) and not kind.__module__.startswith("torch.")):
         seen.add(id(value))
         for k, v in (value if kind in DICTS else value.__dict__).items():
-            yield from _held_within(v, (*path, str(k)), depth + 1, seen)
+            yield from _values_within(v, (*path, str(k)), depth + 1, seen)
 
 
 def read(model: nn.Module, path: Path) -> Any:

@@ -16,11 +16,11 @@ from bough.planning.attributes.places import Place, Places
 from bough.planning.attributes.stale import Stale
 from bough.planning.attributes.standard_layers import layer_widths
 from bough.spaces import Atom, count
-from bough.tracing.capture.held import held_values, holds
+from bough.tracing.capture.attribute_values import attribute_values, holds
 from bough.tracing.capture.provenance import Path, attributes_in, key_of
 
 
-class HeldAttributes:
+class SizeAttributes:
     """The integers that modules hold, each with the places of its size, and what says which place is meant."""
 
     def __init__(self, graph: Graph) -> None:
@@ -28,11 +28,11 @@ class HeldAttributes:
         read = {a.path for e in graph.equations for a in attributes_in(e.expression)}
         self._places = Places(graph)
         self._evidence = Evidence(graph, self._places)
-        self._held: list[tuple[Path, int, list[Place]]] = []
+        self._attributes: list[tuple[Path, int, list[Place]]] = []
         for path, value in _integers(graph.model):
             places = self._places.of(path[0], value) if path not in read else []
             if places:
-                self._held.append((path, value, places))
+                self._attributes.append((path, value, places))
 
     def at(self, sizes: Mapping[Atom, int]) -> tuple[dict[Path, int], list[Stale]]:
         """Return (the new values of attributes that surely are widths, the attributes that become stale) of a cut.
@@ -42,7 +42,7 @@ class HeldAttributes:
         """
         numbers: dict[Path, int] = {}
         stale: list[Stale] = []
-        new = {id(p): int(count(p.space, sizes)) for _, _, places in self._held for p in places}
+        new = {id(p): int(count(p.space, sizes)) for _, _, places in self._attributes for p in places}
 
         def size(place: Place) -> int:
             return new[id(place)] if id(place) in new else int(count(place.space, sizes))
@@ -50,7 +50,7 @@ class HeldAttributes:
         def agree(places: Sequence[Place]) -> bool:
             return len({size(p) for p in places}) == 1
 
-        for path, value, places in self._held:
+        for path, value, places in self._attributes:
             if all(size(p) == value for p in places):
                 continue
             left, sure = places, False
@@ -78,7 +78,7 @@ def _named(path: Path) -> str:
 def _integers(model: nn.Module) -> Iterator[tuple[Path, int]]:
     """Yield (path, value) of the integers above 1 that modules hold, those of closures, partials and classes included."""
     modules = dict(model.named_modules())
-    for path, value in held_values(model):
+    for path, value in attribute_values(model):
         module = modules[path[0]]
         standard = type(module).__module__.startswith("torch.nn.") or (len(path) == 2 and path[1] in layer_widths(module))
         if type(value) is int and value > 1 and not standard:

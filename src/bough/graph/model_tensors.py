@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-def held_tensor(model: nn.Module, name: str) -> torch.Tensor:
+def model_tensor(model: nn.Module, name: str) -> torch.Tensor:
     """The parameter, buffer or tensor attribute of `model` called `name`; of one in a container the name ends in its keys."""
     place, *keys = name.removesuffix("]").replace("][", "[").split("[")
     *path, leaf = place.split(".")
@@ -19,8 +19,8 @@ def held_tensor(model: nn.Module, name: str) -> torch.Tensor:
         inner = owner._modules[key]
         assert inner is not None
         owner = inner
-    held = (owner._parameters, owner._buffers, owner.__dict__)
-    value: Any = next((values[leaf] for values in held if leaf in values), None)
+    holders = (owner._parameters, owner._buffers, owner.__dict__)
+    value: Any = next((values[leaf] for values in holders if leaf in values), None)
     for key in keys:
         value = _entry(value, key)
     assert isinstance(value, torch.Tensor)
