@@ -205,7 +205,9 @@ class Read(nn.Module):
         return torch.einsum("bi,eio->bo", h, self.w) if self.kind == "einsum" else self.pair(h, h.cos())
 
 
-@pytest.mark.parametrize(("kind", "message"), [("einsum", "dim of the weight alone"), ("bilinear", "No product of an activation")])
+@pytest.mark.parametrize(
+    ("kind", "message"), [("einsum", "dim of the weight alone"), ("bilinear", "No product of an activation")]
+)
 def test_what_least_squares_can_not_solve_is_told(kind, message):
     model, (x,) = randomize(Read(kind)).eval(), batches((5,), n=1)
     small, plan = cut_to_half(model, "i", x)
