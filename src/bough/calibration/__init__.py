@@ -15,6 +15,7 @@ from bough.calibration.batches import (
 )
 from bough.calibration.consumer_inputs import InputAxis, consumer_inputs, observed_axes, unreached_groups
 from bough.calibration.data import Data, Loss, as_data, show_progress
+from bough.calibration.expert_outputs import GatedNorms, gated_norms
 from bough.calibration.gradients import loss_gradients, sample_gradients
 from bough.calibration.losses import as_model_loss, as_output_loss, calling_convention
 from bough.calibration.model_inputs import example_inputs_from, first_batches, forward_inputs, require_reiterable
@@ -34,6 +35,7 @@ __all__ = [
     "TINY",
     "ActivationStatistics",
     "Data",
+    "GatedNorms",
     "InnerProducts",
     "InputAxis",
     "Loss",
@@ -59,6 +61,7 @@ __all__ = [
     "example_inputs_from",
     "first_batches",
     "forward_inputs",
+    "gated_norms",
     "in_state_of_caller",
     "keeps_statistics",
     "loss_gradients",

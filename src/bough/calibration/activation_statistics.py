@@ -83,7 +83,8 @@ def _normalized(sums: Sums, key: str) -> ActivationStatistics:
     """Return the statistics of an axis from its sums."""
 
     def mean(name: str) -> NDArray[np.float64]:
-        return (sums[f"{key} {name}"].cpu() / sums[f"{key} count"]).numpy()  # type: ignore[no-any-return]
+        count = sums[f"{key} count"].clamp_min(1)  # an expert that no token is routed to
+        return (sums[f"{key} {name}"].cpu() / count).numpy()  # type: ignore[no-any-return]
 
     weight = sums[f"{key} weight"].cpu().numpy() if f"{key} weight" in sums else None
     return ActivationStatistics(mean("mean"), mean("square"), mean("magnitude"), mean("positive"), weight)

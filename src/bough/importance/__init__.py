@@ -3,6 +3,7 @@
 from bough.calibration import Data, Loss, Sums
 from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank
 from bough.importance.combine import Combined
+from bough.importance.contribution import REAP
 from bough.importance.depth import BlockInfluence
 from bough.importance.gradient import OBD, Fisher, GateTaylor, Sensitivity, Taylor
 from bough.importance.layer_loss import LayerLoss
@@ -23,7 +24,7 @@ from bough.importance.score import score
 from bough.importance.weighted_activation import FLAP, Wanda
 
 __all__ = [
-    "CRITERIA", "FLAP", "LAMP", "OBD", "OBS", "APoZ", "ActivationMean", "ActivationVariance", "BlockInfluence",
+    "CRITERIA", "FLAP", "LAMP", "OBD", "OBS", "REAP", "APoZ", "ActivationMean", "ActivationVariance", "BlockInfluence",
     "Combined", "CosineRedundancy", "Criterion", "Data", "DataCriterion", "Fisher", "GateTaylor", "GeometricMedian",
     "GroupNorm", "HRank", "LayerLoss", "Loss", "Magnitude", "MaskedLoss", "NormScale", "Random", "Sensitivity", "Shapley",
     "Sums", "Taylor", "ThiNet", "Wanda", "criterion", "elementwise", "per_unit", "score",

@@ -13,6 +13,7 @@ from bough.arguments import check_arguments
 from bough.calibration import Loss
 from bough.errors import PlanError
 from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank
+from bough.importance.contribution import REAP
 from bough.importance.depth import BlockInfluence
 from bough.importance.gradient import OBD, Fisher, GateTaylor, Sensitivity, Taylor
 from bough.importance.layer_loss import LayerLoss
@@ -67,6 +68,7 @@ CRITERIA: dict[str, Entry] = {
     "hrank": Entry(HRank, "inputs"),
     "wanda": Entry(Wanda, "inputs"),
     "flap": Entry(FLAP, "inputs"),
+    "reap": Entry(REAP, "inputs"),
     "thinet": Entry(ThiNet, "inputs"),
     "obs": Entry(OBS, "inputs"),
     "block_influence": Entry(BlockInfluence, "inputs", scores="layers"),
