@@ -176,7 +176,7 @@ CALLS = dict([
          progress=False),
     call(latency, model=MODEL, example_inputs=lambda: X, repeats=1, warmup=0, backend="eager"),
     call(importance.criterion, name="taylor", loss=loss),
-    call(importance.Data, batches=BATCHES, forward=None, progress=False, checkpoint=None, every=1),
+    call(importance.Data, batches=BATCHES, forward=None, progress=False, checkpoint=None, every=1, distributed=False),
     call(importance.Combined, parts=["l1"], normalize="mean"),
     call(importance.Magnitude, p=2.0),
     call(importance.GroupNorm, p=2.0),

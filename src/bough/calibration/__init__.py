@@ -18,12 +18,26 @@ from bough.calibration.data import Data, Loss, as_data, show_progress
 from bough.calibration.expert_outputs import GatedNorms, gated_norms
 from bough.calibration.gradients import loss_gradients, sample_gradients
 from bough.calibration.losses import as_model_loss, as_output_loss, calling_convention
-from bough.calibration.model_inputs import example_inputs_from, first_batches, forward_inputs, require_reiterable
+from bough.calibration.model_inputs import (
+    example_inputs_from,
+    first_batches,
+    forward_inputs,
+    require_batch_in_each_process,
+    require_reiterable,
+)
 from bough.calibration.moments import TINY, InnerProducts, Moments, collect_moments, rounding_floor
 from bough.calibration.output_sensitivity import output_sensitivities, scale_by_output_sensitivity
 from bough.calibration.output_variance import scale_by_output_variance
 from bough.calibration.paired_runs import PairedRuns, StagedModel
 from bough.calibration.passes import tapped_pass
+from bough.calibration.processes import (
+    add_over_processes,
+    first_process_object,
+    gather_objects,
+    process_count,
+    process_rank,
+    require_equal_in_processes,
+)
 from bough.calibration.staged_run import Observed, StagedRun, TapPoint
 from bough.calibration.sums import Sums
 from bough.calibration.synthetic import keeps_statistics, synthesize
@@ -50,6 +64,7 @@ __all__ = [
     "TapPoint",
     "Unfolded",
     "activation_statistics",
+    "add_over_processes",
     "as_data",
     "as_model_loss",
     "as_output_loss",
@@ -60,8 +75,10 @@ __all__ = [
     "copy_to_device",
     "example_inputs_from",
     "first_batches",
+    "first_process_object",
     "forward_inputs",
     "gated_norms",
+    "gather_objects",
     "in_state_of_caller",
     "keeps_statistics",
     "loss_gradients",
@@ -69,6 +86,10 @@ __all__ = [
     "output_sensitivities",
     "parameter_device",
     "preserve_state",
+    "process_count",
+    "process_rank",
+    "require_batch_in_each_process",
+    "require_equal_in_processes",
     "require_reiterable",
     "rounding_floor",
     "sample_gradients",

@@ -61,7 +61,7 @@ def activation_statistics(
         def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
             _accumulate(sums, axis.key, axis.rows(tensors))
             if norm is not None and axis.weight is not None and f"{axis.key} weight" not in sums:
-                sums.plus(f"{axis.key} weight", norm(axis.weight_rows(tensors)))
+                sums.keep(f"{axis.key} weight", norm(axis.weight_rows(tensors)))
 
         return Tap(axis.op, read)
 

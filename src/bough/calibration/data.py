@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from bough.arguments import check_fields
-from bough.calibration.batches import batch_size, traced_inputs
+from bough.calibration.batches import batch_size, parameter_device, traced_inputs
 from bough.calibration.losses import as_model_loss
+from bough.calibration.processes import (
+    add_over_processes,
+    process_count,
+    process_rank,
+    require_equal_in_processes,
+    require_process_group,
+)
 from bough.calibration.sums import SAMPLES, Sums, load_sums, save_sums
 from bough.calls import Call
 from bough.errors import PlanError
@@ -45,9 +52,13 @@ class Data:
             batches in the same order continues from them, and a finished pass deletes them. The file name depends on the
             criterion and the weights, but not on the loss and the data: use one folder for each of those.
         every: number of batches between two checkpoints.
+        distributed: whether each process of torch.distributed's default process group gives its own share of the batches.
+            Sums are then added over all processes, so that each has the scores of all data. Every process has to make the
+            same calls on the same model. The batches count as if process r of n gave the batches r, r + n, r + 2n, ...
 
     Raises:
-        PlanError: `every` is below 1, or `batches` is a mapping or another `Data`.
+        PlanError: `every` is below 1, `batches` is a mapping or another `Data`, or `distributed` is set and there is no
+            process group.
 
     Example:
         >>> import torch, bough
@@ -63,11 +74,14 @@ class Data:
     progress: bool = False
     checkpoint: str | Path | None = None
     every: int = 50
+    distributed: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.every < 1:
             raise PlanError(f"Data(every={self.every}): must be at least 1")
+        if self.distributed:
+            require_process_group("Data(distributed=True)")
         batches = self.batches
         if isinstance(batches, Dataset):
             object.__setattr__(self, "batches", DataLoader(batches, _BATCH_SIZE))
@@ -119,25 +133,33 @@ class Data:
     def stream(self, graph: Graph, sums: Sums, title: str) -> Iterator[Any]:
         """Yield the batches that `sums` does not cover yet; the caller adds to `sums` between two batches.
 
+        After the last batch, sums of distributed data are added over all processes.
+
         Args:
             graph: of the model, for the name of the checkpoint file.
             sums: running sums, filled from the checkpoint of an interrupted pass; the number of samples is added here.
             title: of the pass, for the progress bar and the name of the checkpoint file.
 
         Raises:
-            PlanError: there are no batches, a batch has no tensor, or a sum is not finite at the end.
+            PlanError: there are no batches, a batch has no tensor, a sum is not finite at the end, or processes differ in
+                the model or the pass.
             CheckpointError: the checkpoint file is damaged.
         """
         file = self._file(graph, title)
         done = load_sums(file, sums, graph.model) if file else 0
         batches = itertools.islice(iter(self.batches), done, None)
         count = done
-        for batch in show_progress(batches, title, _remaining(self.batches, done)) if self.progress else batches:
+        shown = self.progress and self._rank == 0
+        for batch in show_progress(batches, title, _remaining(self.batches, done)) if shown else batches:
+            sums.batch = count * self._processes + self._rank
             yield batch
             count += 1
             sums.plus(SAMPLES, float(batch_size(batch)))
             if file and count % self.every == 0:
                 save_sums(file, sums, graph.model, count)
+        if self.distributed:
+            _add_over_processes(graph, sums, title)
+            count = int(sums.get(SAMPLES, 0))
         if not count:
             again = " a second time: give a list or a DataLoader, which can be gone through again"
             raise PlanError(f"the data gives no batches{again if self.once else ''}")
@@ -153,16 +175,38 @@ class Data:
             return None
         digest = hashlib.sha256(f"{graph.fingerprint} {title}".encode())
         digest.update((weights_digest(graph.model) or "").encode())
-        return Path(self.checkpoint) / f"{digest.hexdigest()[:16]}.safetensors"
+        share = f"-{self._rank}-of-{self._processes}" if self.distributed else ""
+        return Path(self.checkpoint) / f"{digest.hexdigest()[:16]}{share}.safetensors"
+
+    @property
+    def _rank(self) -> int:
+        return process_rank() if self.distributed else 0
+
+    @property
+    def _processes(self) -> int:
+        return process_count() if self.distributed else 1
 
 
-def as_data(data: Data | Iterable[Any]) -> Data:
+def as_data(data: Data | Iterable[Any], one_process: str = "") -> Data:
     """Return `data` itself if it is a `Data`, else a `Data` of these batches.
 
+    Args:
+        data: batches.
+        one_process: name of the caller, if it needs all batches in one process.
+
     Raises:
-        PlanError: as `Data`.
+        PlanError: as `Data`, or the data is shared among several processes and the caller needs all of it.
     """
+    if isinstance(data, Data) and data.distributed and one_process:
+        raise PlanError(f"{one_process} takes no Data(distributed=True): give all batches to one process")
     return data if isinstance(data, Data) else Data(data)
+
+
+def _add_over_processes(graph: Graph, sums: Sums, title: str) -> None:
+    require_equal_in_processes((graph.fingerprint, len(graph.ops)), "the model or its traced run: trace the same in all")
+    require_equal_in_processes(weights_digest(graph.model), "the weights: load the same in all processes")
+    require_equal_in_processes(title, "the pass over data that it makes: make the same calls in all processes")
+    add_over_processes(sums, sums.constants, parameter_device(graph.model))
 
 
 def show_progress(batches: Iterable[Any], title: str, total: int | None) -> Iterable[Any]:

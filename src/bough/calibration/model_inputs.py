@@ -11,6 +11,7 @@ from torch import nn
 
 from bough.calibration.batches import copy_to_device, parameter_device, select_inputs
 from bough.calibration.data import Data
+from bough.calibration.processes import gather_objects, process_count
 from bough.errors import PlanError
 
 
@@ -48,6 +49,17 @@ def first_batches(data: Data, n: int) -> list[Any]:
     if not batches:
         raise PlanError("the data gives no batches")
     return batches
+
+
+def require_batch_in_each_process(data: Data) -> None:
+    """Raise PlanError, in every process, if the data is shared among processes and one of them has no batch."""
+    if not data.distributed:
+        return
+    empty = [i for i, given in enumerate(gather_objects(next(iter(data.batches), None) is not None)) if not given]
+    if empty:
+        raise PlanError(
+            f"process {empty[0]} of {process_count()} has no batch of the data: give each at least one, or use fewer"
+        )
 
 
 def example_inputs_from(model: nn.Module, data: Data, traced_with: int | Sequence[str] | None) -> Any:

@@ -145,8 +145,8 @@ def _add_moments(sums: Sums, axis: InputAxis, op: OpRecord, tensors: Sequence[Te
         sums.plus(f"{key} {i} mean", wide.sum(0))
         sums.plus(f"{key} {i} count", len(wide))
     if f"{key} weight" not in sums:
-        sums.plus(f"{key} weight", product.w)
-        sums.plus(f"{key} form", torch.tensor([product.spread, product.spans_blocks]))
+        sums.keep(f"{key} weight", product.w)
+        sums.keep(f"{key} form", torch.tensor([product.spread, product.spans_blocks]))
 
 
 def _add_inner_products(sums: Sums, axis: InputAxis, op: OpRecord, tensors: Sequence[Tensor]) -> None:
@@ -162,8 +162,7 @@ def _add_inner_products(sums: Sums, axis: InputAxis, op: OpRecord, tensors: Sequ
         inner, count = ((left.mT @ left) * (right.mT @ right)).sum(0), left.shape[0] * left.shape[1]
     sums.plus(f"{axis.key} inner", inner)
     sums.plus(f"{axis.key} count", count)
-    if f"{axis.key} form" not in sums:
-        sums.plus(f"{axis.key} form", torch.tensor([spread, 0]))
+    sums.keep(f"{axis.key} form", torch.tensor([spread, 0]))
 
 
 def _normalized(graph: Graph, axis: InputAxis, sums: Mapping[str, Tensor]) -> Moments | InnerProducts:

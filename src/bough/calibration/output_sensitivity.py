@@ -63,7 +63,7 @@ def _accumulate(
 ) -> None:
     """Add the squared gradients of `probes` random combinations of the model's outputs with respect to layer outputs."""
     edges = [edge for _, edge in layer_edges]
-    generator = torch.Generator().manual_seed(int(sums.get(SAMPLES, 0)))  # so that a resumed pass draws the same numbers
+    generator = torch.Generator().manual_seed(sums.batch)  # so that a resumed pass, and other processes, draw the same numbers
     for k in range(probes):
         v = [torch.randn(z.shape, generator=generator).to(z) * _inverse_deviation(z) for z in model_outputs]
         gradients = torch.autograd.grad(model_outputs, edges, v, retain_graph=k + 1 < probes, allow_unused=True)

@@ -17,6 +17,10 @@ SAMPLES = "#samples"
 class Sums(dict[str, Tensor]):
     """Running sums by name, float64 unless stated otherwise.
 
+    Attributes:
+        constants: names of values that are set once and are no sums, such as weights.
+        batch: number of the batch that is being summed; of several processes, batch i of process r is i * processes + r.
+
     Example:
         >>> sums = Sums()
         >>> sums.plus("loss", 1.5)
@@ -25,10 +29,21 @@ class Sums(dict[str, Tensor]):
         3.5
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.constants: set[str] = set()
+        self.batch = 0
+
     def plus(self, name: str, value: Tensor | float, dtype: torch.dtype = torch.float64) -> None:
         """Add `value` to the sum `name`, which is stored in `dtype` on the device of the last value."""
         term = torch.as_tensor(value).detach().to(dtype)
         self[name] = self[name].to(term.device) + term if name in self else term.clone()
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Set a value that is no sum, float64; all batches and processes give the same."""
+        if name not in self:
+            self[name] = value.detach().to(torch.float64, copy=True)
+            self.constants.add(name)
 
     @property
     def samples(self) -> float:
@@ -45,7 +60,8 @@ def save_sums(file: Path, sums: Sums, model: nn.Module, batches_done: int) -> No
     parameter_on = {p.device: name for name, p in model.named_parameters()}
     beside = {key: parameter_on[value.device] for key, value in sums.items() if value.device in parameter_on}
     make_folder(file.parent)
-    write_state(file, {"done": batches_done, "sums": sums, "beside": beside})
+    constants = sorted(sums.constants)
+    write_state(file, {"done": batches_done, "sums": dict(sums), "beside": beside, "constants": constants})
 
 
 def load_sums(file: Path, sums: Sums, model: nn.Module) -> int:
@@ -64,6 +80,7 @@ def load_sums(file: Path, sums: Sums, model: nn.Module) -> int:
         for key, value in saved["sums"].items():
             name = saved["beside"].get(key)
             sums[key] = value if name is None else value.to(parameters[name].device)
+        sums.constants.update(saved["constants"])
         return int(saved["done"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from bough.cli.models import resolve
 from bough.cli.options import Ignore, Json, Model, Only, Overwrite, Shape, Tie, WeightsOf, chosen, given_by, ties_of
 from bough.cli.outputs import save, unused, writable
 from bough.cli.planning import ALLOCATION, allocation_of, planning_options
+from bough.cli.processes import Distributed, join_processes
 from bough.cli.steps import Steps, prune_iteratively, step_options
 from bough.cli.stream import prune_stream
 from bough.errors import PlanError, VerificationError
@@ -51,6 +52,7 @@ def prune(
     stream: Annotated[
         bool, typer.Option("--stream", help="for hf:PATH: prune the files one by one, without loading the model (as --uniform)")
     ] = False,
+    distributed: Distributed = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -58,23 +60,27 @@ def prune(
     if stream:
         words = dict(
             weights=weights, input_shape=input_shape, importance=importance, data=data, loss=loss, refit=refit, tie=tie,
-            ignore=ignore or None, only=only or None, on_mismatch=on_mismatch, iterative=steps, **planning,
+            ignore=ignore or None, only=only or None, on_mismatch=on_mismatch, iterative=steps,
+            distributed=distributed or None, **planning,
             allocation=None if allocation is None else allocation_of(allocation),
         )  # fmt: skip
         prune_stream(model, budget_of(budget), out, words, overwrite=overwrite, as_json=as_json)
         return
+    processes = join_processes(distributed)
     writable(out, folder=True)
     unused(out, overwrite)
+    if distributed and (data is None or steps is not None):
+        raise PlanError("--distributed shares --data in a single step: give --data, without --iterative and --task")
     if steps is not None:
         _refuse(steps, refit, planning)
     bounds = budget_of(budget)
     given = calibration(data, loss, [importance] if importance else [], progress=not as_json)
     planning |= chosen(allocation=None if allocation is None else allocation_of(allocation))
     options = chosen(
-        importance=None if importance is None else given.criterion(importance), data=given.data, ignore=ignore or None,
-        only=only or None, tie=ties_of(tie), on_mismatch=on_mismatch,
+        importance=None if importance is None else given.criterion(importance), data=processes.share(given.data),
+        ignore=ignore or None, only=only or None, tie=ties_of(tie), on_mismatch=on_mismatch,
     )  # fmt: skip
-    net = resolve(model, input_shape, weights, quiet=as_json)
+    net = resolve(model, input_shape, weights, quiet=as_json or not processes.writes)
     result: bough.Result | Iterated
     try:
         if steps is None:
@@ -86,6 +92,8 @@ def prune(
     except VerificationError as error:
         message = f"{error.result.report}; nothing was saved; with --on-mismatch return it is saved all the same"
         raise VerificationError(message, error.result) from error
+    if not processes.writes:
+        return
     message = ""
     if out is not None:
         message = save(result.model, result.plan, out, model)

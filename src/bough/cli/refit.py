@@ -12,6 +12,7 @@ from bough.cli.calibration import batches
 from bough.cli.models import pruned, resolve
 from bough.cli.options import Checkpoint, Json, Original, Overwrite, Shape, WeightsOf, chosen
 from bough.cli.outputs import save, unused, writable
+from bough.cli.processes import Distributed, join_processes
 from bough.recovery import refit_
 
 
@@ -28,16 +29,22 @@ def refit(
     memory: Annotated[int | None, typer.Option(help="bytes that runs which wait for the next layer may hold")] = None,
     input_shape: Shape = None,
     weights: WeightsOf = None,
+    distributed: Distributed = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Solve a pruned model's weights for what the original computes, layer by layer: no labels, no training."""
+    processes = join_processes(distributed)
     writable(out, folder=True)
     unused(out, overwrite)
     options = chosen(ridge=ridge, sites=sites, everything=everything, skips=skips, memory=memory)
-    dense = resolve(model, input_shape, weights, quiet=as_json)
+    dense = resolve(model, input_shape, weights, quiet=as_json or not processes.writes)
     small, stream = pruned(dense, checkpoint), batches(data, progress=not as_json)
-    done = refit_(dense.model, small.model, small.plan, stream, example_inputs=dense.inputs, **options)
+    done = refit_(
+        dense.model, small.model, small.plan, processes.share(stream) or stream, example_inputs=dense.inputs, **options
+    )
+    if not processes.writes:
+        return
     message = save(small.model, small.plan, out, model)
     if as_json:
         typer.echo(json.dumps({**done.to_dict(), "weights": dense.weights.to_dict(), "saved": str(out)}))

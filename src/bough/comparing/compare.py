@@ -143,7 +143,7 @@ def _fill(kept: Folder, run: Run, cases: Sequence[tuple[NamedCriterion, Row]], p
 def _again(data: Data | Iterable[Any] | None) -> Data | None:
     if data is None:
         return None
-    if as_data(data).once:
+    if as_data(data, "compare").once:
         raise ComparisonError(
             "the data can be gone through once only, and each criterion reads it: give a list or a DataLoader"
         )

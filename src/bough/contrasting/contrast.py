@@ -90,7 +90,7 @@ def contrast(
     """
     check_arguments(contrast, locals())
     Pattern.of(pattern)
-    batches = None if data is None else as_data(data)
+    batches = None if data is None else as_data(data, "contrast")
     usual = ("magnitude",) if batches is None else ("magnitude", "wanda", "sparsegpt")
     chosen = usual if methods is None else tuple(methods)
     _check(keeps, chosen, batches, repeats, round_to)

@@ -105,6 +105,11 @@ def choose(
         BudgetError: the budget cannot be reached.
         PlanError, TraceError: every candidate failed; the first one's error.
     """
+    if sample is not None and sample.data.distributed and len(found) > 1:
+        raise PlanError(
+            "prune compares several criteria or allocations on a part of the data, which takes one process: give importance= "
+            "and allocation=, or all batches to one process"
+        )
     if sample is None or len(found) == 1 or options.on_conflict == "rebuild":
         return _first_planned(graph, budget, options, found, sample)
     return _Trials(graph, budget, options, sample, refit).best(found)

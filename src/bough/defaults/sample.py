@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bough.calibration import Data, as_data, batch_size, keeps_statistics, synthesize
+from bough.calibration import Data, as_data, batch_size, keeps_statistics, process_count, synthesize
 from bough.graph import Graph
 from bough.tracing.capture.tree import tensors_within
 
@@ -47,6 +47,8 @@ def sample_of(graph: Graph, data: Data | Iterable[Any] | None, *, everything: bo
     else:
         batches, origin = _first(given.batches)
     whole = replace(given, batches=batches)
+    if given.distributed:  # candidates are compared in one process only
+        return Sample(whole, whole, whole, f"{origin} of {process_count()} processes", real=True)
     return Sample(whole, *_parts(whole), origin, real=True)
 
 

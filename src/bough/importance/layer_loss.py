@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bough.calibration import Data, Loss, batch_size, preserve_state, require_reiterable
+from bough.calibration import Data, Loss, batch_size, gather_objects, preserve_state, require_reiterable
 from bough.errors import PlanError
 from bough.graph import Graph, Layer
 from bough.importance.layer_lists import layer_lists
@@ -82,6 +82,9 @@ def _mean_loss(graph: Graph, loss: Loss, data: Data, gone: Sequence[Layer]) -> f
             if not isinstance(value, (int, float)) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
                 raise PlanError("the loss is no single number: give (model, batch) -> the mean loss, one number")
             total, samples = total + float(value) * batch_size(batch), samples + batch_size(batch)
+    if data.distributed:
+        shares = gather_objects((total, samples))
+        total, samples = sum(share[0] for share in shares), sum(share[1] for share in shares)
     if not samples:
         raise PlanError("the data gives no batches")
     if not np.isfinite(total):

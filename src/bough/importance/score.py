@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Any
 
 from bough.arguments import check_arguments
-from bough.calibration import Data, as_data, unreached_groups
+from bough.calibration import Data, as_data, require_equal_in_processes, unreached_groups
 from bough.errors import PlanError
 from bough.graph import Graph
 from bough.importance.protocols import Criterion, DataCriterion, UnitScores
@@ -52,7 +53,15 @@ def score(graph: Graph, criterion: str | Criterion | DataCriterion, data: Data |
         return check_scores(graph, criterion(graph), criterion)  # type: ignore[call-arg]
     if data is None:
         raise PlanError(f"{type(criterion).__name__} needs data: bough.score(graph, {type(criterion).__name__}(...), batches)")
-    return check_scores(graph, criterion(graph, as_data(data)), criterion)  # type: ignore[call-arg]
+    given = as_data(data)
+    scores = check_scores(graph, criterion(graph, given), criterion)  # type: ignore[call-arg]
+    if given.distributed:
+        digest = sha256(b"".join(name.encode() + scores[name].tobytes() for name in sorted(scores))).hexdigest()
+        require_equal_in_processes(
+            digest,
+            f"the scores of {type(criterion).__name__}: add sums over processes, as Data.stream does, or use one process",
+        )
+    return scores
 
 
 def with_data_reached(graph: Graph, criteria: Iterable[str | Criterion | DataCriterion]) -> Graph:

@@ -84,7 +84,7 @@ class Pipeline:
         if self.example_inputs is not None and next(tensors_within(self.example_inputs), None) is None:
             raise PipelineError(f"example_inputs={self.example_inputs!r:.40} holds no tensor: give inputs, as for trace")
         if self.data is not None:
-            require_reiterable(as_data(self.data))
+            require_reiterable(as_data(self.data, "Pipeline"))
         if self.train is not None:
             training_loader(self.train, Training())
         self._check_order()

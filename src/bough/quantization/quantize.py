@@ -80,7 +80,7 @@ def quantize(
     require_torchao()
     inner = unwrap(model)
     inputs = _one_call(example_inputs)
-    batches = _batches(inner, inputs, as_data(data))
+    batches = _batches(inner, inputs, as_data(data, "quantize"))
     with eval_mode(inner), unchanged_rng(), torch.no_grad():
         base, notes = capture(inner, inputs)
         held_out = batches[-max(1, len(batches) // 4) :]

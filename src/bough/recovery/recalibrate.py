@@ -42,7 +42,7 @@ def recalibrate(small: nn.Module, data: Data | Iterable[Any]) -> nn.Module:
         True
     """
     check_arguments(recalibrate, locals())
-    model, batches = unwrap(small), as_data(data)
+    model, batches = unwrap(small), as_data(data, "recalibrate")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         raise PlanError(f"{type(model).__name__} has no batch norm with running statistics")

@@ -137,7 +137,7 @@ def search(
     """
     check_arguments(search, locals())
     _check(method, trials, population, heartbeat, seed, screen, planning)
-    batches = None if data is None else as_data(data)
+    batches = None if data is None else as_data(data, "search")
     if batches is not None:
         require_reiterable(batches)
     if (refit or recalibrate) and batches is None:

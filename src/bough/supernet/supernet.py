@@ -261,7 +261,7 @@ class Supernet(nn.Module):
         subnet = self.subnet(target.subnet if isinstance(target, SubnetRow) else target, drop=drop)
         plan = replace(self.plan(subnet), weights=weights_digest(self.model))
         small = cut(self.model, plan)
-        return Extracted(recalibrated(small, None if data is None else as_data(data)), plan, subnet)
+        return Extracted(recalibrated(small, None if data is None else as_data(data, "a supernet")), plan, subnet)
 
     def table(
         self, budgets: Mapping[str, Budget], *, tables: Mapping[str, LatencyTable] | None = None,
@@ -281,7 +281,9 @@ class Supernet(nn.Module):
             BudgetError: no subnet meets a budget; the message names the device.
         """
         check_arguments(Supernet.table, locals())
-        return tabulated(self, budgets, tables or {}, evaluate, None if data is None else as_data(data), allocation, energy)
+        return tabulated(
+            self, budgets, tables or {}, evaluate, None if data is None else as_data(data, "a supernet"), allocation, energy
+        )
 
     def fit(
         self, train: Any, training: Training | None = None, *, sandwich: Sandwich | None = None, loss: Loss | None = None,
@@ -313,7 +315,8 @@ class Supernet(nn.Module):
         check_arguments(Supernet.fit, locals())
         return train_sandwich(
             self, train, training or Training(), sandwich or Sandwich(), loss=loss, forward=forward, evaluate=evaluate,
-            data=None if data is None else as_data(data), optimizer=optimizer, callback=callback, accelerator=accelerator,
+            data=None if data is None else as_data(data, "a supernet"), optimizer=optimizer, callback=callback,
+            accelerator=accelerator,
         )  # fmt: skip
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

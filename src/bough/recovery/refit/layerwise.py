@@ -18,6 +18,10 @@ from bough.calibration import (
     Tap,
     TapPoint,
     first_batches,
+    first_process_object,
+    process_count,
+    process_rank,
+    require_equal_in_processes,
     tapped,
     unfold,
     unfold_output,
@@ -105,7 +109,7 @@ class LayerwiseRefit:
         self.weights: dict[str, _WeightState] = {}
         self._tensors: dict[int, list[Tensor]] = {}  # arguments of each consumer in one run
         begin = first_batches(data, 2)
-        self._is_single_batch = len(begin) == 1
+        self._is_single_batch = len(begin) == 1 and (not data.distributed or process_count() == 1)
         self._locate_weights(search.consumers, begin[0])
         consumers = [c for c in search.consumers if c.name in self.weights]
         if not consumers:
@@ -114,6 +118,10 @@ class LayerwiseRefit:
             raise PlanError(f"no weight of {type(small.model).__name__} can be refitted. {why or cause}")
         for c in consumers:
             self.weights[c.name].pending += 1
+        if data.distributed:
+            require_equal_in_processes(
+                [(c.name, c.small.op) for c in consumers], "the weights that its data reaches: refit in one process"
+            )
         self.stages = self._group_into_stages(consumers)
 
     def _group_into_stages(self, consumers: Sequence[Consumer]) -> list[list[Consumer]]:
@@ -237,7 +245,8 @@ class LayerwiseRefit:
         if total is not None:
             total_rows = unfold_output(c.small, op, tensors, total, self.options.sites)
             weights = [_inverse_squares(t.double().square().sum(1)) for t in total_rows]
-        fold = 0 if self.options.ridge is not None else None if self._is_single_batch else batch % FOLDS
+        number = batch * process_count() + process_rank() if self.data.distributed else batch
+        fold = 0 if self.options.ridge is not None else None if self._is_single_batch else number % FOLDS
         self.weights[c.name].sums.add(rows, targets, weights, c.shift, fold)
 
     def _select(self, tensor: Tensor, axes: Sequence[Space]) -> Tensor:
@@ -291,10 +300,14 @@ class LayerwiseRefit:
             for name, use in by_shift.items()
         }
         del self.weights[c.name]
+        if self.data.distributed:
+            state.sums.add_over_processes()
         if not state.sums.rows:
             self.skipped[c.name] = "no row of the data reaches it"
             return False
         solution = state.sums.solve(start, shifts, ridge=self.options.ridge)
+        if self.data.distributed:  # processors of different kinds may round the same solution differently
+            solution = first_process_object(solution.to(torch.device("cpu"))).to(start.device)
         self._write_weight(c, solution.weight)
         for name, shift in solution.shifts.items():
             self._write_constant(by_shift[name], shift)

@@ -12,7 +12,15 @@ import torch
 from torch import nn
 
 from bough.arguments import check_arguments
-from bough.calibration import Data, as_data, example_inputs_from, preserve_state
+from bough.calibration import (
+    Data,
+    as_data,
+    example_inputs_from,
+    preserve_state,
+    require_batch_in_each_process,
+    require_equal_in_processes,
+    require_reiterable,
+)
 from bough.cutting.check import check, check_weights
 from bough.cutting.cut import copied
 from bough.errors import PlanError
@@ -24,6 +32,7 @@ from bough.tracing import trace
 from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.wrapped import traceable
 from bough.tracing.contractions import consumed
+from bough.tracing.fingerprint import weights_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,8 @@ def refit_(
         model: the dense model; stays as it is.
         small: the model cut from it by `plan`; may have been trained or refitted since.
         plan: by which `small` was cut.
-        data: batches, as for `score`; has to give the same batches in the same order in each iteration.
+        data: batches, as for `score`; has to give the same batches in the same order in each iteration. With
+            `Data(distributed=True)`, each process gives its share, at least one batch, and each gets the same weights.
         ridge: strength of the regularization towards the current weights, relative to the mean variance of X. Unless given,
             each weight gets the weakest power of ten from 1e-3 to 100 whose cross-validation error is within 5 % of the best:
             fitted on three quarters of the batches, tested on the fourth (with a single batch: of its rows).
@@ -152,9 +162,14 @@ def refit_(
     check(dense, plan)
     check_weights(dense, plan)
     check_cut_shapes(cut, plan)
+    require_reiterable(batches)
+    require_batch_in_each_process(batches)
     first = example_inputs_from(dense, batches, plan.inputs) if example_inputs is None else example_inputs
     with preserve_state(dense), preserve_state(cut):
         graphs = trace(dense, first), trace(cut, first)
+    if batches.distributed:
+        traced = [(g.fingerprint, len(g.ops), weights_digest(g.model)) for g in graphs]
+        require_equal_in_processes(traced, "the models, their weights or their traced runs: load and cut the same in all")
     with preserve_state(dense, graphs[0].written), preserve_state(cut, graphs[1].written), _restore_on_failure(cut):
         fit = LayerwiseRefit(*graphs, plan, batches, RefitOptions(ridge, sites, everything, skips))
         fit.run(memory)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bough.calibration import TINY, rounding_floor
+from bough.calibration import TINY, add_over_processes, gather_objects, rounding_floor
 from bough.errors import PlanError
 
 RIDGES = tuple(10.0**k for k in range(-3, 3))
@@ -43,6 +43,11 @@ class Solution:
     after: float
     rows: int
     ridge: float
+
+    def to(self, device: torch.device) -> Solution:
+        """Return the solution with its tensors on a device."""
+        shifts = {name: shift.to(device) for name, shift in self.shifts.items()}
+        return replace(self, weight=self.weight.to(device), shifts=shifts)
 
 
 class NormalEquations:
@@ -79,6 +84,24 @@ class NormalEquations:
         products, squares = (torch.stack(p) for p in zip(*blocks, strict=True))
         self._rows = [len(a) + n for a, n in zip(x, self._rows or [0] * len(blocks), strict=True)]
         _add_sums(self._folds[fold], {shift: (products, squares)})
+
+    def add_over_processes(self) -> None:
+        """Replace the sums by their totals over all processes, equal in all of them."""
+        names = list(dict.fromkeys(n for part in gather_objects([n for f in self._folds for n in f]) for n in part))
+        sums = {
+            f"{fold} {names.index(name)} {k}": tensor
+            for fold, by_name in enumerate(self._folds)
+            for name, pair in by_name.items()
+            for k, tensor in enumerate(pair)
+        }
+        rows = {"rows": torch.tensor(self._rows)} if self._rows else {}
+        device = next((t.device for t in sums.values()), None)
+        add_over_processes(sums, device=device)
+        add_over_processes(rows)
+        self._rows = [int(n) for n in rows.get("rows", [])]
+        for fold in range(FOLDS):
+            keys = [(name, f"{fold} {i} {{}}") for i, name in enumerate(names) if f"{fold} {i} 0" in sums]
+            self._folds[fold] = {name: (sums[key.format(0)], sums[key.format(1)]) for name, key in keys}
 
     @property
     def rows(self) -> int:
