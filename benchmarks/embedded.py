@@ -82,14 +82,20 @@ def cases(load: Any, folder: Path) -> dict[str, Callable[[], Case]]:
     return {"mlperf_keywords": keywords, "mlperf_resnet8": resnet8, "dscnn": dscnn}
 
 
-def firmware(made: EmbeddedExport, cmsis: Path | None) -> dict[str, Any]:
-    """Build and run the folder on this machine and on emulated boards; return sizes and instructions per run."""
+def firmware(made: EmbeddedExport, cmsis: Path | None, runs: int = 100) -> dict[str, Any]:
+    """Build and run the folder on this machine and on emulated boards; return sizes and instructions per run.
+
+    Args:
+        cmsis: a checkout of CMSIS-NN, or None for the portable kernels alone.
+        runs: recorded inputs that the boards run, at most.
+    """
     found: dict[str, Any] = {"host": _make(made, "test")}
     if not (shutil.which("arm-none-eabi-gcc") and shutil.which("qemu-system-arm")):
         return found
     for kind, options in (("portable", []), *([("cmsis-nn", [f"CMSIS_NN={cmsis}"])] if cmsis else [])):
         for core, factor in INSTRUCTIONS.items():
-            numbers = _make(made, f"qemu-{core}", *options)
+            some = [f"VECTORS={runs}"] if runs < found["host"]["runs"] else []
+            numbers = _make(made, f"qemu-{core}", *options, *some)
             numbers["instructions"] = round(numbers.pop("ticks_per_run") * factor)
             subprocess.run(["make", "-C", str(made.folder), f"size-{core}", *options], check=True, capture_output=True)
             elf = made.folder / "build" / kind / core / "model.elf"  # type: ignore[operator]

@@ -1,11 +1,11 @@
 """Pruned networks in INT8 as C: accuracy, memory, firmware and instructions at 50 % and 25 % of the MACs, beside dense ones.
 
-    python -m benchmarks.pruned_int8 --data PATH --work FOLDER [dscnn] [resnet8] [unet]
+    python -m benchmarks.pruned_int8 --data PATH --work FOLDER [dscnn] [resnet8_mlperf] [unet] [mobilenetv1_025]
 
-Each network is that of a benchmark task, trained here. `bough.Pipeline` prunes it, distills it from the dense one, trains it
-in INT8 with the dense network as the teacher, and writes C and ONNX; the dense one is quantized after training. The best epoch
-of each training is chosen on validation data, and the metric is measured on test data, which chooses nothing. The C runs 100
-real inputs on this machine and, where arm-none-eabi-gcc and qemu-system-arm are there, on emulated Cortex-M4 and Cortex-M55
+Each network is that of a benchmark task. `bough.Pipeline` prunes it, distills it from the dense one, trains it in INT8 with the
+dense network as the teacher, and writes C and ONNX; the dense one is quantized after training. The best epoch of each training is
+chosen on validation data, and the metric is measured on test data, which chooses nothing. The C runs 100 real inputs (fewer where
+they are large) on this machine and, where arm-none-eabi-gcc and qemu-system-arm are there, on emulated Cortex-M4 and Cortex-M55
 boards with the portable kernels. A killed run goes on in the work folder. Needs torchao, onnx, onnxruntime, make and a C
 compiler.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import bough
 from benchmarks.cifar import batches, load_module
@@ -47,6 +48,7 @@ class Recipe:
         int8_epochs, int8_lr: of distillation in INT8.
         batch: samples of a batch.
         test: test samples, at most.
+        board_runs: recorded inputs that the emulated boards run.
     """
 
     epochs: int
@@ -55,12 +57,15 @@ class Recipe:
     int8_lr: float
     batch: int = 64
     test: int = 10_000
+    board_runs: int = 100
 
 
 RECIPES = {
     "dscnn": Recipe(16, 2e-3, 5, 3e-4, test=3000),
     "resnet8": Recipe(6, 2e-3, 2, 3e-4, batch=128),
-    "unet": Recipe(6, 2e-3, 2, 3e-4, batch=16),
+    "resnet8_mlperf": Recipe(4, 1e-3, 1, 2e-4, batch=128, board_runs=20),
+    "unet": Recipe(6, 2e-3, 2, 3e-4, batch=16, board_runs=3),
+    "mobilenetv1_025": Recipe(12, 1e-3, 3, 1e-4, batch=32, board_runs=3),  # trained on its 512 calibration images
 }
 
 
@@ -94,11 +99,15 @@ def stages(share: str, recipe: Recipe, ignore: tuple[str, ...]) -> list[Stage]:
 
 def piped(task: Task, share: str, recipe: Recipe, folder: Path) -> PipelineResult:
     """Run the pipeline for a share of the MACs, or read what it left."""
-    assert task.train_set is not None
+    found = (
+        task.train_set()
+        if task.train_set
+        else TensorDataset(*(torch.cat(part) for part in zip(*task.calibration, strict=True)))
+    )
     data = [batch[0] for batch in task.calibration[:CALIBRATION]]
     pipeline = bough.Pipeline(
         lambda: copy.deepcopy(task.model), stages(share, recipe, task.ignore), data[0][:1],
-        train=batches(task.train_set(), recipe.batch), data=data, loss=task.output_loss,
+        train=batches(found, recipe.batch), data=data, loss=task.output_loss,
         evaluate=lambda model: task.choose(Measured(model)),
     )  # fmt: skip
     return pipeline.run(folder)
@@ -115,7 +124,7 @@ def row(task: Task, share: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
         "macs": done.stages[-3].cost["macs"], "params": done.stages[-3].cost["params"],
         "weight_bytes": weight_bytes(done.quantized), "onnx_bytes": exported["size"],
         "onnx_latency_ms": 1e3 * exported["latency"]["median"],
-        "int8": task.measure(Measured(done.quantized))[task.metric], **sizes(made), "firmware": firmware(made, None),
+        "int8": task.measure(Measured(done.quantized))[task.metric], **sizes(made), "firmware": firmware(made, None, recipe.board_runs),
         "stages": [{"name": s.name, "validation": s.metric, "seconds": s.seconds} for s in done.stages],
     }  # fmt: skip
     if share != "100%":

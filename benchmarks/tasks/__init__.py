@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from benchmarks.tasks import cifar_models, dense_prediction, pretrained, speech
+from benchmarks.tasks import cifar_models, dense_prediction, mlperf, pretrained, speech
 from benchmarks.tasks.task import Task
 
 __all__ = ["TASKS", "Task"]
@@ -21,6 +21,7 @@ TASKS: dict[str, Callable[[ModuleType, int], Task]] = {
     "stories260k": pretrained.stories,
     "resnet20": cifar_models.resnet20,
     "resnet8": cifar_models.resnet8,
+    "resnet8_mlperf": mlperf.resnet8_mlperf,
     "vit": cifar_models.vit,
     "plain_cnn": cifar_models.plain,
     "speech_gru": speech.speech_gru,

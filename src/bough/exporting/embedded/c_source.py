@@ -113,7 +113,7 @@ def vectors(program: Program, inputs: Sequence[Sequence[Int8]], outputs: Sequenc
     head = "\n".join(
         [
             "/* Made by bough: inputs, and the outputs of the integer reference for them. */", "#ifndef VECTORS_H",
-            "#define VECTORS_H", "", "#include <stdint.h>", "", f"#define VECTORS {len(inputs)}",
+            "#define VECTORS_H", "", "#include <stdint.h>", "", "#ifndef VECTORS", f"#define VECTORS {len(inputs)}", "#endif",
             "extern const int8_t vector_inputs[];", "extern const int8_t vector_outputs[];",
             "int vector_run(const int8_t *input, int8_t *output);", "", "#endif", "",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from bough.exporting.embedded.simulate import run_program
 from bough.tracing.capture.tree import tensors_within
 
 _VECTORS = 100
+_VECTOR_BYTES = 2 << 20  # of recorded inputs and outputs; the memory of the emulated boards holds these and the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def export_embedded(
         batches = None if data is None else list(data)
         made = lowered(model, inputs, batches)
         program, arena = made.program, made.arena
-        recorded = _recorded(model, inputs, batches)
+        recorded = _recorded(model, inputs, batches, program)
         given = [[packed(port, np.asarray(x)) for port, x in zip(program.inputs, run, strict=True)] for run in recorded]
         results = [run_program(program, run) for run in given]
         sqnr, agreement = _error(model, inputs, recorded, program, results)
@@ -155,16 +157,12 @@ def _exported(model: nn.Module) -> bool:
     return isinstance(model, torch.fx.GraphModule)
 
 
-def _recorded(model: nn.Module, inputs: Inputs, batches: Sequence[Any] | None) -> list[tuple[Any, ...]]:
-    """Return up to 100 sets of real inputs."""
+def _recorded(model: nn.Module, inputs: Inputs, batches: Sequence[Any] | None, program: Program) -> list[tuple[Any, ...]]:
+    """Return up to 100 sets of real inputs, and no more than fit on the emulated boards."""
     if batches is None:
         return [(*inputs[0], *inputs[1].values())]
-    found = []
-    for sample in samples(model, inputs, batches):
-        found.append(sample)
-        if len(found) == _VECTORS:
-            break
-    return found
+    size = sum(port.tensor.size for port in (*program.inputs, *program.outputs))
+    return list(itertools.islice(samples(model, inputs, batches), max(1, min(_VECTORS, _VECTOR_BYTES // size))))
 
 
 def _error(
