@@ -3,10 +3,10 @@
     python -m benchmarks.pruned_int8 --data PATH --work FOLDER [dscnn] [resnet8_mlperf] [unet] [mobilenetv1_025]
 
 Each network is that of a benchmark task. `bough.Pipeline` prunes it, distills it from the dense one, trains it in INT8 with the
-dense network as the teacher, and writes C and ONNX; the dense one is quantized after training. The best epoch of each training is
-chosen on validation data, and the metric is measured on test data, which chooses nothing. The C runs 100 real inputs (fewer where
-they are large) on this machine and, where arm-none-eabi-gcc and qemu-system-arm are there, on emulated Cortex-M4 and Cortex-M55
-boards with the portable kernels. A killed run goes on in the work folder. Needs torchao, onnx, onnxruntime, make and a C
+dense network as the teacher, and writes C and ONNX; the dense one is quantized after training. The best epoch of each training
+is chosen on validation data, and the metric is measured on test data, which chooses nothing. The C runs 100 real inputs (fewer
+where they are large) on this machine and, where arm-none-eabi-gcc and qemu-system-arm are there, on emulated Cortex-M4 and
+Cortex-M55 boards with the portable kernels. A killed run goes on in the work folder. Needs torchao, onnx, onnxruntime, make and a C
 compiler.
 """
 
@@ -124,7 +124,8 @@ def row(task: Task, share: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
         "macs": done.stages[-3].cost["macs"], "params": done.stages[-3].cost["params"],
         "weight_bytes": weight_bytes(done.quantized), "onnx_bytes": exported["size"],
         "onnx_latency_ms": 1e3 * exported["latency"]["median"],
-        "int8": task.measure(Measured(done.quantized))[task.metric], **sizes(made), "firmware": firmware(made, None, recipe.board_runs),
+        "int8": task.measure(Measured(done.quantized))[task.metric], **sizes(made),
+        "firmware": firmware(made, None, recipe.board_runs),
         "stages": [{"name": s.name, "validation": s.metric, "seconds": s.seconds} for s in done.stages],
     }  # fmt: skip
     if share != "100%":
