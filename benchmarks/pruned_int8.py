@@ -6,8 +6,8 @@ Each network is that of a benchmark task. `bough.Pipeline` prunes it, distills i
 dense network as the teacher, and writes C and ONNX; the dense one is quantized after training. The best epoch of each training
 is chosen on validation data, and the metric is measured on test data, which chooses nothing. The C runs 100 real inputs (fewer
 where they are large) on this machine and, where arm-none-eabi-gcc and qemu-system-arm are there, on emulated Cortex-M4 and
-Cortex-M55 boards with the portable kernels. A killed run goes on in the work folder. Needs torchao, onnx, onnxruntime, make and a C
-compiler.
+Cortex-M55 boards with the portable kernels. A killed run goes on in the work folder. Needs torchao, onnx, onnxruntime, make and
+a C compiler.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -15,14 +15,16 @@ from bough.cutting import Verification, cut, rebuild, verify
 from bough.cutting.cut import plain_copy
 from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.defaults import Choice, Chosen, Sample, candidates, choose, sample_of
-from bough.errors import PlanError, TraceError
+from bough.errors import ExportError, PlanError, TraceError
+from bough.exporting import Footprint
+from bough.graph import Graph
 from bough.importance import Criterion, DataCriterion, resolve_criterion
 from bough.importance.score import with_data_reached
 from bough.latency import LatencyTable
 from bough.planning import Allocator, Budget, Options, Plan
 from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
-from bough.targeting import of_this_machine, targeted
+from bough.targeting import Limits, for_microcontroller, of_this_machine, placed, targeted
 from bough.tracing import observed, trace
 from bough.tracing.selection import Selection
 from bough.tracing.typing.ties import Ties
@@ -38,7 +40,8 @@ class Result:
     """What `prune` gives: the cut model, the plan it was cut by, the proof of its equality, what refit did to it after.
 
     `latency`: for a budget of latency, the seconds that were measured of the cut model. `choice`: the criterion, the
-    allocation and the data that were used where they were left open.
+    allocation and the data that were used where they were left open. `footprint`: for a budget of peak memory and flash at
+    int8, the bytes of the cut model's export to C.
     """
 
     model: nn.Module
@@ -47,12 +50,14 @@ class Result:
     latency: float | None = None
     refit: Refit | None = None
     choice: Choice | None = None
+    footprint: Footprint | None = None
 
     def to_dict(self) -> dict[str, Any]:
         measured = {} if self.latency is None else {"latency": self.latency}
         refitted = {} if self.refit is None else {"refit": self.refit.to_dict()}
         chosen = {} if self.choice is None else {"choice": self.choice.to_dict()}
-        return {"plan": self.plan.to_dict(), "verification": self.report.to_dict(), **measured, **refitted, **chosen}
+        placed = {} if self.footprint is None else {"footprint": asdict(self.footprint)}
+        return {"plan": self.plan.to_dict(), "verification": self.report.to_dict(), **measured, **refitted, **chosen, **placed}
 
     def __str__(self) -> str:
         return "\n".join(str(x) for x in (self.choice, self.plan, self.report, self.refit) if x is not None)
@@ -101,7 +106,8 @@ def prune(
         allocation: how the budget is met, as for `plan`.
         round_to, minimum, drop, exact_only, uniform, ragged, on_conflict, table, energy: as for `plan`. For a budget of
             latency `table` is needed; if it is of the machine at hand, the cut model is measured and planned anew until
-            it meets the budget (see `meet_latency`); otherwise the table is believed, and the plan's notes say so. With
+            it meets the budget (see `meet_latency`); otherwise the table is believed, and the plan's notes say so. A budget of
+            peak memory at int8, with flash or round_to="cortex-m", is met by the C export to the byte (see `meet_arena`). With
             `on_conflict="rebuild"` a plan that the model's Python contradicts is carried out by `rebuild`.
 
         on_mismatch: "raise" raises where `verify` finds the cut model different from the masked original; "return" returns it.
@@ -142,15 +148,19 @@ def prune(
     refits = sample is not None and (on_conflict != "rebuild" if refit is None else refit)
     open_to = candidates(criterion, allocation, getattr(criterion, "gives_errors", False), sample is not None)
     graph = with_data_reached(graph, (c.importance for c in open_to))
-    chosen = choose(graph, budget, options, open_to, sample, refit=refits)
-    plan, seconds = chosen.plan, None
-    if budget.latency is not None and table is not None and of_this_machine(table, graph):
+    limits, told = _limits(graph, budget, options)
+    chosen = choose(graph, limits.budget if limits else budget, options, open_to, sample, refit=refits)
+    plan, seconds, bytes_of_c = replace(chosen.plan, notes=(*chosen.plan.notes, *told)), None, None
+    if limits is not None:
+        fitted = placed(graph, chosen.scores, budget, limits, chosen.options)
+        small, plan, bytes_of_c = fitted.model, fitted.plan, fitted.footprint
+    elif budget.latency is not None and table is not None and of_this_machine(table, graph):
         timed = targeted(graph, chosen.scores, budget, table, chosen.options)
         small, plan, seconds = timed.model, timed.plan, timed.seconds
     else:
         small = rebuild(model, plan, example_inputs) if plan.rebuild else cut(model, plan)
     report = verify(model, small, plan, example_inputs)
-    require_equal(report, Result(small, plan, report, seconds), on_mismatch)
+    require_equal(report, Result(small, plan, report, seconds, footprint=bytes_of_c), on_mismatch)
     refitted, notes = None, () if data is not None else (_MORE,)
     if sample is not None and len(graph.calls) > 1:
         notes = (f"data was passed through the first call alone, {graph.call}: see docs/calls.md", *notes)
@@ -161,7 +171,17 @@ def prune(
             if refit:
                 raise
             notes = (f"not refitted: {error}", *notes)
-    return Result(small, plan, report, seconds, refitted, _choice(chosen, sample, refitted, notes))
+    return Result(small, plan, report, seconds, refitted, _choice(chosen, sample, refitted, notes), bytes_of_c)
+
+
+def _limits(graph: Graph, budget: Budget, options: Options) -> tuple[Limits | None, tuple[str, ...]]:
+    """Return what a budget for a microcontroller allows the C export; None, with a note, where there is none of the model."""
+    if not for_microcontroller(budget, options):
+        return None, ()
+    try:
+        return Limits.of(graph, budget), ()
+    except ExportError as error:
+        return None, (f"peak_memory and flash are met by the closed form alone, as the model has no C export: {error}",)
 
 
 def _choice(chosen: Chosen, sample: Sample | None, refitted: Refit | None, notes: tuple[str, ...]) -> Choice:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bough.exporting.embedded.c_source import source
 from bough.exporting.embedded.lowered import lowered
 from bough.exporting.embedded.observing import Inputs
+from bough.exporting.embedded.scratch import place_scratch
 from bough.measuring import eval_mode
 from bough.tracing.capture.randomness import unchanged_rng
 
@@ -20,10 +21,14 @@ class Footprint:
 
     Attributes:
         arena: of the static arena, exact: it depends on shapes alone.
+        arena_cmsis: the same with the working memory of CMSIS-NN's kernels, on cores without vector extension.
+        arena_vector: the same on cores with it.
         flash: of constants. Equal arrays are written once, so other weights may need a few bytes more or less.
     """
 
     arena: int
+    arena_cmsis: int
+    arena_vector: int
     flash: int
 
 
@@ -50,4 +55,5 @@ def footprint(model: nn.Module, inputs: Inputs) -> Footprint:
     with eval_mode(model), unchanged_rng(), torch.no_grad():
         made = lowered(model, inputs, [sample if not kwargs else (*args, *kwargs.values())])
     _, writer = source(made.program, made.arena)
-    return Footprint(made.arena.size, writer.constants.bytes)
+    cmsis, vector = (place_scratch(made.program, made.arena, vector=v).arena for v in (False, True))
+    return Footprint(made.arena.size, cmsis, vector, writer.constants.bytes)
