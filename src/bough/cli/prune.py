@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -128,6 +129,7 @@ def _choice(result: bough.Result | Iterated) -> Any:
 
 def _as_json(result: bough.Result | Iterated) -> dict[str, Any]:
     plan, refitted, choice = result.plan, _refitted(result), _choice(result)
+    footprint = result.footprint if isinstance(result, bough.Result) else None
     return {
         "before": plan.original.to_dict(), "after": plan.cost.to_dict(), "groups": plan.groups,
         "left_out": list(plan.left_out), "ragged": plan.ragged, "not_ragged": plan.alike, "not_cut": plan.frozen,
@@ -135,6 +137,7 @@ def _as_json(result: bough.Result | Iterated) -> dict[str, Any]:
         "verification": result.report.to_dict(),
         "refit": None if refitted is None else refitted.to_dict(),
         "choice": None if choice is None else choice.to_dict(),
+        "footprint": None if footprint is None else asdict(footprint),
     }  # fmt: skip
 
 

@@ -11,12 +11,17 @@ _PER_LINE = 24
 
 
 class Constants:
-    """Collects arrays under names, and writes their definitions."""
+    """Collects arrays under names, and writes their definitions.
+
+    Attributes:
+        bytes: of the arrays that are written.
+        shared: bytes of multipliers and shifts that are not, as an array that is equal at these scales is written already.
+    """
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, bytes], str] = {}
         self._texts: list[str] = []
-        self.bytes = 0
+        self.bytes = self.shared = 0
 
     def add(self, name: str, values: NDArray[Any]) -> str:
         """Return the C name of an array of int8, int16 or int32."""
@@ -26,6 +31,8 @@ class Constants:
             self._names[key] = name
             self._texts.append(f"static const {flat.dtype.name}_t {name}[{flat.size}] = {{\n{numbers(flat)}\n}};\n")
             self.bytes += flat.nbytes
+        elif flat.dtype == np.int32 and flat.any():
+            self.shared += flat.nbytes
         return self._names[key]
 
     def text(self) -> str:

@@ -23,7 +23,7 @@ class Footprint:
         arena: of the static arena, exact: it depends on shapes alone.
         arena_cmsis: the same with the working memory of CMSIS-NN's kernels, on cores without vector extension.
         arena_vector: the same on cores with it.
-        flash: of constants. Equal arrays are written once, so other weights may need a few bytes more or less.
+        flash: of constants, at most: arrays of shifts that happen to be equal at the scales of the export are written once.
     """
 
     arena: int
@@ -56,4 +56,4 @@ def footprint(model: nn.Module, inputs: Inputs) -> Footprint:
         made = lowered(model, inputs, [sample if not kwargs else (*args, *kwargs.values())])
     _, writer = source(made.program, made.arena)
     cmsis, vector = (place_scratch(made.program, made.arena, vector=v).arena for v in (False, True))
-    return Footprint(made.arena.size, cmsis, vector, writer.constants.bytes)
+    return Footprint(made.arena.size, cmsis, vector, writer.constants.bytes + writer.constants.shared)
