@@ -1,10 +1,13 @@
 """Structured pruning beside unstructured and 2:4 sparsity: non-zeros, files, measured latency, accuracy without training.
 
     python -m benchmarks.contrast --data ../shared/data --models resnet20 stories260k --clock cpu
+    python -m benchmarks.contrast --data ../shared/data --models resnet20 --images 3200 --epochs 2 --seeds 2 \
+        --keeps 0.5 0.25 0.1 --methods magnitude sparsegpt --clock cpu
 
 ResNet-20 on CIFAR-10 (pretrained, accuracy in percent) and stories260K, a Llama (perplexity on
-stories that calibration has not); one thread, batch 1. Nothing is
-trained: structured cuts are refitted and the others chosen on the same unlabelled data. A killed run resumes from --cache.
+stories that calibration has not); one thread, batch 1. Structured cuts are refitted and the others chosen on the same
+unlabelled data. Nothing is trained unless --images says on how many images of CIFAR-10: then all variants are, alike, by the
+defaults of `finetune` in bfloat16, and the rows are those of NAME_trained. A killed run resumes from --cache.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks import harness
-from benchmarks.cifar import images, load_module, predicted, test_images
+from benchmarks.cifar import Augmented, batches, images, load_module, predicted, test_images
 from tests.zoo.shim import declare_torchvision_ops
 
 Task = tuple[nn.Module, Any, list[Any], Callable[[nn.Module], float], dict[str, Any]]
@@ -68,6 +71,17 @@ def stories260k(load: Any, samples: int, tests: int) -> Task:
 MODELS = {"resnet20": resnet20, "stories260k": stories260k}
 
 
+def training(load: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of a contrast with training on CIFAR-10."""
+    from bough.recovery import Training
+
+    return {
+        "train": batches(Augmented(load, args.images), 64),
+        "training": Training(epochs=args.epochs, precision="bf16"),
+        "seeds": tuple(range(args.seeds)),
+    }
+
+
 def main() -> None:
     import bough
 
@@ -75,6 +89,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.75, 0.5, 0.25, 0.1])
+    parser.add_argument("--methods", nargs="+", help="of unstructured sparsity; all unless given")
+    parser.add_argument("--images", type=int, default=0, help="training images of resnet20; 0: no training")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each variant")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--tests", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=50)
@@ -87,13 +105,19 @@ def main() -> None:
     rows: dict[str, Any] = json.loads(args.out.read_text())["models"] if args.out.exists() else {}
     for name in args.models:
         begin = time.perf_counter()
-        model, inputs, batches, evaluate, options = MODELS[name](load, args.samples, args.tests)
+        if args.images and name != "resnet20":
+            parser.error("--images is for --models resnet20")
+        model, inputs, calibration, evaluate, options = MODELS[name](load, args.samples, args.tests)
+        if args.images:
+            name, options = f"{name}_trained", {**options, **training(load, args)}
         found = bough.contrast(
-            model, inputs, evaluate, keeps=args.keeps, data=batches, repeats=args.repeats, clock=args.clock, progress=True,
-            folder=args.cache / name, **options,
+            model, inputs, evaluate, keeps=args.keeps, data=calibration, repeats=args.repeats, clock=args.clock, progress=True,
+            folder=args.cache / name, methods=args.methods, **options,
         )  # fmt: skip
         print(name, found, sep="\n", flush=True)
         about = {"samples": args.samples, "tests": args.tests, "repeats": args.repeats, "clock": args.clock, "seed": 0}
+        if args.images:
+            about |= {"images": args.images, "epochs": args.epochs, "seeds": args.seeds}
         rows[name] = {**found.to_dict(), "about": {**about, "wall_s": round(time.perf_counter() - begin, 1), **harness.about()}}
         args.out.write_text(json.dumps({"models": rows}, indent=1) + "\n")
         found.plot(args.out.with_name(f"contrast_{name}.png"))

@@ -87,6 +87,7 @@ CALLS = dict([
     call(bough.verify, model=MODEL, small=SMALL, plan=PLAN, example_inputs=lambda: X, dtype=torch.float64),
     call(bough.transfer_optimizer, optimizer=lambda: torch.optim.SGD(MODEL.parameters(), 0.1), plan=PLAN),
     call(bough.contrast, model=MODEL, example_inputs=lambda: X, evaluate=error, keeps=[0.5], data=None, recover=None,
+         train=None, training=None, loss=None, seeds=[0], kernels=["csr"],
          methods=None, pattern="2:4", round_to=1, tolerance=1.0, lower_is_better=True, ignore=(), repeats=1, clock="wall",
          folder=None, progress=False),
     call(bough.predictability, model=MODEL, example_inputs=lambda: X, backend="eager", clock="wall", points=3, least=0.25,

@@ -69,7 +69,13 @@ APIS = {
         ),
     },
     "contrast": {
-        bough.contrast: ({"folder": "out"}, {"example_inputs": INPUTS, "progress": "shown unless --json"})
+        bough.contrast: (
+            {"folder": "out"},
+            {
+                "example_inputs": INPUTS, "progress": "shown unless --json", "loss": "--train returns it",
+                "training": "its fields are options: --epochs, --lr, --batch-size",
+            },
+        )
     },
     "sparsify": {
         bough.sparsify: ({}, {"example_inputs": INPUTS}),

@@ -146,6 +146,13 @@ def test_on_the_command_line(tmp_path):
         ({"pattern": "4:2"}, "0 < N < M"),
         ({"repeats": 0}, "at least 1"),
         ({"clock": "sun"}, "'wall' or 'cpu'"),
+        ({"kernels": ["semi_structured"]}, "run on NVIDIA GPUs only, and the model is on cpu"),
+        ({"kernels": ["semi_structured"], "pattern": "4:8"}, "is for pattern='2:4'"),
+        ({"kernels": ["magic"]}, "layout='magic' is unknown"),
+        ({"seeds": [0, 1]}, "give train=loader as well"),
+        ({"seeds": []}, "at least one seed"),
+        ({"recover": recover, "train": []}, "not both"),
+        ({"train": [], "training": bough.recovery.Training(folder="here")}, "training.folder is not for contrast"),
     ],
 )
 def test_options_that_do_not_fit(options, said):
@@ -156,3 +163,63 @@ def test_options_that_do_not_fit(options, said):
 def test_metrics_that_are_no_numbers():
     with pytest.raises(bough.errors.ComparisonError, match="must return a number"):
         bough.contrast(*build(), lambda model: "good")
+
+
+def labels():
+    x = torch.cat(batches())
+    return torch.utils.data.TensorDataset(x, x[:, :4].argmax(1))
+
+
+def task():
+    return labels(), None, None, accuracy
+
+
+def accuracy(model):
+    x, y = labels().tensors
+    return float((model(x).argmax(1) == y).float().mean())
+
+
+def test_training_is_equal_and_keeps_zeros_and_its_spread_is_that_of_the_seeds():
+    pytest.importorskip("accelerate")
+    training = bough.recovery.Training(epochs=2, lr=0.02)
+    options = {"keeps": [0.5], "methods": ["magnitude"], "repeats": 1, "train": labels(), "training": training}
+    found = bough.contrast(*build(), accuracy, seeds=(3, 4), **options)
+    plain = bough.contrast(*build(), accuracy, keeps=[0.5], methods=["magnitude"], repeats=1)
+    assert found.dense.trained == []
+    for row, untrained in zip(found.rows[1:], plain.rows[1:], strict=True):
+        assert row.error is None
+        assert row.nonzeros <= untrained.nonzeros
+        assert (row.params, row.before) == (untrained.params, untrained.before)
+        assert len(row.trained) == 2
+        assert row.after == pytest.approx(sum(row.trained) / 2)
+        assert row.spread == pytest.approx(abs(row.trained[0] - row.trained[1]) / 2**0.5)
+    alone = bough.contrast(*build(), accuracy, seeds=(4,), **options)
+    assert [r.trained[0] for r in alone.rows[1:]] == [r.trained[1] for r in found.rows[1:]]  # each from the same start
+    assert f"± {found.rows[1].spread:.2g}" in str(found)
+    best = found.at_equal_parameters[0.5]
+    assert [r.metric for r in best] == sorted((r.metric for r in best), reverse=True)
+    by_hand = bough.prune(*build(), bough.Budget(params=int(0.5 * found.dense.params)), round_to=8).model
+    bough.finetune(by_hand, labels(), bough.recovery.Training(epochs=2, lr=0.02, seed=4))
+    assert next(r for r in alone.rows if r.variant == "structured").trained == [accuracy(by_hand)]
+
+
+def test_training_on_the_command_line():
+    pytest.importorskip("accelerate")
+    here = "tests.contrasting.test_contrast"
+    words = [
+        "contrast",
+        f"{here}:build",
+        "--evaluate",
+        f"{here}:accuracy",
+        "--methods",
+        "magnitude",
+        "--repeats",
+        "1",
+        "--json",
+    ]
+    trained = ["--train", f"{here}:task", "--epochs", "1", "--lr", "0.01", "--batch-size", "16", "--seed", "1", "--seed", "2"]
+    rows = json.loads(run(*words, *trained, "--kernels", "csr"))["rows"]
+    assert [len(r["trained"]) for r in rows] == [0, 2, 2, 2]
+    assert {n for r in rows for n in r["speedup"]} == {"eager", "csr"}
+    with pytest.raises(bough.errors.ComparisonError, match="give it as well"):
+        run(*words, "--epochs", "2")

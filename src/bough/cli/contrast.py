@@ -17,8 +17,10 @@ from bough.cli.models import resolve
 from bough.cli.options import Ignore, Json, Model, Shape, WeightsOf, chosen
 from bough.cli.outputs import writable
 from bough.cli.references import find, positional, user_code
+from bough.cli.tasks import CONTRACT, task_of
 from bough.contrasting import PLOT
 from bough.errors import ComparisonError, ModelReferenceError
+from bough.recovery import Training
 
 Clock = Annotated[str | None, typer.Option(help="wall, or cpu: the time of one thread, on a machine that does other work too")]
 RoundTo = Annotated[int | None, typer.Option(help="structured widths are multiples of this")]
@@ -29,7 +31,17 @@ def contrast(
     model: Model,
     evaluate: Annotated[str, typer.Option(help="module:fn; fn(model) gives a number, such as the accuracy")],
     data: Annotated[str | None, typer.Option(help="module:fn; fn() gives unlabelled batches, for refit and scores")] = None,
-    recover: Annotated[str | None, typer.Option(help="module:fn; fn(model) trains it in place, every variant alike")] = None,
+    train: Annotated[str | None, typer.Option(help=f"the data that every variant is trained on alike: {CONTRACT}")] = None,
+    epochs: Annotated[int | None, typer.Option(help="of that training, the same for all variants")] = None,
+    lr: Annotated[float | None, typer.Option(help="highest learning rate of that training")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="samples per batch, where --train gives a dataset")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="of the training; given again, each variant is trained once per seed")
+    ] = None,
+    recover: Annotated[str | None, typer.Option(help="module:fn in place of --train; fn(model) trains it in place")] = None,
+    kernels: Annotated[
+        list[str] | None, typer.Option(help="sparse kernels to time: csr, bsr; semi_structured on a GPU; may be repeated")
+    ] = None,
     keeps: Annotated[list[float] | None, typer.Option(help="share of parameters kept, such as 0.5; may be repeated")] = None,
     methods: Annotated[
         list[str] | None, typer.Option(help="of unstructured sparsity: magnitude, wanda, sparsegpt; may be repeated")
@@ -49,13 +61,19 @@ def contrast(
     """Measure a model dense, structurally pruned, unstructured sparse and N:M sparse, at equal numbers of non-zeros."""
     writable(out, folder=True)
     metric = _of_model(evaluate, "--evaluate")
+    own = chosen(epochs=epochs, lr=lr, batch_size=batch_size)
+    if own and train is None:
+        raise ComparisonError("--epochs, --lr and --batch-size are of the training on --train: give it as well")
+    task = None if train is None else task_of(train)
     given = resolve(model, input_shape, weights, quiet=as_json)
     found = bough.contrast(
         given.model, given.inputs, metric, data=None if data is None else batches(data), folder=out, progress=not as_json,
+        train=None if task is None else task.train, loss=None if task is None else task.loss,
+        training=None if task is None else Training(**own),
         **chosen(
             recover=None if recover is None else _of_model(recover, "--recover"), keeps=keeps or None, methods=methods or None,
             pattern=pattern, round_to=round_to, tolerance=tolerance, lower_is_better=lower_is_better, ignore=ignore or None,
-            repeats=repeats, clock=clock,
+            repeats=repeats, clock=clock, seeds=seeds or None, kernels=kernels or None,
         ),
     )  # fmt: skip
     _show(found, None if out is None else out / PLOT, {"weights": given.weights.to_dict()}, as_json)

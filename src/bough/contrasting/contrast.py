@@ -16,18 +16,20 @@ from bough.comparing.folder import identity_of
 from bough.contrasting.contrast_files import ContrastFolder
 from bough.contrasting.contrast_rows import DENSE, ContrastRow
 from bough.contrasting.contrasted import Contrast
-from bough.contrasting.variants import Made, Maker, nonzero_macs
-from bough.errors import BoughError, ComparisonError
-from bough.measuring import device_name, latencies
-from bough.sparsity import METHODS, file_sizes, use_sparse_kernels
+from bough.contrasting.measuring import Evaluate, Measurement, Recovery
+from bough.contrasting.variants import Maker
+from bough.errors import BoughError, ComparisonError, PlanError
+from bough.measuring import device_name
+from bough.recovery import Training
+from bough.sparsity import METHODS
+from bough.sparsity.kernels import check_layout
 from bough.sparsity.patterns import Pattern
 from bough.storage import exclusive
 from bough.tracing import trace
 from bough.tracing.capture.tree import tensors_within
 from bough.tracing.selection import Selection
 
-Evaluate = Callable[[nn.Module], float]
-Recover = Callable[[nn.Module], object]
+SEMI_STRUCTURED = "2:4"  # the pattern that tensor cores compute
 
 
 def contrast(
@@ -37,7 +39,12 @@ def contrast(
     *,
     keeps: Sequence[float] = (0.5,),
     data: Data | Iterable[Any] | None = None,
-    recover: Recover | None = None,
+    recover: Callable[[nn.Module], object] | None = None,
+    train: Any = None,
+    training: Training | None = None,
+    loss: Callable[..., Any] | None = None,
+    seeds: Sequence[int] = (0,),
+    kernels: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     pattern: str = "2:4",
     round_to: int = 8,
@@ -53,7 +60,8 @@ def contrast(
 
     Each variant is timed turn by turn with the dense model: on dense kernels, where zeros take as long as other numbers, and
     sparse ones also on torch's CSR and block-sparse kernels. Files are written and measured. Structured pruning refits where
-    there is data, so no variant is trained unless `recover` is given, which all variants get alike.
+    there is data. No variant is trained unless `train` or `recover` is given, which all variants get alike, for as many epochs;
+    zeros stay zero meanwhile.
 
     Args:
         model: stays as it is.
@@ -61,7 +69,12 @@ def contrast(
         evaluate: model -> a number.
         keeps: shares of the parameters that are to remain, each above 0 and below 1.
         data: batches, as for `score`; they may be gone through again.
-        recover: trains a variant in place; masks hold meanwhile.
+        recover: trains a variant in place, in place of `train`; random numbers are seeded.
+        train, training, loss: as for `finetune`: data with labels, the options (`seed` is taken from `seeds`), and the loss.
+        seeds: each variant is trained once per seed, from the same start; the metric after is the mean, and its spread the
+            standard deviation.
+        kernels: layouts of `use_sparse_kernels` to time; "csr" and "bsr" on the CPU, and "semi_structured" on an NVIDIA GPU
+            for 2:4, unless given.
         methods: of `sparsify`, for unstructured sparsity; the last one is also that of patterns. "magnitude" without data,
             "magnitude", "wanda" and "sparsegpt" with it, unless given.
         pattern: N:M.
@@ -76,7 +89,7 @@ def contrast(
 
     Raises:
         ArgumentError: an argument of another type.
-        ComparisonError: an option out of range, or the folder holds another run.
+        ComparisonError: an option out of range, kernels that the model's device does not have, or the folder holds another run.
         TraceError: the model could not be run.
 
     Example:
@@ -94,19 +107,21 @@ def contrast(
     usual = ("magnitude",) if batches is None else ("magnitude", "wanda", "sparsegpt")
     chosen = usual if methods is None else tuple(methods)
     _check(keeps, chosen, batches, repeats, round_to)
+    recovery = Recovery.of(recover, train, training, loss, seeds)
+    layouts = _kernels(kernels, model, pattern)
     from rich.progress import track  # a third of the time that importing bough would take
 
     maker = Maker(model, example_inputs, batches, ignore, round_to, chosen, pattern)
     graph = trace(model, example_inputs, ignore=ignore)  # fails now, and not row by row, if a name leads nowhere
     settings = {
         "pattern": pattern, "round_to": str(round_to), "repeats": str(repeats), "clock": clock,
-        "recover": getattr(recover, "__qualname__", str(recover)), "device": device_name(),
+        "recover": recovery.name, "seeds": str(recovery.seeds), "kernels": ", ".join(layouts), "device": device_name(),
     }  # fmt: skip
     first = graph.calls[0]
     identity = identity_of(graph, list(tensors_within((first.args, first.kwargs))), settings)
     with exclusive(None if folder is None else Path(folder), ComparisonError):
         kept = ContrastFolder(None if folder is None else Path(folder), identity)
-        measure = _Measure(maker, evaluate, recover, repeats, clock)
+        measure = Measurement(maker, evaluate, recovery, layouts, repeats, clock)
         if (DENSE, None) not in kept.rows:
             kept.add(measure.row(ContrastRow(DENSE), maker.dense()))
         variants = list(maker.variants(keeps))
@@ -118,7 +133,7 @@ def contrast(
             except BoughError as error:
                 kept.add(replace(row, error=f"{type(error).__name__}: {error}"))
     rows = (kept.rows[DENSE, None], *(kept.rows[v.name, v.keep] for v in variants))
-    return Contrast(rows, device_name(), tolerance, lower_is_better, _absent(pattern))
+    return Contrast(rows, device_name(), tolerance, lower_is_better, _absent(pattern, layouts))
 
 
 def _check(keeps: Sequence[float], methods: Sequence[str], data: Data | None, repeats: int, round_to: int) -> None:
@@ -138,74 +153,34 @@ def _check(keeps: Sequence[float], methods: Sequence[str], data: Data | None, re
         raise ComparisonError(f"repeats={repeats}, round_to={round_to}: both must be at least 1")
 
 
-class _Measure:
-    """Measures a variant."""
+def _kernels(chosen: Sequence[str] | None, model: nn.Module, pattern: str) -> tuple[str, ...]:
+    """Return the layouts of sparse kernels to time: by default those that torch has for the model's device.
 
-    def __init__(self, maker: Maker, evaluate: Evaluate, recover: Recover | None, repeats: int, clock: str) -> None:
-        self.maker, self.evaluate, self.recover, self.repeats, self.clock = maker, evaluate, recover, repeats, clock
-
-    def row(self, row: ContrastRow, made: Made) -> ContrastRow:
-        """Return the row of a variant: its metric, then recovery, then all that is measured of the plain model."""
-        before, after = self._metric(made.model), None
-        if self.recover is not None and row.variant != DENSE:
-            self.recover(made.model)
-            after = self._metric(made.model)
-        plain = made.plain().eval()
-        macs, computed, memory = nonzero_macs(plain, self.maker.example_inputs)
-        parameters = list(plain.parameters())
-        seconds, speedup, notes = self._timed(row, plain)
-        return replace(
-            row, params=sum(p.numel() for p in parameters), nonzeros=sum(int(p.count_nonzero()) for p in parameters),
-            macs=macs, nonzero_macs=computed, peak_memory=memory, files=_files(plain), seconds=seconds, speedup=speedup,
-            before=before, after=after, notes=notes,
-        )  # fmt: skip
-
-    def _metric(self, model: nn.Module) -> float:
-        value = self.evaluate(model)
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            value = float(value.detach())
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            raise ComparisonError(f"evaluate(model) must return a number, and returned {value!r}")
-        return float(value)
-
-    def _timed(self, row: ContrastRow, plain: nn.Module) -> tuple[dict[str, float], dict[str, float], dict[str, str]]:
-        """Return seconds and speed-up by runtime, and why a runtime is left out."""
-        runs, notes = {"eager": plain}, {}
-        if row.variant not in (DENSE, "structured"):
-            for layout in ("csr", "bsr"):
-                try:
-                    kernels = use_sparse_kernels(plain, layout)
-                except BoughError as error:
-                    notes[layout] = str(error)
-                    continue
-                runs[layout] = kernels.model
-                if kernels.left_out:
-                    dense, every = len(kernels.left_out), len(kernels.left_out) + len(kernels.layers)
-                    notes[layout] = f"{dense} of {every} layers with zeros stay on dense kernels"
-        models = {DENSE: self.maker.model, **runs}
-        if row.variant == DENSE:
-            models = {DENSE: self.maker.model}
-        times = latencies(models, self.maker.example_inputs, repeats=self.repeats, clock=self.clock)
-        seconds = {n: times[DENSE if row.variant == DENSE else n].median for n in runs}
-        return seconds, {n: times[DENSE].median / s for n, s in seconds.items()}, notes
+    Raises:
+        ComparisonError: a layout that is unknown, that the device has no kernels for, or that can not hold the pattern.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if chosen is None:
+        return ("csr", "bsr") if device.type == "cpu" else ("semi_structured",) if pattern == SEMI_STRUCTURED else ()
+    if "semi_structured" in chosen and pattern != SEMI_STRUCTURED:
+        raise ComparisonError(f"kernels={list(chosen)}: semi_structured is for pattern='2:4', and the pattern is {pattern!r}")
+    for layout in chosen:
+        try:
+            check_layout(layout, device)
+        except PlanError as error:
+            raise ComparisonError(f"kernels={list(chosen)}: {error}") from None
+    return tuple(dict.fromkeys(chosen))
 
 
-def _files(model: nn.Module) -> dict[str, int]:
-    """Return the bytes of the dense file, of it gzipped, and of the smallest sparse files."""
-    sizes = file_sizes(model)
-    sparse = {n: s for n, s in sizes.items() if n != "dense"}
-    return {
-        "dense": sizes["dense"]["bytes"], "dense_gzip": sizes["dense"]["gzip"],
-        "sparse": min(s["bytes"] for s in sparse.values()), "sparse_gzip": min(s["gzip"] for s in sparse.values()),
-        **{n: s["bytes"] for n, s in sparse.items()},
-    }  # fmt: skip
-
-
-def _absent(pattern: str) -> dict[str, str]:
+def _absent(pattern: str, kernels: Sequence[str]) -> dict[str, str]:
     """Return the runtimes that were not measured, with the reason."""
-    if pattern != "2:4":
-        why = f"no kernel in torch computes {pattern}"
-    else:
-        why = "torch's 2:4 kernels run on NVIDIA GPUs in half precision only: see use_sparse_kernels"
-    unmaintained = "not measured: engines for unstructured sparsity on CPUs are no part of torch (DeepSparse is not maintained)"
-    return {f"{pattern} on tensor cores": why, "sparse engines": unmaintained}
+    absent = {
+        "sparse engines": "absent: engines for unstructured sparsity on CPUs (such as DeepSparse, which is not maintained) are "
+        "no part of torch"
+    }
+    if pattern != SEMI_STRUCTURED:
+        absent[f"{pattern} on tensor cores"] = f"absent: no kernel in torch computes {pattern}"
+    elif "semi_structured" not in kernels:
+        why = "absent: torch's 2:4 kernels run on NVIDIA GPUs in half precision only: see use_sparse_kernels"
+        absent[f"{pattern} on tensor cores"] = why
+    return absent

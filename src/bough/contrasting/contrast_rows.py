@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import stdev
 from typing import Any
 
-from bough.storage.schema import nullable, number, record, table, text
+from bough.storage.schema import items, nullable, number, record, table, text
 
 DENSE = "dense"
 _NUMBERS = table(number)
@@ -14,7 +15,8 @@ ROW_SCHEMA = record(
     {
         "variant": text, "keep": nullable(number), "params": number, "nonzeros": number, "macs": number,
         "nonzero_macs": number, "peak_memory": number, "files": _NUMBERS, "seconds": _NUMBERS, "speedup": _NUMBERS,
-        "before": nullable(number), "after": nullable(number), "notes": table(text), "error": nullable(text),
+        "before": nullable(number), "after": nullable(number), "trained": items(number),
+        "notes": table(text), "error": nullable(text),
     }
 )  # fmt: skip
 
@@ -34,7 +36,8 @@ class ContrastRow:
         files: bytes of the dense file, of it gzipped, of the smallest sparse file, and of the smallest of those gzipped.
         seconds: median latency by runtime: "eager" for dense kernels, "csr" and "bsr" for sparse ones.
         speedup: the dense model's latency over that, measured turn by turn.
-        before, after: the metric before and after recovery; None if there was none.
+        before, after: the metric before and after training, the mean over seeds; None if there was none.
+        trained: the metric after training with each seed.
         notes: remarks by subject.
         error: why the variant could not be made; None if it could.
     """
@@ -51,6 +54,7 @@ class ContrastRow:
     speedup: dict[str, float] = field(default_factory=dict)
     before: float | None = None
     after: float | None = None
+    trained: list[float] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
     error: str | None = None
 
@@ -61,8 +65,13 @@ class ContrastRow:
 
     @property
     def metric(self) -> float | None:
-        """The metric after recovery, or before if there was none."""
+        """The metric after training, or before if there was none."""
         return self.before if self.after is None else self.after
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the metric after training, over seeds; None with fewer than two of them."""
+        return stdev(self.trained) if len(self.trained) > 1 else None
 
     @property
     def fastest(self) -> tuple[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ class Contrast:
                 found[row.variant] = row
         return found
 
+    @property
+    def at_equal_parameters(self) -> dict[float, tuple[ContrastRow, ...]]:
+        """For each share of the parameters its rows, the best metric first."""
+        found: dict[float, list[ContrastRow]] = {}
+        for row in self.rows[1:]:
+            if row.keep is not None and row.error is None:
+                found.setdefault(row.keep, []).append(row)
+        sign = 1 if self.lower_is_better else -1
+        return {keep: tuple(sorted(rows, key=lambda r: sign * (r.metric or 0.0))) for keep, rows in found.items()}
+
     def _is_good(self, row: ContrastRow) -> bool:
         wanted, value = self.dense.before, row.metric
         if row.error is not None or value is None or wanted is None:
@@ -67,17 +78,21 @@ class Contrast:
 
     def __str__(self) -> str:
         heads = ["variant", "keep", "params", "non-zeros", "MACs", "non-zero MACs", "peak KiB", "file KiB", "sparse KiB"]
-        heads += ["gzip KiB", "eager", "csr", "bsr", "before", "after"]
-        cells = [heads, *(self._cells(row) for row in self.rows if row.error is None)]
+        runtimes = list(dict.fromkeys(n for r in self.rows for n in r.speedup)) or ["eager"]
+        heads += ["gzip KiB", *runtimes, "before", "after"]
+        cells = [heads, *(_cells(row, runtimes) for row in self.rows if row.error is None)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
             for r in cells
         ]
         lines.append(
-            f"eager, csr, bsr: speed-up over the dense model, {1e3 * self.dense.seconds['eager']:.3f} ms; {self.device}"
+            f"{', '.join(runtimes)}: speed-up over the dense model, {1e3 * self.dense.seconds['eager']:.3f} ms; {self.device}"
         )
         lines += [f"failed: {r.variant}{'' if r.keep is None else f' {r.keep:.0%}'}: {r.error}" for r in self.rows if r.error]
+        for keep, rows in self.at_equal_parameters.items():
+            ranked = "; ".join(f"{r.variant} {_metric(r)}, {r.fastest[1]:.2f} x ({r.fastest[0]})" for r in rows)
+            lines.append(f"at {keep:.0%} of the parameters: {ranked}")
         for name, row in self.at_equal_accuracy.items():
             said = (
                 "none of the rows" if row is None else f"{row.nonzeros:,} non-zeros, {row.fastest[1]:.2f} x ({row.fastest[0]})"
@@ -89,10 +104,16 @@ class Contrast:
 
     __repr__ = __str__
 
-    def _cells(self, row: ContrastRow) -> list[str]:
-        kib = [f"{v / 1024:.1f}" for v in (row.peak_memory, *(row.files[n] for n in ("dense", "sparse", "sparse_gzip")))]
-        speed = [f"{row.speedup[n]:.2f} x" if n in row.speedup else "" for n in ("eager", "csr", "bsr")]
-        metrics = ["" if v is None else f"{v:.4g}" for v in (row.before, row.after)]
-        keep = "" if row.keep is None else f"{row.keep:.0%}"
-        counts = [f"{v:,}" for v in (row.params, row.nonzeros, row.macs, row.nonzero_macs)]
-        return [row.variant, keep, *counts, *kib, *speed, *metrics]
+
+def _cells(row: ContrastRow, runtimes: Sequence[str]) -> list[str]:
+    kib = [f"{v / 1024:.1f}" for v in (row.peak_memory, *(row.files[n] for n in ("dense", "sparse", "sparse_gzip")))]
+    speed = [f"{row.speedup[n]:.2f} x" if n in row.speedup else "" for n in runtimes]
+    metrics = ["" if row.before is None else f"{row.before:.4g}", "" if row.after is None else _metric(row)]
+    keep = "" if row.keep is None else f"{row.keep:.0%}"
+    counts = [f"{v:,}" for v in (row.params, row.nonzeros, row.macs, row.nonzero_macs)]
+    return [row.variant, keep, *counts, *kib, *speed, *metrics]
+
+
+def _metric(row: ContrastRow) -> str:
+    spread = "" if row.spread is None else f" ± {row.spread:.2g}"
+    return f"{row.metric:.4g}{spread}"

@@ -109,10 +109,7 @@ def use_sparse_kernels(model: nn.Module, layout: str) -> SparseKernels:
         (('0', '2'), True)
     """
     check_arguments(use_sparse_kernels, locals())
-    if layout not in LAYOUTS:
-        raise PlanError(f"layout={layout!r} is unknown: use one of {', '.join(map(repr, LAYOUTS))}")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    _check_device(layout, device)
+    check_layout(layout, next((p.device for p in model.parameters()), torch.device("cpu")))
     new = detach_masks_(plain_copy(model)).eval().requires_grad_(False)
     convert: Callable[[nn.Module], nn.Module | str] = _semi_structured if layout == "semi_structured" else _product(layout)
     layers, left_out = [], {}
@@ -134,8 +131,10 @@ def use_sparse_kernels(model: nn.Module, layout: str) -> SparseKernels:
     return SparseKernels(new, tuple(layers), left_out)
 
 
-def _check_device(layout: str, device: torch.device) -> None:
-    """Raise PlanError if the device has no kernels for a layout."""
+def check_layout(layout: str, device: torch.device) -> None:
+    """Raise PlanError if a layout is unknown, or the device has no kernels for it."""
+    if layout not in LAYOUTS:
+        raise PlanError(f"layout={layout!r} is unknown: use one of {', '.join(map(repr, LAYOUTS))}")
     if layout == "semi_structured":
         if device.type != "cuda" or torch.version.cuda is None:
             raise PlanError(
