@@ -225,7 +225,7 @@ def outcome(function, name, value):
 
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation at_least at_most budget callback checkpoint clip data device dim distillation "
-    "dtype energy evaluate example_inputs flash folder forward graph groups importance latency loss macs make "
+    "dtype energy evaluate example_inputs flash folder forward graph groups importance kernels latency loss macs make measure "
     "match methods names objectives only onto optimizer otherwise params path patience pattern peak_memory precision "
     "quantization recover refit rewind_to ridge save_every screen start storage student table tie train training within",
     "string": "backend checkpoint device folder importance method name path source start storage",

@@ -90,6 +90,7 @@ def contrast(
     Raises:
         ArgumentError: an argument of another type.
         ComparisonError: an option out of range, kernels that the model's device does not have, or the folder holds another run.
+        TrainingError: `train` is no data.
         TraceError: the model could not be run.
 
     Example:

@@ -16,6 +16,7 @@ from bough.cutting.cut import plain_copy
 from bough.errors import BoughError, ComparisonError
 from bough.measuring import latencies
 from bough.recovery import Training, finetune
+from bough.recovery.training import training_loader
 from bough.sparsity import file_sizes, use_sparse_kernels
 
 Evaluate = Callable[[nn.Module], float]
@@ -48,6 +49,7 @@ class Recovery:
 
         Raises:
             ComparisonError: arguments that exclude each other, or no seeds.
+            TrainingError: data that can not be trained on.
         """
         if not seeds or len(set(seeds)) < len(seeds):
             raise ComparisonError(f"seeds={list(seeds)}: give at least one seed, and each once, such as seeds=(0, 1, 2)")
@@ -62,6 +64,7 @@ class Recovery:
         options = training or Training()
         if options.folder is not None:
             raise ComparisonError("training.folder is not for contrast: rows that are done are kept in folder=")
+        training_loader(train, options)  # fails now, and not row by row, if the data can not be trained on
         named = f"finetune, {replace(options, progress=False)}, loss {getattr(loss, '__qualname__', loss)}"
         return cls(lambda model, seed: finetune(model, train, replace(options, seed=seed), loss=loss), tuple(seeds), named)
 
