@@ -235,7 +235,7 @@ ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "op_seconds p params patience peak_memory periods permutations plans population probes quantum random "
     "points repeats ridge round_to rounds samples save_every scale seconds seed sites size step steps strength "
     "temperature tolerance trials updates warmup weight_byte weight_bytes weight_decay widths",
-    "list": "batches data depth drop dropped ignore layers regularizers source start",
+    "list": "batches data depth drop dropped ignore kernels layers regularizers source start",
 }
 
 
