@@ -1,6 +1,7 @@
 """Every public function, each of its arguments, wrong values: one clear sentence that names the argument, or a good reason."""
 
 import copy
+import functools
 import inspect
 import math
 import tempfile
@@ -14,6 +15,7 @@ import bough
 from bough import allocation, importance, recovery, sparsity
 from bough.latency import required_points
 from bough.measuring import latency
+from tests.zoo.shim import declare_torchvision_ops
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
@@ -53,6 +55,20 @@ def error(model):
 
 def timed(model):
     return 1e-6 * sum(p.numel() for p in model.parameters())
+
+
+@functools.cache
+def llama():
+    """A model of transformers in a folder, and what `prune` makes of it: (folder, result)."""
+    declare_torchvision_ops()
+    import transformers
+
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder := tempfile.mkdtemp())
+    return folder, bough.prune(model, {"input_ids": torch.zeros(1, 4, dtype=torch.long)}, BUDGET, uniform=True)
 
 
 class Wrong:
@@ -176,6 +192,11 @@ CALLS = dict([
     call(bough.LatencyTable.measure, source=GRAPH, backend="eager", device=None, quantum=8, seconds=1e-3, onto=None, path=None,
          progress=False),
     call(latency, model=MODEL, example_inputs=lambda: X, repeats=1, warmup=0, backend="eager"),
+    call(bough.prune_checkpoint, source=lambda: llama()[0], budget=BUDGET, out=lambda: f"{tempfile.mkdtemp()}/out",
+         importance="l2", allocation="global", round_to=1, minimum=1, drop=(), ignore=(), only=None, exact_only=False,
+         overwrite=False, progress=False),
+    call(bough.save_pretrained, result=lambda: llama()[1].model, plan=lambda: llama()[1].plan,
+         folder=lambda: f"{tempfile.mkdtemp()}/out", source=None, overwrite=False),
     call(importance.criterion, name="taylor", loss=loss),
     call(importance.Data, batches=BATCHES, forward=None, progress=False, checkpoint=None, every=1, distributed=False),
     call(importance.Combined, parts=["l1"], normalize="mean"),
@@ -227,8 +248,8 @@ ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation at_least at_most budget callback checkpoint clip data device dim distillation "
     "dtype energy evaluate example_inputs flash folder forward graph groups importance kernels latency loss macs make measure "
     "match methods names objectives only onto optimizer otherwise params path patience pattern peak_memory precision "
-    "quantization recover refit rewind_to ridge save_every screen start storage student table tie train training within",
-    "string": "backend checkpoint device folder importance method name path source start storage",
+    "quantization recover refit rewind_to ridge save_every screen source start storage student table tie train training within",
+    "string": "backend checkpoint device folder importance method name out path source start storage",
     "class": "method build_model",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim "
     "energy epochs every features flash growth heartbeat latency log_every lr mac macs memory minimum "
@@ -312,8 +333,6 @@ MADE = {  # by bough, or protocols and tables
 INNER = {"columns", "form_of", "unit_scores", "per_unit", "elementwise"}  # for allocators and criteria of one's own
 TESTED_IN_OTHER_FILES = {
     "save",
-    "save_pretrained",
-    "prune_checkpoint",
     "load",
     "export",
     "quantize",
