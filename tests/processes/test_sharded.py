@@ -1,4 +1,4 @@
-"""Sharded models are refused; a model that was cut before can be sharded, and its checkpoints are read and written in shards."""
+"""Sharded models are refused; a model cut before can be sharded, and its checkpoints are read and written in shards."""
 
 import json
 

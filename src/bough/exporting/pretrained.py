@@ -69,6 +69,8 @@ def save_pretrained(
     model, plan, folder = pruned_parts(result, plan, folder)
     place, inner = folder_path(folder, "save_pretrained"), unwrap(model)
     check_pretrained(inner, plan)
+    if source is not None and not Path(source).is_dir():
+        raise CheckpointError(f"source={str(source)!r} is no folder: give that of the original model, whose files are copied")
     if source is not None and place.resolve() == Path(source).resolve():
         raise CheckpointError(f"{place} is the folder of the original, which is not overwritten: save into another folder")
     if not overwrite:
