@@ -123,7 +123,7 @@ CALLS = dict([
          budget=bough.Budget(peak_memory="100%", precision="int8"), tolerance=0.5, rounds=1),
     call(bough.refit, model=MODEL, small=SMALL, plan=PLAN, data=BATCHES),
     call(recovery.refit_, model=MODEL, small=small, plan=PLAN, data=BATCHES, ridge=1e-2, sites=8, everything=True, skips=True,
-         example_inputs=None, memory=2**20),
+         biases_only=False, example_inputs=None, memory=2**20),
     call(bough.sparsify, model=new, example_inputs=lambda: X, sparsity=0.5, pattern=None, method="magnitude", allocation=None,
          data=None, loss=None, ignore=(), only=None, permute=False, damping=0.01, sites=8),
     call(sparsity.attach_masks_, model=new, masks=MASKS),

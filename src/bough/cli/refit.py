@@ -26,6 +26,7 @@ def refit(
     sites: Annotated[int | None, typer.Option(help="output positions of each sample that a convolution is looked at")] = None,
     everything: Annotated[bool | None, typer.Option(help="refit all weights whose inputs have changed")] = None,
     skips: Annotated[bool | None, typer.Option(help="make up for the error of what an output is added to")] = None,
+    biases_only: Annotated[bool | None, typer.Option(help="solve for biases alone; weights stay (FLAP's compensation)")] = None,
     memory: Annotated[int | None, typer.Option(help="bytes that runs which wait for the next layer may hold")] = None,
     input_shape: Shape = None,
     weights: WeightsOf = None,
@@ -37,7 +38,9 @@ def refit(
     processes = join_processes(distributed)
     writable(out, folder=True)
     unused(out, overwrite)
-    options = chosen(ridge=ridge, sites=sites, everything=everything, skips=skips, memory=memory)
+    options = chosen(
+        ridge=ridge, sites=sites, everything=everything, skips=skips, biases_only=biases_only, memory=memory
+    )  # fmt: skip
     dense = resolve(model, input_shape, weights, quiet=as_json or not processes.writes)
     small, stream = pruned(dense, checkpoint), batches(data, progress=not as_json)
     done = refit_(

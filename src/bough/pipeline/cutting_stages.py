@@ -94,7 +94,7 @@ class Refit(ChangesWeights):
     `Prune` with data refits already; this stage is for `Prune(refit=False)`, or for other options.
 
     Attributes:
-        ridge, sites, everything, skips: as for `bough.refit`.
+        ridge, sites, everything, skips, biases_only: as for `bough.refit`.
 
     Raises:
         ArgumentError: an option of another type.
@@ -109,6 +109,7 @@ class Refit(ChangesWeights):
     sites: int = 128
     everything: bool = True
     skips: bool = True
+    biases_only: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -125,7 +126,7 @@ class Refit(ChangesWeights):
         assert shared.data is not None
         done = refit_(
             state.dense, state.model, state.plan, shared.data, ridge=self.ridge, sites=self.sites, everything=self.everything,
-            skips=self.skips, example_inputs=shared.example_inputs,
+            skips=self.skips, biases_only=self.biases_only, example_inputs=shared.example_inputs,
         )  # fmt: skip
         self.save(state.model, folder)
         return state, done.to_dict()

@@ -31,7 +31,8 @@ from bough.graph import Graph, OpRecord
 from bough.planning import Plan
 from bough.recovery.correspondence import folded_factors, kept_units, name_after_cut, select_kept
 from bough.recovery.refit.consumers import Consumer, ResidualInput, find_consumers
-from bough.recovery.refit.ridge import FOLDS, NormalEquations
+from bough.recovery.refit.mean_errors import MeanErrors
+from bough.recovery.refit.ridge import FOLDS, NormalEquations, Solution
 from bough.spaces import Space, indices
 from bough.tracing.flow import channel_scale
 
@@ -46,6 +47,7 @@ class RefitOptions:
     sites: int
     everything: bool
     skips: bool
+    biases_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,14 @@ class RefittedLayer:
     Attributes:
         name: of the parameter.
         before, after: E|Y - X W - b|^2 as a share of the variance of Y (of E|Y|^2 if no constant can be added).
-        ridge: the strength that was used.
+        ridge: the strength that was used; None if only the bias was solved for.
         note: a caveat; "" if there is none.
     """
 
     name: str
     before: float
     after: float
-    ridge: float
+    ridge: float | None
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +76,7 @@ class RefittedLayer:
 class _WeightState:
     """Sums of a parameter while its consumers are observed; `pending` counts consumers that have not been observed yet."""
 
-    sums: NormalEquations = field(default_factory=NormalEquations)
+    sums: NormalEquations | MeanErrors
     consumers: list[Consumer] = field(default_factory=list)
     pending: int = 0
 
@@ -103,7 +105,12 @@ class LayerwiseRefit:
         self.kept = kept_units(dense, plan)
         search = find_consumers(dense, small, plan, self.kept, options.everything)
         written = {c.name for c in search.consumers if c.name in small.written}
-        self.skipped = {**search.skipped, **dict.fromkeys(sorted(written), "forward itself changes this weight")}
+        without = {c.name for c in search.consumers if options.biases_only and not c.shift}
+        self.skipped = {
+            **search.skipped,
+            **dict.fromkeys(sorted(without), "it has no bias of its own that could take a mean"),
+            **dict.fromkeys(sorted(written), "forward itself changes this weight"),
+        }
         self.layers: list[RefittedLayer] = []
         self.running_means: list[tuple[Tensor, Tensor]] = []
         self.weights: dict[str, _WeightState] = {}
@@ -158,7 +165,8 @@ class LayerwiseRefit:
             if weight.untyped_storage()._cdata not in storages or is_expanded:
                 self.skipped[c.name] = "the weight is computed from a parameter, and not a view of it"
             elif c.name not in self.skipped:
-                state = self.weights.setdefault(c.name, _WeightState())
+                sums = MeanErrors() if self.options.biases_only else NormalEquations()
+                state = self.weights.setdefault(c.name, _WeightState(sums))
                 state.consumers.append(c)
                 if self._weight(state.consumers[0]).data_ptr() != weight.data_ptr():
                     self.skipped[c.name] = "several ops read parts of it"
@@ -241,13 +249,16 @@ class LayerwiseRefit:
         if c.constant is not None and not c.shift:  # the constant stays, so the weight has to reproduce the rest
             constant = tensors[c.constant].reshape(len(targets), 1, -1)
             targets = [t - k for t, k in zip(targets, constant, strict=True)]
-        weights = None
+        sums, weights = self.weights[c.name].sums, None
+        if isinstance(sums, MeanErrors):
+            sums.add(rows, targets, self._unfolded_weight(c), c.shift)
+            return
         if total is not None:
             total_rows = unfold_output(c.small, op, tensors, total, self.options.sites)
             weights = [_inverse_squares(t.double().square().sum(1)) for t in total_rows]
         number = batch * process_count() + process_rank() if self.data.distributed else batch
         fold = 0 if self.options.ridge is not None else None if self._is_single_batch else number % FOLDS
-        self.weights[c.name].sums.add(rows, targets, weights, c.shift, fold)
+        sums.add(rows, targets, weights, c.shift, fold)
 
     def _select(self, tensor: Tensor, axes: Sequence[Space]) -> Tensor:
         """Return the kept units of a tensor of the dense run."""
@@ -305,18 +316,27 @@ class LayerwiseRefit:
         if not state.sums.rows:
             self.skipped[c.name] = "no row of the data reaches it"
             return False
-        solution = state.sums.solve(start, shifts, ridge=self.options.ridge)
-        if self.data.distributed:  # processors of different kinds may round the same solution differently
-            solution = first_process_object(solution.to(torch.device("cpu"))).to(start.device)
-        self._write_weight(c, solution.weight)
+        solution = self._solution(state.sums, start, shifts)
+        if solution.ridge is not None:
+            self._write_weight(c, solution.weight)
         for name, shift in solution.shifts.items():
             self._write_constant(by_shift[name], shift)
         notes = ["on the dense model's inputs: which rows it sees depends on data"] if c.routed else []
-        if solution.rows < _FEW_ROWS * start.shape[1]:
+        if solution.ridge is not None and solution.rows < _FEW_ROWS * start.shape[1]:
             few = f"{solution.rows} rows of data for {start.shape[1]} inputs are few"
             notes.append(few if solution.rows else "where no row of data came, it is as it was")
         self.layers.append(RefittedLayer(c.name, solution.before, solution.after, solution.ridge, "; ".join(notes)))
         return len(state.consumers) > 1
+
+    def _solution(self, sums: NormalEquations | MeanErrors, start: Tensor, shifts: dict[str, Tensor]) -> Solution:
+        """Return the solution from a weight's sums, the same in all processes."""
+        if isinstance(sums, MeanErrors):
+            solution = sums.solve(start, shifts)
+        else:
+            solution = sums.solve(start, shifts, ridge=self.options.ridge)
+        if self.data.distributed:  # processors of different kinds may round the same solution differently
+            solution = first_process_object(solution.to(torch.device("cpu"))).to(start.device)
+        return solution
 
     def _write_weight(self, c: Consumer, blocks: Tensor) -> None:
         """Write a weight [blocks, d, outputs] to the parameter, by unfolding the positions of its elements."""

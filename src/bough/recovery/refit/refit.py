@@ -57,9 +57,9 @@ class Refit:
 
     def __str__(self) -> str:
         lines = [f"{'refitted':56} {'error':>9} {'after':>9} {'ridge':>7}"]
-        lines += [
-            f"{x.name:56} {x.before:9.2%} {x.after:9.2%} {x.ridge:7.0e}{f'  ({x.note})' if x.note else ''}" for x in self.layers
-        ]
+        for x in self.layers:
+            ridge = "-" if x.ridge is None else f"{x.ridge:.0e}"
+            lines.append(f"{x.name:56} {x.before:9.2%} {x.after:9.2%} {ridge:>7}{f'  ({x.note})' if x.note else ''}")
         lines += [f"not refitted: {name}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -102,6 +102,7 @@ def refit_(
     sites: int = 128,
     everything: bool = True,
     skips: bool = True,
+    biases_only: bool = False,
     example_inputs: Any = None,
     memory: int = 2**31,
 ) -> Refit:
@@ -115,7 +116,11 @@ def refit_(
     the error of that value. Depthwise layers are fitted channel by channel; later layers that mix channels compensate for
     the remaining error.
 
-    Source: He et al., 2017 (channel pruning by least squares); Stone, 1974 (cross-validation of `ridge`).
+    With `biases_only`, W stays, and only b is solved for: b takes the mean of the error, E[Y - X W]. For a single layer this
+    adds W_removed^T E[x_removed] to its bias. A layer without a bias, or a batch norm behind it, stays as it is and is listed.
+
+    Source: He et al., 2017 (channel pruning by least squares); Stone, 1974 (cross-validation of `ridge`); An et al., 2024
+        (FLAP: `biases_only`).
 
     Args:
         model: the dense model; stays as it is.
@@ -129,6 +134,7 @@ def refit_(
         sites: output positions per sample at which a convolution is sampled.
         everything: whether to refit all weights whose inputs have changed, not only those that read cut units.
         skips: whether to compensate for the error of the value to which an output is added.
+        biases_only: whether weights stay and biases alone compensate: two runs and running means, no products of inputs.
         example_inputs: as for `trace`; needed if `data` is a `Data` with a `forward` of its own.
         memory: bytes that half-finished runs, kept between layers, may take; further batches are re-run for each layer.
 
@@ -138,7 +144,7 @@ def refit_(
     Raises:
         ArgumentError: an argument of another type.
         PlanError: the plan is for another model or for other weights, `small` was cut by another plan, no weight can be
-            refitted, or the data is empty or gives NaN.
+            refitted, `ridge` is given with `biases_only`, or the data is empty or gives NaN.
         TraceError: on this data a model takes another path than on its first batch.
 
     Example:
@@ -152,6 +158,8 @@ def refit_(
     check_arguments(refit_, locals())
     if (ridge is not None and not 0 <= ridge < inf) or sites < 1:
         raise PlanError(f"refit(ridge={ridge}, sites={sites}): ridge must be a number that is not negative, sites at least 1")
+    if ridge is not None and biases_only:
+        raise PlanError("refit(ridge=..., biases_only=True): ridge holds weights back, and biases_only leaves them; give one")
     dense, cut, batches = traceable(model), traceable(small), as_data(data)
     if dense is cut:
         raise PlanError("model and small are one: small is a copy of model that the plan has cut")
@@ -171,7 +179,7 @@ def refit_(
         traced = [(g.fingerprint, len(g.ops), weights_digest(g.model)) for g in graphs]
         require_equal_in_processes(traced, "the models, their weights or their traced runs: load and cut the same in all")
     with preserve_state(dense, graphs[0].written), preserve_state(cut, graphs[1].written), _restore_on_failure(cut):
-        fit = LayerwiseRefit(*graphs, plan, batches, RefitOptions(ridge, sites, everything, skips))
+        fit = LayerwiseRefit(*graphs, plan, batches, RefitOptions(ridge, sites, everything, skips, biases_only))
         fit.run(memory)
     with torch.no_grad():
         for buffer, value in fit.running_means:

@@ -34,7 +34,7 @@ class Solution:
         before, after: E|y - x w - constant|^2 as a share of E|y - E y|^2, with the initial weight and with the solution. If no
             constant can be added, or y does not vary, the share is of E|y|^2; if that is 0, the error itself.
         rows: number of rows of the block with the fewest.
-        ridge: the strength that was used.
+        ridge: the strength that was used; None if the weight was not solved for.
     """
 
     weight: Tensor
@@ -42,7 +42,7 @@ class Solution:
     before: float
     after: float
     rows: int
-    ridge: float
+    ridge: float | None
 
     def to(self, device: torch.device) -> Solution:
         """Return the solution with its tensors on a device."""
