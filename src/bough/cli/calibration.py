@@ -20,6 +20,7 @@ KNOWN = (
     ", ".join(name for name, entry in CRITERIA.items() if entry.scores == "units")
     + "; options as in obs(relative=True); or one of your own, module:Criterion"
 )
+LAYERS = ", ".join(name for name, entry in CRITERIA.items() if entry.scores == "layers")
 
 Batches = Annotated[str | None, typer.Option(help="module:fn; fn() gives batches, for criteria on data and --refit")]
 LossOf = Annotated[

@@ -14,7 +14,7 @@ import typer
 
 import bough
 from bough.cli.budgets import budget_of
-from bough.cli.calibration import KNOWN, Batches, LossOf, calibration
+from bough.cli.calibration import KNOWN, LAYERS, Batches, LossOf, calibration
 from bough.cli.flags import in_flags
 from bough.cli.models import resolve
 from bough.cli.options import Ignore, Json, Model, Only, Overwrite, Shape, Tie, WeightsOf, chosen, given_by, ties_of
@@ -38,7 +38,9 @@ def prune(
     steps: Steps | None,
     input_shape: Shape = None,
     weights: WeightsOf = None,
-    importance: Annotated[str | None, typer.Option(help=f"the criterion: {KNOWN}")] = None,
+    importance: Annotated[
+        str | None, typer.Option(help=f"the criterion: {KNOWN}; to leave out whole layers until the budget holds: {LAYERS}")
+    ] = None,
     allocation: Annotated[str | None, typer.Option(help=ALLOCATION)] = None,
     data: Batches = None,
     loss: LossOf = None,

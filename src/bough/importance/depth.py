@@ -45,6 +45,7 @@ class BlockInfluence:
     """
 
     needs_data: ClassVar[bool] = True
+    scores_layers: ClassVar[bool] = True
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         """Return the influence of all layers that can be left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +49,8 @@ class LayerLoss(LossCriterion):
         >>> bough.score(graph, LayerLoss(lambda model, batch: model(batch).square().mean()), [torch.randn(16, 4)])["1"].shape
         (3,)
     """
+
+    scores_layers: ClassVar[bool] = True
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         """Return the scores of each list of layers, [entries that can be left out], and of layers outside of lists, [1]."""

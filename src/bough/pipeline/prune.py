@@ -14,7 +14,7 @@ from bough.cost import EnergyModel
 from bough.cutting import Verification, cut, rebuild, verify
 from bough.cutting.cut import plain_copy
 from bough.cutting.verification import check_on_mismatch, require_equal
-from bough.defaults import Choice, Chosen, Sample, candidates, choose, sample_of
+from bough.defaults import Choice, Chosen, Sample, candidates, choose, choose_layers, sample_of
 from bough.errors import ExportError, PlanError, TraceError
 from bough.exporting import Footprint
 from bough.graph import Graph
@@ -99,7 +99,9 @@ def prune(
         model, example_inputs, ignore, only, tie: as for `trace`. Of several calls, the budget counts the first one's costs, and
             data is passed through the first one; the cut fits all of them, and `verify` compares all.
         budget: upper bounds on what remains.
-        importance: the criterion that scores units, as for `score`; with it, all of `data` is used.
+        importance: the criterion that scores units, as for `score`; with it, all of `data` is used. With a criterion of whole
+            layers ("block_influence", `LayerLoss(loss)`), layers of lowest score are left out until the budget holds, and no
+            width is cut.
         data: batches, unlabelled unless the criterion needs a loss, as for `score`.
         refit: whether the layers that read what was cut are refitted, as `refit` does; True and False are obeyed, and
             None refits where there is data. True uses all of `data`.
@@ -135,6 +137,12 @@ def prune(
     )  # fmt: skip
     criterion = None if importance is None else resolve_criterion(importance)
     _check_errors(criterion, allocation, data)
+    by_layers = getattr(criterion, "scores_layers", False)
+    if by_layers and (allocation is not None or ragged):
+        raise PlanError(
+            f"{type(criterion).__name__} scores whole layers, which are left out in order: leave allocation and ragged out, or "
+            "use a criterion of units"
+        )
     if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
         model = plain_copy(model)  # gradients pass through no tensor that was made in inference mode
     graph = trace(model, example_inputs, ignore=ignore, only=only, tie=tie)
@@ -149,7 +157,11 @@ def prune(
     open_to = candidates(criterion, allocation, getattr(criterion, "gives_errors", False), sample is not None)
     graph = with_data_reached(graph, (c.importance for c in open_to))
     limits, told = _limits(graph, budget, options)
-    chosen = choose(graph, limits.budget if limits else budget, options, open_to, sample, refit=refits)
+    within = limits.budget if limits else budget
+    if by_layers:
+        chosen = choose_layers(graph, within, options, criterion, sample)
+    else:
+        chosen = choose(graph, within, options, open_to, sample, refit=refits)
     plan, seconds, bytes_of_c = replace(chosen.plan, notes=(*chosen.plan.notes, *told)), None, None
     if limits is not None:
         fitted = placed(graph, chosen.scores, budget, limits, chosen.options)
