@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-embedded test-search check bench format
+.PHONY: demo test test-embedded test-search check coverage bench format
 demo: .venv/demo
 	$(BIN)/bough demo
 
@@ -27,6 +27,11 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell src tests docs README.md
+	$(BIN)/python -m pytest -n 2 tests/test_docstrings.py tests/test_readme.py $(shell find tests -name '*page.py')
+
+# branch coverage of the engine: most of the tests, two to three times as long as without
+coverage: .venv/dev
+	$(BIN)/python -m pytest -n 2 --cov-branch --cov-report=term:skip-covered $(patsubst %,--cov=bough.%,spaces ops graph tracing planning cutting)
 
 bench: .venv/dev
 	$(PIP) --no-deps torch-pruning

@@ -21,7 +21,7 @@ from bough.comparing.run import Evaluate, Run, Scored
 from bough.errors import ComparisonError
 from bough.importance import Criterion, DataCriterion
 from bough.importance.score import with_data_reached
-from bough.planning import Allocator, Budget, plan
+from bough.planning import Allocator, Budget, OnConflict, plan
 from bough.planning.allocation import allocator
 from bough.planning.budget import priced
 from bough.storage import exclusive
@@ -160,7 +160,7 @@ def _check(planning: Mapping[str, Any], refit: bool, budgets: Collection[Budget]
     unknown = [k for k in planning if k not in options]
     if unknown:
         raise ComparisonError(f"compare and plan have no option {unknown[0]!r}: those of plan are {', '.join(options)}")
-    if refit and planning.get("on_conflict") == "rebuild":
+    if refit and planning.get("on_conflict") == OnConflict.REBUILD:
         raise ComparisonError("refit solves for weights of the model's own layers: use on_conflict='freeze' or 'raise'")
     for budget in budgets:
         priced(budget, planning.get("table"), planning.get("energy"))

@@ -30,12 +30,16 @@ from bough.tracing.typing.layers import bypass, leave_out
 
 
 def cut(model: nn.Module, plan: Plan) -> nn.Module:
-    """A new, smaller model; `model` stays as it was.
+    """Return a new, smaller model; `model` stays as it was.
 
     Keeps mode, `requires_grad`, dtype, device, memory format, ties, parametrizations, hooks of modules and tensors, and
     what is set on modules and parameters, as `copy.deepcopy` does: hooks that are methods of the model are the copy's, hooks
     that are functions are shared with the model. Gradients are not copied. A wrapper (`torch.compile`, `DataParallel`,
     `DistributedDataParallel`, `AveragedModel`) comes back as the same wrapper around the cut module.
+
+    Args:
+        model: the one that was traced, or a copy of it with the same shapes; wrapped models are looked into.
+        plan: as `plan` gives or `Plan.from_dict` reads it.
 
     Raises:
         PlanError: the plan was made for another model, or the model can not be copied; nothing is changed.
@@ -62,15 +66,27 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def cut_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Cuts in place and returns the model. All or nothing; gradients are dropped.
+    """Cut a model in place and return it. All or nothing; gradients are dropped.
 
     Each parameter and buffer stays the same object, so whoever holds it (an optimizer, another model) holds the cut one;
     `transfer_optimizer` carries an optimizer's state along. What only shares memory with one (a view, a detached tensor) keeps
     the old values. What memoized methods of its classes (`functools.lru_cache`) returned for the uncut model is forgotten.
 
+    Args:
+        model: the one that was traced, or a copy of it with the same shapes; wrapped models are looked into.
+        plan: as `plan` gives or `Plan.from_dict` reads it.
+
     Raises:
         PlanError: the plan was made for another model, or a tensor can not be cut in place; nothing is changed.
         TraceError: as for `cut`.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> plan = bough.plan(graph, bough.score(graph, "l2"), keep=0.5)
+        >>> bough.cut_(net, plan) is net, net[0].out_features
+        (True, 4)
     """
     check_arguments(cut_, locals())
     if kept_by_reducer(model):
@@ -99,10 +115,23 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of full size in which everything that the plan removes is zero, and layers it leaves out pass through.
+    """Return a copy of full size in which everything that the plan removes is zero, and layers it leaves out pass through.
+
+    Args:
+        model: the one that was traced, or a copy of it with the same shapes; wrapped models are looked into.
+        plan: as `plan` gives or `Plan.from_dict` reads it.
 
     Raises:
         PlanError, TraceError: as for `cut`.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> plan = bough.plan(graph, bough.score(graph, "l2"), keep=0.5)
+        >>> masked = bough.mask(net, plan)
+        >>> masked[0].weight.shape, int((masked[0].weight == 0).all(1).sum())
+        (torch.Size([8, 4]), 4)
     """
     check_arguments(mask, locals())
     return masked(model, plan, lambda name, tensor, parameter: tensor.clone())

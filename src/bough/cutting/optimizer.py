@@ -37,7 +37,7 @@ _REFUSED = {
 
 
 def transfer_optimizer(optimizer: AnyOptimizer, plan: Plan) -> AnyOptimizer:
-    """Makes an optimizer go on with the cut model, its state sliced as the parameters were; returns the same optimizer.
+    """Make an optimizer go on with the cut model, its state sliced as the parameters were; returns the same optimizer.
 
     To be called after `small = cut(model, plan)` or `cut_(model, plan)`. The optimizer, changed in place, then holds the cut
     parameters, in the same groups and order and with the same hyperparameters; those of layers left out are dropped, and
@@ -45,6 +45,10 @@ def transfer_optimizer(optimizer: AnyOptimizer, plan: Plan) -> AnyOptimizer:
     go on. State of a parameter's shape is sliced; numbers are kept; factored second moments (Adafactor's) are those of the
     kept part, V = R C / mean(R), so their means over what was removed are taken out. (Adafactor and Muon also make a step's
     length depend on the weight's shape, and from now on on the new one.)
+
+    Args:
+        optimizer: of the uncut model's parameters: one of torch.optim, or one that keeps its state as these do.
+        plan: that the model was cut by.
 
     Raises:
         PlanError: the optimizer holds no parameter that was cut by this plan, or state that can not be sliced; nothing is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -162,9 +163,16 @@ class Verification:
         }  # fmt: skip
 
 
+class OnMismatch(StrEnum):
+    """What is done where a cut model differs from the masked original."""
+
+    RAISE = "raise"
+    RETURN = "return"
+
+
 def check_on_mismatch(on_mismatch: str) -> None:
     """Raise a PlanError unless `on_mismatch` is "raise" or "return"."""
-    if on_mismatch not in ("raise", "return"):
+    if on_mismatch not in list(OnMismatch):
         raise PlanError(f"on_mismatch={on_mismatch!r} is unknown: use 'raise' or 'return'")
 
 
@@ -179,7 +187,7 @@ def require_equal(report: Verification, result: Any, on_mismatch: str) -> None:
     Raises:
         VerificationError: the models are not equal.
     """
-    if on_mismatch == "raise" and not report.equal:
+    if on_mismatch == OnMismatch.RAISE and not report.equal:
         raise VerificationError(
             f"{report}; the result is attached to this error as `result`, and on_mismatch='return' returns it all the same",
             result,

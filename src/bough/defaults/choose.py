@@ -17,7 +17,7 @@ from bough.defaults.sample import Sample
 from bough.errors import BudgetError, PlanError, TraceError
 from bough.graph import Graph
 from bough.importance import score
-from bough.planning import Budget, Options, Plan, planned
+from bough.planning import Budget, OnConflict, Options, Plan, planned
 from bough.recovery import refit_
 
 _SITES = 32  # output positions of each sample that trials look at
@@ -110,7 +110,7 @@ def choose(
             "prune compares several criteria or allocations on a part of the data, which takes one process: give importance= "
             "and allocation=, or all batches to one process"
         )
-    if sample is None or len(found) == 1 or options.on_conflict == "rebuild":
+    if sample is None or len(found) == 1 or options.on_conflict == OnConflict.REBUILD:
         return _first_planned(graph, budget, options, found, sample)
     return _Trials(graph, budget, options, sample, refit).best(found)
 

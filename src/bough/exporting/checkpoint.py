@@ -160,6 +160,17 @@ def load(
         CheckpointError: a file is missing, damaged, truncated, or of another version, or the two do not fit; or the model
             was rebuilt, and no example inputs are given.
         PlanError: `build_model` makes another model than the one that was pruned.
+
+    Example:
+        >>> import tempfile, torch, bough
+        >>> def build():
+        ...     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> result = bough.prune(build(), torch.randn(1, 4), bough.Budget(params="50%"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = bough.save(result, folder)
+        ...     small = bough.load(folder, build)
+        >>> torch.equal(small[0].weight, result.model[0].weight)
+        True
     """
     check_arguments(load, locals())
     place = folder_path(folder, "load")
@@ -185,8 +196,20 @@ def load(
 def load_plan(folder: Folder) -> Plan:
     """Return the plan of a checkpoint, such as to save the model again after more training.
 
+    Args:
+        folder: as written by `save`.
+
     Raises:
         CheckpointError: there is no checkpoint in the folder, or its plan is damaged.
+
+    Example:
+        >>> import tempfile, torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> result = bough.prune(net, torch.randn(1, 4), bough.Budget(params="50%"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = bough.save(result, folder)
+        ...     bough.exporting.load_plan(folder).groups == result.plan.groups
+        True
     """
     return read_contents(folder_path(folder, "load_plan")).plan
 
@@ -194,8 +217,15 @@ def load_plan(folder: Folder) -> Plan:
 def refuse_checkpoint(folder: Path) -> None:
     """Check that a folder, which need not exist, has no checkpoint.
 
+    Args:
+        folder: that a checkpoint is to be written into.
+
     Raises:
         CheckpointError: it has one.
+
+    Example:
+        >>> from pathlib import Path
+        >>> refuse_checkpoint(Path("a-folder-that-does-not-exist"))
     """
     there = [name for name in (PLAN, WEIGHTS) if (folder / name).exists()]
     if there:

@@ -146,6 +146,15 @@ def require_format(path: str | os.PathLike[str], target: str | None = None) -> N
 
     Args:
         path, target: as for `export`.
+
+    Raises:
+        ExportError: an unknown ending or target, or a package is not installed.
+
+    Example:
+        >>> require_format("model.txt")
+        Traceback (most recent call last):
+        ...
+        bough.errors.ExportError: export(path='model.txt'): the file must end in .onnx or .pte
     """
     kind = Path(path).suffix.removeprefix(".")
     if target is not None:

@@ -88,6 +88,10 @@ def save_pretrained(
 def check_pretrained(model: nn.Module, plan: Plan) -> None:
     """Check that the stock class of a cut model loads what `save_pretrained` of the model writes.
 
+    Args:
+        model: of transformers, cut by `plan`.
+        plan: that the model was cut by.
+
     Raises:
         CheckpointError: the model is not one of transformers.
         PlanError: the model was not cut by the plan, or the config can not express what was cut.

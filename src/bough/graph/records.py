@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from bough.spaces import Atom, Space, count, normal
+
+
+class GroupKind(StrEnum):
+    """What the units of a group are; of several that hold, the first one here counts."""
+
+    EXPERT = "expert"
+    HEAD_DIM = "head_dim"
+    HEAD = "head"
+    CHANNEL = "channel"
+    HIDDEN = "hidden"  # of a residual stream or an embedding
+    NEURON = "neuron"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +40,7 @@ class Group:
     """
 
     name: str
-    kind: str
+    kind: GroupKind
     size: int
     exact: bool
     members: tuple[Member, ...]

@@ -25,8 +25,19 @@ def required_points(graph: Graph, quantum: int = 8) -> Iterator[tuple[str, Width
     Widths are multiples of their `width_step`, from an eighth to the full width; ops of three letters or more have fewer
     widths for each letter.
 
+    Args:
+        graph: of the model that is timed.
+        quantum: widths are multiples of it where that leaves enough of them.
+
     Raises:
         PlanError: an op depends on too many widths.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> sorted({widths for key, widths in required_points(graph)})[:3]
+        [(8,), (16,), (32,)]
     """
     largest: dict[str, list[int]] = {}
     for shape in op_shapes(graph):
@@ -43,7 +54,16 @@ def required_points(graph: Graph, quantum: int = 8) -> Iterator[tuple[str, Width
 
 
 def to_csv(lines: Iterable[tuple[str, Widths, float | None]]) -> str:
-    """Return CSV with the columns key, widths (such as 64x128) and seconds (empty where None)."""
+    """Return CSV with the columns key, widths (such as 64x128) and seconds (empty where None).
+
+    Args:
+        lines: (key, widths, seconds or None) of each point.
+
+    Example:
+        >>> print(to_csv([("relu", (64, 128), 1e-05)]), end="")
+        key,widths,seconds
+        relu,64x128,1e-05
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["key", "widths", "seconds"])

@@ -9,7 +9,16 @@ import torch
 
 
 def device_name(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """Return the machine in words: processor or GPU, number of threads, precision."""
+    """Return the machine in words: processor or GPU, number of threads, precision.
+
+    Args:
+        device: where the model runs.
+        dtype: of its weights.
+
+    Example:
+        >>> device_name().endswith("threads, float32")
+        True
+    """
     device = torch.device(device)
     precision = str(dtype).removeprefix("torch.")
     if device.type == "cuda":

@@ -17,6 +17,9 @@ def largest_error(expected: Tensors, actual: Tensors) -> float:
 
     Infinite if a shape differs, or if one of the two is not finite where the other is.
 
+    Args:
+        expected, actual: outputs by name.
+
     Example:
         >>> largest_error({"y": torch.tensor([1.0, -2.0])}, {"y": torch.tensor([1.0, -1.0])})
         0.5
@@ -39,6 +42,9 @@ def largest_error(expected: Tensors, actual: Tensors) -> float:
 
 def signal_to_noise(expected: Tensors, actual: Tensors) -> float:
     """Return the power of outputs over that of the differences in decibels, over all finite floating-point values.
+
+    Args:
+        expected, actual: outputs by name.
 
     Example:
         >>> signal_to_noise({"y": torch.tensor([1.0, 3.0])}, {"y": torch.tensor([1.0, 2.0])})

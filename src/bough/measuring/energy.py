@@ -71,9 +71,16 @@ def calibrate(
     graph: Graph, example_inputs: Any, model: EnergyModel | None = None, *, backend: str = "eager", seconds: float = 2.0,
     root: Path = POWERCAP,
 ) -> EnergyModel:  # fmt: skip
-    """The energy model, scaled so that it tells what the counters say of the graph's own model.
+    """Return the energy model, scaled to what the counters measure for the graph's own model.
 
     The machine must be idle otherwise: what else runs is counted too.
+
+    Args:
+        graph, example_inputs: of the model that is run.
+        model: constants that are scaled; `EnergyModel.of()` unless given.
+        backend: as for `runner`.
+        seconds: how long the model runs between two readings of the counters.
+        root: folder of the counters (RAPL, by Linux's powercap).
 
     Raises:
         TraceError: no counters, or they saw no more than at idle.

@@ -40,7 +40,7 @@ def latencies(
     backend: str = "eager",
     clock: str = "wall",
 ) -> dict[str, Latency]:
-    """Times several models side by side, turn by turn, in eval mode; each model's mode is restored.
+    """Time several models side by side, turn by turn, in eval mode; each model's mode is restored.
 
     All run once before, so that one that can not is told by its name.
 
@@ -53,6 +53,12 @@ def latencies(
 
     Raises:
         TraceError: as `runner`; an unknown clock, or "cpu" with several threads.
+
+    Example:
+        >>> import torch, bough
+        >>> models = {"small": torch.nn.Linear(4, 2), "large": torch.nn.Linear(4, 2000)}
+        >>> list(bough.measuring.latencies(models, torch.randn(1, 4), repeats=3))
+        ['small', 'large']
     """
     now = _clock(clock)
     times: dict[str, list[float]] = {n: [] for n in models}
@@ -86,7 +92,19 @@ def _try(runs: Mapping[str, Run]) -> None:
 
 
 def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 30, warmup: int = 3, backend: str = "eager") -> Latency:
-    """Times one model; see `latencies`."""
+    """Time one model in eval mode; its mode is restored.
+
+    Args:
+        model, example_inputs, repeats, warmup, backend: see `latencies`.
+
+    Raises:
+        TraceError: as for `latencies`.
+
+    Example:
+        >>> import torch, bough
+        >>> bough.measuring.latency(torch.nn.Linear(4, 2), torch.randn(1, 4), repeats=3).median > 0
+        True
+    """
     check_arguments(latency, locals())
     return latencies({"model": model}, example_inputs, repeats=repeats, warmup=warmup, backend=backend)["model"]
 

@@ -30,6 +30,12 @@ def runner(model: nn.Module, example_inputs: Any, backend: str = "eager") -> Run
 
     Raises:
         TraceError: an unknown backend, a package that it needs is not installed, or compiling or exporting fails.
+
+    Example:
+        >>> import torch
+        >>> run = runner(torch.nn.Linear(4, 2), torch.randn(1, 4))
+        >>> run().shape
+        torch.Size([1, 2])
     """
     if backend not in BACKENDS:
         raise TraceError(f"backend={backend!r} is unknown: use one of {', '.join(map(repr, BACKENDS))}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bough.graph import GroupKind
 from bough.ops.context import Context, Typing, argument
 from bough.ops.meta import demand
 from bough.ops.rewriting import Site, Values
@@ -30,8 +31,8 @@ def _attention(c: Context, call: Any, result: Any) -> Typing:
     c.unify(k.axes[-2], v.axes[-2])
     c.contract(q.axes[-1], k.axes[-1], q.null[-1] or k.null[-1])
     c.renormalizes(k.axes[-2])
-    c.mark("head_dim", q.axes[-1], v.axes[-1])
-    c.mark("head", heads)
+    c.mark(GroupKind.HEAD_DIM, q.axes[-1], v.axes[-1])
+    c.mark(GroupKind.HEAD, heads)
     if mask is not None:
         m = c.of(mask)
         scores = (*q.axes[:-1], k.axes[-2])
@@ -89,7 +90,7 @@ def _flex_attention(c: Context, call: Any, result: Any) -> list[Typing]:
     for axis in (*q.axes[:-1], *k.axes[:-1], *v.axes[:-1]):
         c.freeze(axis, "numbered in the function of the scores")
     c.contract(q.axes[-1], k.axes[-1], q.null[-1] or k.null[-1])
-    c.mark("head_dim", q.axes[-1], v.axes[-1])
+    c.mark(GroupKind.HEAD_DIM, q.axes[-1], v.axes[-1])
     c.macs(*q.axes, k.axes[-2])
     c.macs(*q.axes[:-1], k.axes[-2], v.axes[-1])
     out = Typing((*q.axes[:-1], v.axes[-1]), (False,) * 3 + (v.null[-1],))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from bough.graph import GroupKind
 from bough.spaces import UNIT, Atom, Product, Space, Sum, freeze, is_frozen, normal, unify
 
 
@@ -77,7 +78,8 @@ class Context:
     def __init__(self, typing_of: Callable[[Tensor], Typing], locate: Callable[[Op], tuple[str, str]]) -> None:
         self.of = typing_of
         self._locate = locate
-        self.marks: list[tuple[str, Space]] = []
+        self.marks: list[tuple[GroupKind, Space]] = []
+        self.consumed: list[Space] = []  # axes over which an op sums products
         self.multiples: list[tuple[Space, int]] = []
         self.minima: list[tuple[Space, int]] = []
         self.singled: list[tuple[Space, Reason]] = []  # axes of which an op takes a unit by its index, and that op
@@ -120,8 +122,13 @@ class Context:
         """Axes of a tensor that says nothing: data."""
         return tuple(self.data(n) for n in tensor.shape)
 
-    def mark(self, kind: str, *spaces: Space) -> None:
+    def mark(self, kind: GroupKind, *spaces: Space) -> None:
+        """Say what the units of `spaces` are; the first of the kinds in the order of `GroupKind` counts."""
         self.marks.extend((kind, s) for s in spaces)
+
+    def consume(self, *spaces: Space) -> None:
+        """The op sums over `spaces`: without such a reader, units are not known to matter."""
+        self.consumed.extend(spaces)
 
     def multiple(self, space: Space, of: int) -> None:
         """The op runs only where `space` has a multiple of `of` units."""
@@ -162,7 +169,7 @@ class Context:
         """Sums products over `a` = `b`; exact where one side is zero for masked units."""
         self.unify(a, b)
         self.notes.combined.append(a)
-        self.mark("consumed", a)
+        self.consume(a)
         if not null:
             self.renormalizes(a)
 

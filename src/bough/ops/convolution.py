@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bough.graph import GroupKind
 from bough.ops.context import KERNEL, Context, Typing, argument
 from bough.ops.matmul import type_bias
 from bough.ops.meta import demand
@@ -43,9 +44,9 @@ def _convolution(c: Context, call: Any, result: Any) -> Typing:
             c.unify(outer, Product((g, each_out)))
         c.unify(x.axes[1], Product((g, each_in)))
         c.contract(each_in, each_in, null_in)
-        c.mark("consumed", g)
+        c.consume(g)
         c.macs(x.axes[0], *counted, g, each_in, each_out, *kernel)
-    c.mark("channel", outer)
+    c.mark(GroupKind.CHANNEL, outer)
     null = w.null[1 if transposed else 0] or (groups == x.axes[1].size == outer.size and x.null[1])  # or depthwise
     null = type_bias(c, bias, outer) and null
     zero = tuple(is_frozen(a) or (n and bias is None) for a, n in zip(spatial, x.null[2:], strict=True))

@@ -11,7 +11,7 @@ from bough.spaces import UNIT, Space
 
 
 def _summed(c: Context, axis: Space, exact: bool) -> None:
-    c.mark("consumed", axis)
+    c.consume(axis)
     if not exact:
         c.renormalizes(axis)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bough.graph import GroupKind
 from bough.ops.context import Context, Typing, argument
 from bough.ops.spec import rule, traits
 
@@ -12,7 +13,7 @@ from bough.ops.spec import rule, traits
 def _embedding(c: Context, call: Any, result: Any) -> Typing:
     w, index = c.of(call.args[0]), c.of(call.args[1])
     c.pick(w.axes[0], index, "indexed by data", w)
-    c.mark("residual", w.axes[1])
+    c.mark(GroupKind.HIDDEN, w.axes[1])
     return Typing((*index.axes, w.axes[1]), (*(False,) * len(index.axes), w.null[1]))
 
 
@@ -25,7 +26,7 @@ def _bag(c: Context, call: Any, result: Any) -> list[Typing]:
     for t in (call.args[1], call.args[2], *(() if weights is None else (weights,))):
         for axis in c.of(t).axes:
             c.freeze(axis, "gathered into bags")
-    c.mark("residual", w.axes[1])
+    c.mark(GroupKind.HIDDEN, w.axes[1])
     first = Typing((*c.empty(result[0])[:1], w.axes[1]), (False, w.null[1]))
 
     def rest(r: Any) -> Typing:

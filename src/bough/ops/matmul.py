@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bough.graph import GroupKind
 from bough.ops.context import Context, Typing, argument
 from bough.ops.meta import demand
 from bough.ops.spec import Place, Places, RecordedOp, contracts, contracts_within, on_shapes, rule, traits
@@ -31,7 +32,7 @@ def _linear(c: Context, call: Any, result: Any) -> Typing:
     if len(w.axes) == 1:
         return Typing(x.axes[:-1], x.null[:-1])
     null = type_bias(c, bias, w.axes[0])
-    c.mark("neuron", w.axes[0])
+    c.mark(GroupKind.NEURON, w.axes[0])
     c.macs(*x.axes, w.axes[0])
     others = x.null[:-1] if bias is None else (False,) * (len(x.axes) - 1)
     return Typing((*x.axes[:-1], w.axes[0]), (*others, w.null[0] and null))
@@ -59,10 +60,10 @@ def _matmul(c: Context, call: Any, result: Any) -> Typing:
     for p, q in zip(batch, b.axes[:-2], strict=True):
         c.unify(p, q)
     if not (a.weight or b.weight):
-        c.mark("head_dim", a.axes[-1])
-        c.mark("head", *batch)
+        c.mark(GroupKind.HEAD_DIM, a.axes[-1])
+        c.mark(GroupKind.HEAD, *batch)
     else:
-        c.mark("neuron", b.axes[-1] if b.weight else a.axes[-2])
+        c.mark(GroupKind.NEURON, b.axes[-1] if b.weight else a.axes[-2])
     c.macs(*a.axes, b.axes[-1])
     axes = (*batch, a.axes[-2], b.axes[-1])
     null = [*batch_null, a.null[-2], b.null[-1]]
@@ -87,7 +88,7 @@ def _grouped(c: Context, call: Any, result: Any) -> Any:
         return []
     c.contract(x.axes[-1], w.axes[1], x.null[-1] or w.null[1])
     c.unify(w.axes[0], c.of(ends).axes[0])
-    c.mark("neuron", w.axes[2])
+    c.mark(GroupKind.NEURON, w.axes[2])
     for t, axis in ((call.args[0], x.axes[1]), (call.args[1], w.axes[1] if call.args[1].stride(1) == 1 else w.axes[2])):
         c.multiple(axis, 16 // min(t.element_size(), 16))
     c.macs(*x.axes, w.axes[2])
@@ -116,10 +117,10 @@ def _general_matmul(c: Context, call: Any, result: Any) -> Typing:
             c.unify(present[0][0], other)
         batch.insert(0, (present[0][0], any(n for _, n in present)) if present else (UNIT, True))
     if not (a.weight or b.weight):
-        c.mark("head_dim", a.axes[-1])
-        c.mark("head", *(s for s, _ in batch))
+        c.mark(GroupKind.HEAD_DIM, a.axes[-1])
+        c.mark(GroupKind.HEAD, *(s for s, _ in batch))
     else:
-        c.mark("neuron", *(s for s, _ in (columns if b.weight else rows)))
+        c.mark(GroupKind.NEURON, *(s for s, _ in (columns if b.weight else rows)))
     both = [*batch, *rows, *columns]
     c.macs(*(s for s, _ in both), a.axes[-1])
     return Typing(tuple(s for s, _ in both), tuple(n for _, n in both), a.weight and b.weight)
@@ -196,12 +197,12 @@ def _product(c: Context, typed: list[Typing], inputs: Sequence[Sequence[Any]], o
         if where[letter] > 1 or any(weights):
             c.contract(space[letter], space[letter], null[letter])
             if not any(weights):
-                c.mark("head_dim", space[letter])
+                c.mark(GroupKind.HEAD_DIM, space[letter])
         elif not null[letter]:
             c.renormalizes(space[letter])
-            c.mark("consumed", space[letter])
+            c.consume(space[letter])
     if not any(weights):
-        c.mark("head", *(space[x] for x in output if where[x] > 1))
+        c.mark(GroupKind.HEAD, *(space[x] for x in output if where[x] > 1))
     if len(typed) > 1:
         c.macs(*space.values())
     return Typing(tuple(space[x] for x in output), tuple(null[x] for x in output), all(weights))

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bough.graph import GroupKind
 from bough.ops.context import Context, Typing, same
 from bough.ops.meta import broadcast, like, ordered
 from bough.ops.probe import at_zero
@@ -57,7 +58,7 @@ def _broadcast(c: Context, call: Any, tensors: list[Any], operands: list[Typing]
         if at == "undefined":
             c.notes.undefined.append(present[0])
     if call.name in ("add", "add_") and sum(not t.weight for t in operands) > 1:
-        c.mark("residual", *axes)
+        c.mark(GroupKind.HIDDEN, *axes)
     return Typing(tuple(axes), tuple(null), all(t.weight for t in operands))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bough.graph import GroupKind
 from bough.ops.context import KERNEL, Context, Typing, argument
 from bough.ops.meta import demand, like
 from bough.ops.spec import Place, RecordedOp, contracts_within, on_shapes, rule, traits
@@ -121,7 +122,7 @@ def _direction(c: Context, name: str, w: Weights, x: Typing, states: list[Typing
     c.contract(hidden, recurrent.axes[1], recurrent.null[1])
     c.macs(*x.axes, gates, cells)
     c.macs(*x.axes[:-1], hidden, gates, cells)
-    c.mark("neuron", hidden, cells)
+    c.mark(GroupKind.NEURON, hidden, cells)
     cell_null = all(t.null[0] for t in over_rows) and states[-1].null[-1]
     if w.projection is not None:
         projection = c.of(w.projection)

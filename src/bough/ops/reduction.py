@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bough.graph import GroupKind
 from bough.ops.context import Context, Typing, argument
 from bough.ops.spec import on_shapes, rule, traits
 from bough.spaces import UNIT
@@ -21,7 +22,7 @@ def _reduced(c: Context, call: Any, result: Any, dims: set[int], exact_if_null: 
     x = c.of(call.args[0])
     for d in dims:
         c.notes.combined.append(x.axes[d])
-        c.mark("consumed", x.axes[d])
+        c.consume(x.axes[d])
         if not (exact_if_null and x.null[d]):
             c.renormalizes(x.axes[d])
     if result.dim() == len(x.axes):
@@ -107,8 +108,8 @@ def _topk(c: Context, call: Any, result: Any) -> list[Typing]:
     x = c.of(call.args[0])
     d = argument(call, 2, "dim", -1) % len(x.axes)
     c.renormalizes(x.axes[d])
-    c.mark("consumed", x.axes[d])
-    c.mark("expert", x.axes[d])
+    c.consume(x.axes[d])
+    c.mark(GroupKind.EXPERT, x.axes[d])
     c.at_least(x.axes[d], result[0].shape[d])
     axes = (*x.axes[:d], c.data(result[0].shape[d], "chosen"), *x.axes[d + 1 :])
     null = (*x.null[:d], False, *x.null[d + 1 :])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bough.graph import GroupKind
 from bough.ops.context import KERNEL, Context, Typing, argument
 from bough.ops.spec import Place, RecordedOp, contracts_within, rule
 from bough.spaces import Product, Space, freeze
@@ -31,8 +32,8 @@ def _deformable(c: Context, call: Any, result: Any) -> Typing:
         c.unify(moves.axes[0], x.axes[0])
         c.unify(moves.axes[1], Product((part, c.data(width, "where the kernel samples"))))
     c.contract(w.axes[1], w.axes[1], x.null[1] or w.null[1])
-    c.mark("consumed", g, part)
-    c.mark("channel", w.axes[0])
+    c.consume(g, part)
+    c.mark(GroupKind.CHANNEL, w.axes[0])
     c.unify(bias.axes[0], w.axes[0])
     spatial = tuple(_places(c, n) for n in result.shape[2:])
     c.macs(x.axes[0], *spatial, g, w.axes[1], each_out, *w.axes[2:])
@@ -127,7 +128,7 @@ def _time_batch_channel(c: Context, call: Any, result: Any) -> Typing:
     freeze(w.axes[0], KERNEL)
     c.contract(x.axes[2], w.axes[1], x.null[2] or w.null[1])
     c.unify(bias.axes[0], w.axes[2])
-    c.mark("channel", w.axes[2])
+    c.mark(GroupKind.CHANNEL, w.axes[2])
     time = _places(c, result.shape[0])
     c.macs(time, x.axes[1], w.axes[2], *w.axes[:2])
     c.freeze(x.axes[0], "spatial position")

@@ -21,7 +21,7 @@ from bough.graph import Graph
 from bough.importance import Criterion, DataCriterion, resolve_criterion
 from bough.importance.score import with_data_reached
 from bough.latency import LatencyTable
-from bough.planning import Allocator, Budget, Options, Plan
+from bough.planning import Allocator, Budget, OnConflict, Options, Plan
 from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
 from bough.targeting import Limits, for_microcontroller, of_this_machine, placed, targeted
@@ -129,7 +129,7 @@ def prune(
     check_on_mismatch(on_mismatch)
     if refit and data is not None:
         require_reiterable(as_data(data))
-    if refit and on_conflict == "rebuild":
+    if refit and on_conflict == OnConflict.REBUILD:
         raise PlanError("prune(refit=True) solves for weights of the model's own layers: use on_conflict='freeze' or 'raise'")
     options = Options(
         round_to=round_to, minimum=minimum, drop=drop, exact_only=exact_only, uniform=uniform, ragged=ragged,
@@ -147,13 +147,13 @@ def prune(
         model = plain_copy(model)  # gradients pass through no tensor that was made in inference mode
     graph = trace(model, example_inputs, ignore=ignore, only=only, tie=tie)
     sample = None
-    if data is not None or (importance is None and refit is not False and on_conflict != "rebuild"):
+    if data is not None or (importance is None and refit is not False and on_conflict != OnConflict.REBUILD):
         sample = sample_of(graph, data, everything=importance is not None or refit is True)
     if sample is not None:
         graph = observed(graph)
     if refit and sample is None:
         raise PlanError("prune(refit=True) needs data: unlabelled batches, such as data=loader")
-    refits = sample is not None and (on_conflict != "rebuild" if refit is None else refit)
+    refits = sample is not None and (on_conflict != OnConflict.REBUILD if refit is None else refit)
     open_to = candidates(criterion, allocation, getattr(criterion, "gives_errors", False), sample is not None)
     graph = with_data_reached(graph, (c.importance for c in open_to))
     limits, told = _limits(graph, budget, options)

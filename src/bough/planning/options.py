@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from bough.cost import EnergyModel
@@ -12,6 +13,14 @@ from bough.latency import LatencyTable
 from bough.planning.alignment import aligned
 from bough.planning.allocation import Allocator, allocator
 from bough.tracing.selection import Selection, selectors
+
+
+class OnConflict(StrEnum):
+    """What `plan` does where the model's Python contradicts a cut: leave these groups, raise, or plan for `rebuild`."""
+
+    FREEZE = "freeze"
+    RAISE = "raise"
+    REBUILD = "rebuild"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +40,7 @@ class Options:
     exact_only: bool = False
     uniform: bool = False
     ragged: bool = False
-    on_conflict: str = "freeze"
+    on_conflict: str = OnConflict.FREEZE
     table: LatencyTable | None = None
     energy: EnergyModel | None = None
     whole: tuple[str, ...] = ()  # names of groups that stay besides what `ignore` names
@@ -43,7 +52,8 @@ class Options:
         allocator(self.allocation)
         if aligned(self.round_to) < 1:
             raise PlanError(f"round_to={self.round_to} must be positive")
-        if self.on_conflict not in ("freeze", "raise", "rebuild"):
+        if self.on_conflict not in list(OnConflict):
             raise PlanError(f"on_conflict={self.on_conflict!r} is unknown: use 'freeze', 'raise' or 'rebuild'")
-        if self.uniform and self.on_conflict == "rebuild":
+        object.__setattr__(self, "on_conflict", OnConflict(self.on_conflict))
+        if self.uniform and self.on_conflict == OnConflict.REBUILD:
             raise PlanError("uniform=True keeps a model's own class, and on_conflict='rebuild' gives it up: use one of them")

@@ -26,7 +26,7 @@ from bough.planning.counting import Counting
 from bough.planning.depth import chosen, left_out, widths
 from bough.planning.draft import Draft, chosen_units
 from bough.planning.named import by_group, groups_left_whole, least
-from bough.planning.options import Options
+from bough.planning.options import OnConflict, Options
 from bough.planning.plan import Plan
 from bough.planning.ragged import Differing, differing
 from bough.planning.refused_counts import Learned, learned
@@ -56,7 +56,7 @@ def plan(
     table: LatencyTable | None = None,
     energy: EnergyModel | None = None,
 ) -> Plan:
-    """Decides what stays: the largest plan that meets `budget`, or the counts that `keep` gives.
+    """Decide what stays: the largest plan that meets `budget`, or the counts that `keep` gives.
 
     Args:
         graph: of the model to cut.
@@ -95,6 +95,13 @@ def plan(
         PlanError: no group can be cut, `keep` gives tied groups different shares, or a name in `ignore`, `only`, `keep`,
             `minimum` or `drop` names nothing.
         ConflictError: the model's Python contradicts the plan, and `on_conflict="raise"`.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> bough.plan(graph, bough.score(graph, "l2"), bough.Budget(params="50%")).groups
+        {'0': (3, 8)}
     """
     check_arguments(plan, locals())
     goal = budget if keep is None else keep
@@ -164,9 +171,9 @@ class _Search:
             if not contradicted:
                 self._check_traced()
                 contradicted = True
-            if self.on_conflict == "rebuild":
+            if self.on_conflict == OnConflict.REBUILD:
                 return replace(self._finished(draft.for_rebuild(), tied, (found.note,)), rebuild=True)
-            if self.on_conflict == "raise":
+            if self.on_conflict == OnConflict.RAISE:
                 conflicts = "; ".join(dict.fromkeys(map(str, draft.conflicts)))
                 raise ConflictError(f"the model's Python contradicts the plan: {conflicts}")
             why = _blamed(draft, frozen) or isolate(self.graph, draft.sizes, tied, str(draft.conflicts[0]))
@@ -195,7 +202,7 @@ class _Search:
 
     def _tied(self, frozen: Mapping[str, str]) -> Ties:
         graph, uniform = self.graph, self.uniform
-        binding = replace(graph, equations=()) if self.on_conflict == "rebuild" else graph
+        binding = replace(graph, equations=()) if self.on_conflict == OnConflict.REBUILD else graph
         unsaid = {g.name: uniform.frozen[g.name] for g in graph.groups if g.name in uniform.frozen} if uniform else {}
         return ties(binding, {**unsaid, **frozen}, uniform.within(graph) if uniform else [])
 
@@ -210,7 +217,7 @@ class _Search:
         return Draft.of(self.graph, counts, kept, settings)
 
     def _finished(self, draft: Draft, tied: Ties, notes: Iterable[str]) -> Plan:
-        if not (self.on_conflict == "rebuild" and draft.conflicts) and not (self.uniform and self.uniform.has_config):
+        if not (self.on_conflict == OnConflict.REBUILD and draft.conflicts) and not (self.uniform and self.uniform.has_config):
             draft = draft.following(SizeAttributes(self.graph))
         plan = draft.plan(tied, self.counting.cost(draft.counts), self.counting.original)
         return replace(self.free.noted(plan), notes=tuple(n for n in notes if n))

@@ -322,7 +322,17 @@ def _ratio(expected: Tensor, actual: Tensor) -> float:
 
 
 def weight_bytes(program: fx.GraphModule) -> int:
-    """Return the bytes of the weights that a program reads; scales and zero points of weights are not counted."""
+    """Return the bytes of the weights that a program reads; scales and zero points of weights are not counted.
+
+    Args:
+        program: as `Quantized.model` is.
+
+    Example:
+        >>> import torch, bough
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False)).eval(), torch.randn(64, 4)
+        >>> weight_bytes(bough.quantize(net, x[:1], x.split(32)).model)
+        32
+    """
     weights = [n for n in program.graph.nodes if any("quantize" not in str(u.target) or u.args[0] is n for u in n.users)]
     found = [tensor_of(program, node) for node in weights]
     return sum(t.numel() * t.itemsize for t in {id(t): t for t in found if t is not None}.values())

@@ -34,6 +34,14 @@ def save_quantized(
     Raises:
         CheckpointError: the folder has a quantized program already.
         WriteError: a file can not be written.
+
+    Example:
+        >>> import tempfile, torch, bough
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval(), torch.randn(64, 4)
+        >>> done = bough.quantize(net, x[:1], x.split(32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sorted(p.suffix for p in save_quantized(done, x[:1], folder).iterdir())
+        ['.json', '.pt2']
     """
     place = Path(folder)
     if not overwrite and (place / PROGRAM).exists():
@@ -60,8 +68,21 @@ def save_quantized(
 def load_quantized(folder: str | os.PathLike[str]) -> fx.GraphModule:
     """Return the program that `save_quantized` wrote, called as the model was; it needs no code of the model.
 
+    Args:
+        folder: as written by `save_quantized`.
+
     Raises:
         CheckpointError: a file is missing or damaged, or torchao is not installed.
+
+    Example:
+        >>> import tempfile, torch, bough
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval(), torch.randn(64, 4)
+        >>> done = bough.quantize(net, x[:1], x.split(32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = bough.quantization.save_quantized(done, x[:1], folder)
+        ...     program = load_quantized(folder)
+        >>> torch.equal(program(x[:1]), done.model(x[:1]))
+        True
     """
     place = Path(folder)
     try:

@@ -36,7 +36,12 @@ def geometric(target: float, steps: int) -> list[float]:
 def linear(target: float, steps: int) -> list[float]:
     """Return shares with a constant difference: kept_t = 1 - (1 - target) t / T.
 
-    Args and Raises: as for `geometric`.
+    Args:
+        target: the share that is kept after the last step, in (0, 1).
+        steps: their number T; one share is returned for each.
+
+    Raises:
+        PlanError: the target or the number of steps is out of range.
 
     Example:
         >>> linear(0.5, 2)
@@ -49,9 +54,14 @@ def linear(target: float, steps: int) -> list[float]:
 def cubic(target: float, steps: int) -> list[float]:
     """Return shares that fall fast at first and slowly at the end: removed_t = (1 - target) (1 - (1 - t / T)^3).
 
-    Source: Zhu and Gupta, 2017 (automated gradual pruning).
+    Args:
+        target: the share that is kept after the last step, in (0, 1).
+        steps: their number T; one share is returned for each.
 
-    Args and Raises: as for `geometric`.
+    Raises:
+        PlanError: the target or the number of steps is out of range.
+
+    Source: Zhu and Gupta, 2017 (automated gradual pruning).
 
     Example:
         >>> cubic(0.5, 2)

@@ -51,6 +51,15 @@ def search_space(
         BudgetError: not even the smallest plan meets the budget.
         PlanError: an unknown name, or nothing to choose.
         ConflictError: the model does not run without one of `layers`.
+
+    Example:
+        >>> import torch, bough
+        >>> from bough.planning import Options
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> space, frozen = search_space(graph, bough.score(graph, "l2"), Options())
+        >>> space.names, frozen
+        (['0'], {})
     """
     always = tuple(x.name for x in chosen(graph, options.drop, {}, scores))
     rest = left_out(graph, chosen(graph, always, {}, scores))
@@ -80,8 +89,19 @@ def search_space(
 def subnet_space(net: Supernet, *, budget: Budget | None = None, prices: Prices | None = None) -> SearchSpace:
     """Return the space of the subnets of a supernet, whose layers are left out in the order in which they were in training.
 
+    Args:
+        net: whose subnets are searched.
+        budget: upper bounds that all candidates meet.
+        prices: the costs that are known besides parameters, MACs and bytes.
+
     Raises:
         BudgetError: not even the smallest subnet meets the budget.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> subnet_space(bough.supernet(net, torch.randn(1, 4))).names
+        ['0']
     """
     by_name = {g.name: g for g in net.graph.groups}
     found = [columns([[by_name[n] for n in width.groups]], net.scores, net.allowed)[0] for width in net.space.widths]

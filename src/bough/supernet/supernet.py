@@ -21,7 +21,7 @@ from bough.cutting import cut
 from bough.errors import ConflictError, PlanError
 from bough.graph import Graph
 from bough.latency import LatencyTable
-from bough.planning import Allocator, Budget, Options, Plan, planned
+from bough.planning import Allocator, Budget, OnConflict, Options, Plan, planned
 from bough.planning.allocation import Allowed
 from bough.recovery import Trained, Training
 from bough.supernet.checkpoint import load_supernet, save_supernet
@@ -148,7 +148,7 @@ class Supernet(nn.Module):
         """
         check_arguments(Supernet.plan, locals())
         if subnet.key not in self._plans:
-            planning = Options(drop=subnet.dropped, on_conflict="raise")
+            planning = Options(drop=subnet.dropped, on_conflict=OnConflict.RAISE)
             plan = planned(self.graph, self.scores, dict(subnet.counts), planning)
             other = [n for n, k in subnet.counts.items() if plan.groups[n][0] != k]
             if other:

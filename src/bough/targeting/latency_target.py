@@ -64,6 +64,20 @@ def meet_latency(
 
     Raises:
         BudgetError: the budget has no latency, no plan reaches it, or all plans that were tried are slower than it.
+
+    Example:
+        >>> import math, torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8)).eval()
+        >>> graph = bough.trace(net, torch.randn(32, 64))
+        >>> times = {}
+        >>> for key, widths in bough.latency.required_points(graph):  # the table of a device, by a formula
+        ...     times.setdefault(key, {})[widths] = 1e-9 * math.prod(widths)
+        >>> table = bough.LatencyTable("a chip", "its compiler", 8, 0.0, 0.0, times)
+        >>> def measure(small):  # stands for a run on the device
+        ...     return 1e-9 * sum(p.numel() for p in small.parameters())
+        >>> timed = bough.meet_latency(graph, bough.score(graph, "l2"), bough.Budget(latency="60%"), table, measure=measure)
+        >>> timed.seconds <= 0.6 * measure(net)
+        True
     """
     check_arguments(meet_latency, locals())
     return targeted(graph, scores, budget, table, Options(**options), measure, tolerance, rounds)

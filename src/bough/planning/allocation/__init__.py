@@ -21,7 +21,19 @@ ALLOCATORS: dict[str, Allocator] = {
 
 
 def allocator(given: str | Allocator) -> Allocator:
-    """An allocator by name, or as given; PlanError for an unknown name."""
+    """Return an allocator by its name.
+
+    Args:
+        given: one of `ALLOCATORS`, or an allocator, which is returned as it is.
+
+    Raises:
+        PlanError: an unknown name.
+
+    Example:
+        >>> import bough
+        >>> bough.allocation.allocator("greedy") == bough.allocation.Greedy()
+        True
+    """
     check_arguments(allocator, locals())
     if isinstance(given, str):
         if given not in ALLOCATORS:

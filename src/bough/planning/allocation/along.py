@@ -85,7 +85,18 @@ class Isomorphic:
 
 
 def form_of(group: Group) -> object:
-    """What groups that can be compared have in common: the kind, and the names (numbers left out) and dims of members."""
+    """Return what groups that can be compared have in common: the kind, and the names (numbers left out) and dims of members.
+
+    Args:
+        group: of a graph.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> first, second = bough.trace(net, torch.randn(1, 8)).groups
+        >>> form_of(first) == form_of(second)
+        True
+    """
     return group.kind, frozenset((_pattern(m.name), m.dim) for m in group.members)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bough.errors import PlanError
-from bough.graph import Group
+from bough.graph import Group, GroupKind
 
 _NOTHING = 1e-12
 
@@ -78,7 +78,7 @@ class Allowed:
         allowed = np.ones(len(kept), dtype=bool)
         for g, unit in zip(groups, sizes, strict=True):
             allowed &= kept * unit >= min(max(g.least, self.least.get(g.name, 1)), g.size)
-            step = g.multiple if g.kind == "head" else lcm(g.multiple, self.round_to)
+            step = g.multiple if g.kind is GroupKind.HEAD else lcm(g.multiple, self.round_to)
             allowed &= (kept * unit) % step == 0
             allowed &= ~np.isin(kept * unit, [*self.refused.get(g.name, ())])
         allowed[0] = True
@@ -95,6 +95,14 @@ def columns(classes: Sequence[Sequence[Group]], scores: Scores, allowed: Allowed
 
     Raises:
         PlanError: scores that are missing or of a wrong shape.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> column = columns([graph.groups], bough.score(graph, "l2"))[0]
+        >>> column.counts[:, 0].tolist()
+        [8, 7, 6, 5, 4, 3, 2, 1]
     """
     result = []
     for groups in classes:
@@ -110,7 +118,22 @@ def columns(classes: Sequence[Sequence[Group]], scores: Scores, allowed: Allowed
 
 
 def unit_scores(scores: Scores, group: Group) -> NDArray[np.float64]:
-    """The scores of a group's units; PlanError where they are missing, of a wrong shape or type, NaN or infinite."""
+    """Return the scores of a group's units as float64 [units].
+
+    Args:
+        scores: one array [units] per group name.
+        group: whose scores are looked up.
+
+    Raises:
+        PlanError: they are missing, of a wrong shape or type, NaN or infinite.
+
+    Example:
+        >>> import torch, bough
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = bough.trace(net, torch.randn(1, 4))
+        >>> unit_scores({"0": [1, 2, 3, 4, 5, 6, 7, 8]}, graph.groups[0]).dtype
+        dtype('float64')
+    """
     if group.name not in scores:
         raise PlanError(f"scores has no {group.name!r}: give one array [{group.size}] for this group")
     given = np.asarray(scores[group.name])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import gcd
 
-from bough.graph import Graph
+from bough.graph import Graph, GroupKind
 from bough.planning.config_widths.config import Field
 from bough.planning.config_widths.recipe import Build, Recipe
 from bough.planning.config_widths.widths import Widths
@@ -142,7 +142,7 @@ class Moves:
 
     def _settled(self, move: Move | None) -> bool:
         """Whether a move leaves what one head sees as it is: preferred, where a width can follow heads or their size."""
-        return move is not None and not move.derives and all(self._kinds[g] != "head_dim" for g in move.groups)
+        return move is not None and not move.derives and all(self._kinds[g] is not GroupKind.HEAD_DIM for g in move.groups)
 
     def _try(self, fields: Fields, any_factor: bool) -> None:
         for by in _primes(gcd(*(self.values[f] for f in fields)))[: None if any_factor else 1]:
@@ -167,7 +167,7 @@ class Moves:
 
     def _weight(self, move: Move) -> int:
         """The groups of a move; heads count, and what one head sees does not."""
-        return sum(self._kinds[g] != "head_dim" for g in move.groups)
+        return sum(self._kinds[g] is not GroupKind.HEAD_DIM for g in move.groups)
 
 
 def _primes(n: int) -> list[int]:

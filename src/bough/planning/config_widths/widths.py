@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bough.graph import Graph, atoms_of
+from bough.graph import Graph, GroupKind, atoms_of
 from bough.planning.config_widths.recipe import Build, shapes
 from bough.spaces import Atom, Space, count, normal
 from bough.tracing.capture.provenance import Equation, attributes_in, evaluate, spaces_in
@@ -66,7 +66,7 @@ class Widths:
             if not any(self._of(s) for s in spaces_in(e.expression)):
                 targets.append((e.space, atoms, int(evaluate(e.expression, build.integers, {}))))
         waiting = targets
-        unsaid = [{a for a in self._groups if self._kinds[a] == "head_dim"}, set(self._groups)]
+        unsaid = [{a for a in self._groups if self._kinds[a] is GroupKind.HEAD_DIM}, set(self._groups)]
         while waiting:
             later = []
             for space, atoms, target in waiting:

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from bough.graph import Graph, Group
+from bough.graph import Graph, Group, GroupKind
 from bough.spaces import Atom, Space, Sum, normal
 from bough.spaces import count as count_of
 from bough.tracing.capture.provenance import (
@@ -274,7 +274,7 @@ class _Tying:
 
 def _reluctance(group: Group) -> tuple[bool, int]:
     """Which of several factors is left free: not a head dimension where there is a choice, then the largest."""
-    return group.kind == "head_dim", -group.size
+    return group.kind is GroupKind.HEAD_DIM, -group.size
 
 
 def _times(a: Monomials, b: Monomials) -> Monomials:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import lcm
 
-from bough.graph import Frozen, Graph, Group, Member, OpRecord, State
+from bough.graph import Frozen, Graph, Group, GroupKind, Member, OpRecord, State
 from bough.ops import KERNEL, Reason
 from bough.spaces import Atom, Sum, freeze, innermost, normal
 from bough.tracing.contractions import read_by
@@ -28,10 +28,11 @@ def groups_of(
                 members.setdefault(atom, []).append(Member(state.name, dim))
                 if state.parameter:
                     in_parameter.add(atom)
-    marks: dict[Atom, set[str]] = {}
+    marks: dict[Atom, set[GroupKind]] = {}
     for kind, space in recorder.context.marks:
         for atom in normal(space).atoms:
             marks.setdefault(atom, set()).add(kind)
+    consumed = {atom for space in recorder.context.consumed for atom in normal(space).atoms}
     multiples: dict[Atom, int] = {}
     for space, of in recorder.context.multiples:
         for atom in innermost(space):
@@ -49,8 +50,8 @@ def groups_of(
     for atom, places in members.items():
         if atom not in in_parameter or atom.size < 2 or atom.reason is KERNEL:
             continue
-        kind = _kind(marks.get(atom, set()), places, recorder.states)
-        if atom.reason is None and "consumed" not in marks.get(atom, ()):
+        kind = next((k for k in GroupKind if k in marks.get(atom, ())), GroupKind.NEURON)
+        if atom.reason is None and atom not in consumed:
             atom.reason = UNUSED
         name = _name(atom, kind, places, recorder.states, used)
         if atom.reason is None:
@@ -74,20 +75,13 @@ def _singled(recorder: Recorder, used: dict[str, int]) -> Iterator[Frozen]:
             if n and at is not None:
                 found.setdefault(at, (n, taken[at][1], []))[2].append(Member(state.name, dim))
     for n, reason, places in found.values():
-        yield Frozen(_name(Atom(n), "", places, recorder.states, used), n, str(reason), tuple(places), Atom(n, reason))
+        yield Frozen(_name(Atom(n), None, places, recorder.states, used), n, str(reason), tuple(places), Atom(n, reason))
 
 
-def _kind(marks: set[str], places: list[Member], states: dict[str, State]) -> str:
-    for kind in ("expert", "head_dim", "head", "channel"):
-        if kind in marks:
-            return kind
-    return "hidden" if "residual" in marks else "neuron"
-
-
-def _name(atom: Atom, kind: str, places: list[Member], states: dict[str, State], used: dict[str, int]) -> str:
+def _name(atom: Atom, kind: GroupKind | None, places: list[Member], states: dict[str, State], used: dict[str, int]) -> str:
     first = next((m for m in places if states[m.name].parameter and m.dim == 0), places[0])
     base = first.name.rpartition(".")[0] or first.name
-    if kind in ("head", "head_dim", "expert"):
+    if kind in (GroupKind.HEAD, GroupKind.HEAD_DIM, GroupKind.EXPERT):
         base += f"/{kind}"
     used[base] = used.get(base, 0) + 1
     return base if used[base] == 1 else f"{base}#{used[base]}"

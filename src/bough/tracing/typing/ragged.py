@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bough.graph import Group, OpRecord, Ragged, State
+from bough.graph import Group, GroupKind, OpRecord, Ragged, State
 from bough.spaces import Atom, Space, normal, paths
 
 Axes = tuple[Space, ...]
@@ -47,9 +47,9 @@ def _leaders(d: Group, groups: Sequence[Group], states: Mapping[str, State]) -> 
     atoms = dict.fromkeys(a for line in lines for a in reversed(line) if a is not d.atom)
     by_atom = {g.atom: g for g in groups}
     found = [by_atom[a] for a in sorted(atoms, key=lambda a: -sum(a in line for line in lines)) if a in by_atom]
-    if found or d.kind != "head_dim":
+    if found or d.kind is not GroupKind.HEAD_DIM:
         return found
-    heads = (g for g in groups if g.kind == "head")
+    heads = (g for g in groups if g.kind is GroupKind.HEAD)
     return [h for h in heads if {m.name for m in h.members} >= names.keys()]
 
 
