@@ -13,6 +13,7 @@ from bough.calibration.batches import (
     traced_batch,
     traced_inputs,
 )
+from bough.calibration.blockwise import BlockwiseData, stages_of
 from bough.calibration.consumer_inputs import InputAxis, consumer_inputs, observed_axes, unreached_groups
 from bough.calibration.data import Data, Loss, as_data, show_progress
 from bough.calibration.expert_outputs import GatedNorms, gated_norms
@@ -48,6 +49,7 @@ from bough.calibration.unfolding import Unfolded, unfold, unfold_output, unfold_
 __all__ = [
     "TINY",
     "ActivationStatistics",
+    "BlockwiseData",
     "Data",
     "GatedNorms",
     "InnerProducts",
@@ -98,6 +100,7 @@ __all__ = [
     "select_inputs",
     "show_progress",
     "split_samples",
+    "stages_of",
     "synthesize",
     "tapped",
     "tapped_pass",

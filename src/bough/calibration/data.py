@@ -159,13 +159,7 @@ class Data:
                 save_sums(file, sums, graph.model, count)
         if self.distributed:
             _add_over_processes(graph, sums, title)
-            count = int(sums.get(SAMPLES, 0))
-        if not count:
-            again = " a second time: give a list or a DataLoader, which can be gone through again"
-            raise PlanError(f"the data gives no batches{again if self.once else ''}")
-        infinite = [name for name, value in sums.items() if not value.isfinite().all()]
-        if infinite:
-            raise PlanError(f"{title} is not finite ({infinite[0]}): the model or the loss gives NaN or infinity on this data")
+        check_sums(self, sums, title)
         if file:
             file.unlink(missing_ok=True)
 
@@ -185,6 +179,16 @@ class Data:
     @property
     def _processes(self) -> int:
         return process_count() if self.distributed else 1
+
+
+def check_sums(data: Data, sums: Sums, title: str) -> None:
+    """Raise PlanError if a pass has seen no batches, or a sum is not finite."""
+    if SAMPLES not in sums:
+        again = " a second time: give a list or a DataLoader, which can be gone through again"
+        raise PlanError(f"the data gives no batches{again if data.once else ''}")
+    infinite = [name for name, value in sums.items() if not value.isfinite().all()]
+    if infinite:
+        raise PlanError(f"{title} is not finite ({infinite[0]}): the model or the loss gives NaN or infinity on this data")
 
 
 def as_data(data: Data | Iterable[Any], one_process: str = "") -> Data:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from bough.calibration.blockwise import BlockwiseData, blockwise_pass
 from bough.calibration.data import Data
 from bough.calibration.sums import Sums
 from bough.calibration.taps import Tap, preserve_state, tapped
@@ -26,6 +27,9 @@ def tapped_pass(graph: Graph, data: Data, taps: Sequence[Tap], sums: Sums, title
         PlanError: as `Data.stream`.
         TraceError: on this data the model takes another path than the traced one.
     """
+    if isinstance(data, BlockwiseData):
+        blockwise_pass(graph, data, taps, sums, title)
+        return
     with torch.no_grad(), preserve_state(graph.model, graph.written), tapped(graph, taps):
         for batch in data.stream(graph, sums, title):
             data.run(graph, batch)

@@ -53,6 +53,7 @@ class StagedRun:
         self._error: BaseException | None = None
         self._resume, self._returned = Semaphore(0), Semaphore(0)
         self._is_closing = False
+        self._ended = False
         self._holders = notes(model)
         self._attributes: list[Holder] | None = None
 
@@ -76,6 +77,11 @@ class StagedRun:
             self._resume.release()
             self._thread.join()
 
+    @property
+    def is_done(self) -> bool:
+        """True if the run has ended."""
+        return self._ended
+
     def pause(self) -> None:
         """Return control to the caller of `advance`; to be called inside the run."""
         self._returned.release()
@@ -94,6 +100,7 @@ class StagedRun:
         except BaseException as error:
             self._error = error
         finally:
+            self._ended = True
             self._returned.release()
 
     def _swap(self, contents: list[Holder]) -> list[Holder]:
@@ -102,6 +109,11 @@ class StagedRun:
         for holder, new in zip(self._holders, contents, strict=True):
             put(holder, new)
         return before
+
+
+def is_staged() -> bool:
+    """Return whether the caller executes in a staged run."""
+    return hasattr(_THREAD, "run")
 
 
 def current_run() -> StagedRun:

@@ -10,18 +10,19 @@ from typing import Any
 import typer
 
 import bough
+from bough.cli.calibration import batches
 from bough.cli.outputs import source_folder
 from bough.cli.references import is_reference, with_options
 from bough.errors import ModelReferenceError, PlanError
 from bough.report.tables import costs_table, show
 
-_TAKEN = ("round_to", "minimum", "drop", "exact_only", "uniform", "allocation", "importance", "ignore", "only")
+_TAKEN = ("round_to", "minimum", "drop", "exact_only", "uniform", "allocation", "importance", "data", "ignore", "only")
 
 
 def prune_stream(
     model: str, budget: bough.Budget, out: Path | None, given: Mapping[str, Any], *, overwrite: bool, as_json: bool
 ) -> None:  # fmt: skip
-    """Prune a checkpoint without loading it, and print what was cut.
+    """Prune a checkpoint without loading it as a whole, and print what was cut.
 
     Args:
         model: the reference, hf:PATH.
@@ -47,6 +48,8 @@ def prune_stream(
     options = {k: v for k, v in given.items() if k != "uniform" and v is not None}
     if is_reference(str(options.get("importance", ""))):
         options["importance"] = with_options(options["importance"])
+    if "data" in options:
+        options["data"] = batches(options["data"])
     result = bough.prune_checkpoint(source, budget, out, overwrite=overwrite, progress=not as_json, **options)
     if as_json:
         typer.echo(json.dumps({**result.to_dict(), "saved": str(out)}))

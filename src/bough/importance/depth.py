@@ -67,7 +67,7 @@ def _layer_taps(graph: Graph, layer: Layer, sums: Sums) -> list[Tap]:
         return x.detach().double().movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1)
 
     def add_cosines(output: Tensor) -> None:
-        cosines = F.cosine_similarity(as_columns(inputs.pop()), as_columns(output), dim=0)
+        cosines = F.cosine_similarity(as_columns(inputs.pop(0)), as_columns(output), dim=0)
         sums.plus(layer.name, cosines.sum())
         sums.plus(f"{layer.name} count", cosines.numel())
 

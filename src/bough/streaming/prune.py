@@ -11,11 +11,13 @@ from typing import Any
 from torch import nn
 
 from bough.arguments import check_arguments
+from bough.calibration import Data, as_data
 from bough.cutting import cut
 from bough.errors import BoughError, CheckpointError, PlanError, WriteError
 from bough.exporting.checkpoint import Folder, folder_path, refuse_checkpoint
 from bough.graph import Graph
-from bough.importance import Criterion, group_members, resolve_criterion
+from bough.importance import Criterion, DataCriterion, UnitScores, group_members, resolve_criterion
+from bough.importance.score import with_data_reached
 from bough.importance.score_checks import check_scores
 from bough.planning import Allocator, Budget, Options, Plan, config_mismatch, planned
 from bough.storage import exclusive
@@ -23,6 +25,7 @@ from bough.streaming.architecture import architecture, example_inputs
 from bough.streaming.names import Names
 from bough.streaming.pieces import Pieces, Placed, pieces_of, placed
 from bough.streaming.progress import ByteProgress
+from bough.streaming.resident import ResidentBlocks
 from bough.streaming.run_folder import RunFolder
 from bough.streaming.shards import Shards, read_shards
 from bough.streaming.weights import StreamedWeights
@@ -64,7 +67,8 @@ def prune_checkpoint(
     budget: Budget,
     out: Folder,
     *,
-    importance: str | Criterion = "group",
+    importance: str | Criterion | DataCriterion = "group",
+    data: Data | Iterable[Any] | None = None,
     allocation: str | Allocator = "global",
     round_to: int | str = 1,
     minimum: float | Mapping[Any, float] = 1,
@@ -86,7 +90,10 @@ def prune_checkpoint(
         source: folder with `config.json` and safetensors files; only read.
         budget: upper bounds on what remains.
         out: the new folder; made if absent.
-        importance: a criterion that needs no data, as for `score`.
+        importance: the criterion, as for `score`. Of those on data, the ones that read statistics of activations, such as
+            "wanda", "flap" and "block_influence"; not those that need a loss, gradients or second moments.
+        data: batches, for a criterion on data. They run block by block, with the weights of one block in memory, and the
+            inputs of the next block of all batches.
         allocation, round_to, minimum, drop, ignore, only, exact_only: as for `plan`.
         overwrite: replace a checkpoint that is in `out`, and an unfinished run of other arguments.
         progress: whether to show a progress bar of bytes.
@@ -111,11 +118,8 @@ def prune_checkpoint(
     check_arguments(prune_checkpoint, locals())
     origin, place = folder_path(source, "prune_checkpoint"), folder_path(out, "prune_checkpoint")
     criterion = resolve_criterion(importance)
-    if getattr(criterion, "needs_data", False):
-        raise PlanError(
-            f"{type(criterion).__name__} needs data, and prune_checkpoint passes no data through the model: use a criterion on "
-            "weights, such as importance='group', or load the model and use bough.prune"
-        )
+    batches = None if data is None else as_data(data, "prune_checkpoint")
+    _check_data(criterion, batches)
     options = Options(
         allocation=allocation, round_to=round_to, minimum=minimum, drop=drop, ignore=ignore, only=only, exact_only=exact_only,
         uniform=True,
@@ -123,12 +127,12 @@ def prune_checkpoint(
     if origin.resolve() == place.resolve():
         raise CheckpointError(f"{place} is the folder of the original, which is not overwritten: give another folder")
     shards = read_shards(origin)
-    run = RunFolder.of(place, origin, shards, (repr(criterion), repr(budget), repr(options)))
+    run = RunFolder.of(place, origin, shards, (repr(criterion), repr(budget), repr(options), str(data is not None)))
     if not overwrite and not run.exists():
         refuse_checkpoint(place)
     with exclusive(run.folder, CheckpointError):
         try:
-            return _Pruning(origin, shards, run, progress).result(criterion, budget, options, overwrite)
+            return _Pruning(origin, shards, run, progress).result(criterion, batches, budget, options, overwrite)
         except WriteError:
             raise
         except BoughError:
@@ -145,12 +149,14 @@ class _Pruning:
     run: RunFolder
     progress: bool
 
-    def result(self, criterion: Any, budget: Budget, options: Options, overwrite: bool) -> StreamedResult:
+    def result(
+        self, criterion: Any, data: Data | None, budget: Budget, options: Options, overwrite: bool
+    ) -> StreamedResult:  # fmt: skip
         resumed = self.run.begin(overwrite)
         model = architecture(self.origin)
         names = Names(model)
         where = placed(names, self.shards)
-        plan = self.run.plan() or self._planned(model, names, where, criterion, budget, options)
+        plan = self.run.plan() or self._planned(model, names, where, criterion, data, budget, options)
         small = cut(model, plan)
         why = config_mismatch(small)
         if why is not None:
@@ -161,18 +167,35 @@ class _Pruning:
         return StreamedResult(self.run.place, plan, self.shards.size, pieces.size, resumed, pieces.unknown)
 
     def _planned(
-        self, model: nn.Module, names: Names, where: Placed, criterion: Any, budget: Budget, options: Options
+        self, model: nn.Module, names: Names, where: Placed, criterion: Any, data: Data | None, budget: Budget, options: Options
     ) -> Plan:  # fmt: skip
+        if data is not None:
+            graph, scores = self._scored_on_data(model, names, where, criterion, data)
+        else:
+            graph, scores = self._scored_by_weights(model, names, where, criterion)
+        plan = planned(graph, scores, budget, options)
+        self.run.keep_plan(plan)
+        return plan
+
+    def _scored_by_weights(self, model: nn.Module, names: Names, where: Placed, criterion: Any) -> tuple[Graph, UnitScores]:
+        """Return the graph, and scores from one parameter at a time."""
         graph = trace(model, example_inputs(model.config))
         with closing(self.run.log()) as log, ByteProgress("score", self.progress) as bar:
             dims = _scored(graph, criterion)
             weights = StreamedWeights(self.shards, where, names, log, bar.advance, dims)
             bar.total = sum(map(weights.size, dims))
             reading = replace(graph, weights=weights)
-            scores = check_scores(reading, criterion(reading), criterion)
-        plan = planned(graph, scores, budget, options)
-        self.run.keep_plan(plan)
-        return plan
+            return graph, check_scores(reading, criterion(reading), criterion)
+
+    def _scored_on_data(
+        self, model: nn.Module, names: Names, where: Placed, criterion: Any, data: Data
+    ) -> tuple[Graph, UnitScores]:  # fmt: skip
+        """Return the graph, and scores from data that runs block by block."""
+        with ByteProgress("score", self.progress) as bar:
+            graph = with_data_reached(trace(model, example_inputs(model.config)), [criterion])
+            blocks = ResidentBlocks(graph, self.origin, StreamedWeights(self.shards, where, names, on_read=bar.advance))
+            bar.total = blocks.size()
+            return graph, check_scores(blocks.graph, criterion(blocks.graph, blocks.data(data)), criterion)
 
     def _write(self, pieces: Pieces) -> None:
         missing = [f for f in pieces.by_file if not self.run.has(f)]
@@ -181,6 +204,22 @@ class _Pruning:
             bar.total = sum(e.end - e.start for f in missing for e in self.shards.headers[f].entries)
             for file in missing:
                 self.run.write(file, pieces.by_file[file], self.shards.headers[file].metadata, bar.advance)
+
+
+def _check_data(criterion: Any, data: Data | None) -> None:
+    """Raise PlanError if a criterion and the data do not go together."""
+    name = type(criterion).__name__
+    if not getattr(criterion, "needs_data", False):
+        if data is not None:
+            raise PlanError(f"{name} reads no data: leave data out, or use a criterion on data, such as importance='wanda'")
+        return
+    if data is None:
+        raise PlanError(f"{name} needs data: give data=batches, or use a criterion on weights, such as importance='group'")
+    if getattr(criterion, "gives_errors", False):
+        raise PlanError(
+            f"{name} keeps second moments of all layers at once, which takes more memory than the model: use wanda or flap, or "
+            "load the model and use bough.prune"
+        )
 
 
 def _scored(graph: Graph, criterion: Any) -> dict[str, list[int]]:
