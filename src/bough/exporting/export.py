@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ FORMATS = ("onnx", "pte")
 TARGETS = ("cortex-m",)
 TOLERANCE = 1e-4
 INT8_TOLERANCE = 0.05  # a runtime rounds in integers where the program rounds in float: a step of INT8 here and there
+INT8_RATIO = 20.0  # dB; over many layers these steps add up in single values, which then may differ by more
 _REPEATS = 30
 
 
@@ -67,8 +69,8 @@ def export(
         dynamic_shapes: further dims that may vary: {input name: {dim: name of the size}}.
         more_inputs: further inputs, structured as the example inputs and of other sizes where dims may vary, that the file is
             checked with.
-        tolerance: the largest `Exported.error` that is accepted; unless given 1e-4, and 0.05 in INT8, where runtimes round in
-            integers.
+        tolerance: the largest `Exported.error` that is accepted; unless given 1e-4, and in INT8, where runtimes round in integers,
+            0.05, or any error at a signal to noise of 20 dB, which a note then tells.
         repeats: timed runs at most; they end after two seconds.
         overwrite: replace a file that is there; a folder only if an export wrote it.
         target: None for a file; "cortex-m" for C in int8 arithmetic with recorded test vectors, see `export_embedded`.
@@ -102,6 +104,7 @@ def export(
     inner = unwrap(model.model if isinstance(model, Quantized) else model)
     precision = "int8" if _is_quantized(inner) else "float"
     limit = (INT8_TOLERANCE if precision == "int8" else TOLERANCE) if tolerance is None else tolerance
+    ratio = INT8_RATIO if precision == "int8" and tolerance is None else math.inf
     if not limit >= 0 or repeats < 0:
         raise ExportError(f"export(tolerance={tolerance}, repeats={repeats}): neither may be negative")
     with eval_mode(inner), unchanged_rng():
@@ -109,7 +112,7 @@ def export(
         examples = flat.examples
         _require_readable(flat, examples)
         dims = dynamic_dims(flat.input_names, examples, dynamic_batch, dynamic_shapes)
-        job = _Job(flat, examples, dims, [flat.flatten(x) for x in more_inputs], limit, repeats, precision)
+        job = _Job(flat, examples, dims, [flat.flatten(x) for x in more_inputs], limit, ratio, repeats, precision)
         return _written(job, place)
 
 
@@ -130,13 +133,20 @@ def _as_c(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What to write and how to check it. `more`: further inputs to check with."""
+    """What to write and how to check it.
+
+    Attributes:
+        more: further inputs to check with.
+        tolerance: largest error that is accepted.
+        ratio: signal to noise in dB at which larger errors are accepted.
+    """
 
     flat: FlatModel
     examples: tuple[Tensor, ...]
     dims: DynamicDims
     more: list[tuple[Tensor, ...]]
     tolerance: float
+    ratio: float
     repeats: int
     precision: str
 
@@ -198,6 +208,11 @@ def _written(job: _Job, place: Path) -> Exported:
         else:
             notes = write_pte(program, job.flat, file)
         first, largest, ratio = _checked(job, file, expected)
+        if largest > job.tolerance:
+            notes = (
+                *notes,
+                f"single values differ by up to {largest:.1%} from the quantized program, by rounding; {ratio:.1f} dB",
+            )
         made = sorted(folder.iterdir(), key=lambda p: p == file)  # weights that lie beside it come first
         size = sum(p.stat().st_size for p in made)
         write_files([(place.parent / p.name, _mover(p)) for p in made])
@@ -242,14 +257,15 @@ def _checked(job: _Job, file: Path, expected: Mapping[str, Tensor]) -> tuple[Art
     first = _run(flat, file, job.examples, job.repeats)
     pairs = [(expected, first.outputs), *((flat.run(x), _run(flat, file, x, 0).outputs) for x in others)]
     errors = [largest_error(wanted, found) for wanted, found in pairs]
-    if not max(errors) <= job.tolerance:
+    ratio = min(signal_to_noise(wanted, found) for wanted, found in pairs)
+    if not (max(errors) <= job.tolerance or ratio >= job.ratio):
         at = errors.index(max(errors))
         which = "the example inputs" if at == 0 else f"inputs {', '.join(str(list(t.shape)) for t in others[at - 1])}"
         raise ExportError(
             f"{file.name} gives other outputs than {_name_of(job)}: on {which} the largest difference is "
             f"{max(errors):.2e} of the output's range, and tolerance={job.tolerance:g}; nothing is written"
         )
-    return first, max(errors), min(signal_to_noise(wanted, found) for wanted, found in pairs)
+    return first, max(errors), ratio
 
 
 def _is_quantized(model: nn.Module) -> bool:
