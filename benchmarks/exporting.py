@@ -4,8 +4,8 @@
 
 Each model is cut to half of its MACs (magnitude, no refit) and exported in a fresh process with a time limit; each file is run
 and compared as `bough.export` does. One JSON line a model goes to the out file, where a later run finds what is done. INT8 is
-calibrated by the ranges of random inputs, as weights are random, too: its figures say that files work, not what INT8 costs trained
-models.
+calibrated by the ranges of random inputs, as weights are random, too: its figures say that files work, not what INT8 costs
+trained models.
 """
 
 from __future__ import annotations
