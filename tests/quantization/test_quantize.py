@@ -237,3 +237,24 @@ def test_the_range_of_least_squares_has_the_least_squared_error(scale, shift):
     for observer in OBSERVERS:
         found = choose_range(histogram, observer)
         assert min(0.0, float(values.min())) - 1e-6 * scale <= found.low <= 0 <= found.high
+
+
+PLAIN = {"observer": "minmax", "equalize": False, "correct_bias": False}
+
+
+class OfOneBatch(nn.Module):
+    """A model whose Python fixes a part of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.ones(1, 1, 6)), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.layer(torch.cat([self.token.expand(len(x), -1, -1), x], 1))
+
+
+def test_a_model_that_fixes_its_batch_is_calibrated_on_pieces_of_the_batches():
+    torch.manual_seed(0)
+    found = bough.quantize(OfOneBatch().eval(), torch.randn(1, 3, 6), [torch.randn(5, 3, 6) for _ in range(2)], **PLAIN)
+    assert found.signal_to_noise > 20
+    assert "fixed at 1" in str(found.notes)

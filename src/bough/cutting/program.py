@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ def exported_program(
         ExportError: torch.export can not make one; the message gives the first line of its reason, and `advice`.
     """
     try:
-        with unchanged_rng():
+        with unchanged_rng(), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "The tensor attributes? .* assigned during export"
+            )  # of recurrent layers' weights
             return torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

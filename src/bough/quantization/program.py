@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from bough.cutting.program import Inputs, exported_program
+from bough.errors import QuantizationError
 from bough.tracing.capture.inputs import with_tensors
 from bough.tracing.capture.tree import tensors_within
 
@@ -38,8 +39,8 @@ def capture(model: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, tuple[str
     except Exception:
         program, notes = exported_program(model, inputs), (f"the size of the batch is fixed at {_batch(inputs)}",)
     else:
-        if not _varies(program):
-            notes = (f"the size of the batch is fixed at {first}",)
+        if not (_varies(program) and _runs(program, sized)):
+            notes = (f"the size of the batch is fixed at {_batch(inputs)}",)
             program = program if first == _batch(inputs) else exported_program(model, inputs)
     module = copy.deepcopy(program.module(check_guards=False))
     graph = plain(module)
@@ -66,6 +67,25 @@ def batch_that_varies(inputs: Inputs) -> tuple[Inputs, Any]:
     return sized, shapes
 
 
+def in_pieces(batches: Sequence[Inputs], inputs: Inputs) -> list[Inputs]:
+    """Return batches as pieces of the size of the example inputs, for a program whose batch is fixed; a rest is left out.
+
+    Raises:
+        QuantizationError: no batch is as large.
+    """
+    size = _batch(inputs)
+    found = [_piece(batch, at, size) for batch in batches for at in range(0, _batch(batch) - size + 1, size)]
+    if not found:
+        raise QuantizationError(f"the model fixes its batch at {size}, and no batch of data is as large: give larger batches")
+    return found
+
+
+def _piece(batch: Inputs, start: int, size: int) -> Inputs:
+    whole = _batch(batch)
+    piece: Inputs = with_tensors(batch, lambda t: t[start : start + size] if t.dim() and len(t) == whole else t)
+    return piece
+
+
 def _batch(inputs: Inputs) -> int:
     return next((len(t) for t in tensors_within(inputs) if t.dim()), 0)
 
@@ -83,6 +103,17 @@ def _varies(program: Any) -> bool:
         v for n in program.graph.nodes if n.op == "placeholder" and (v := _value(n)) is not None and _is_input(program, n)
     )
     return bool(first.dim()) and not isinstance(first.shape[0], int)
+
+
+def _runs(program: Any, sized: Inputs) -> bool:
+    """Return whether a program runs with a batch that is larger by one; Python such as `len(x)` may have fixed a part of it."""
+    size = _batch(sized)
+    args, kwargs = with_tensors(sized, lambda t: torch.cat([t, t[:1]]) if t.dim() and len(t) == size else t)
+    try:
+        program.module(check_guards=False)(*args, **kwargs)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_input(program: Any, node: Node) -> bool:

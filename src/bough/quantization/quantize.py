@@ -17,7 +17,7 @@ from bough.calls import FORWARD, as_calls
 from bough.cutting.program import Inputs
 from bough.errors import QuantizationError
 from bough.measuring import eval_mode, largest_error, signal_to_noise
-from bough.quantization.program import capture, module_of, tensor_of
+from bough.quantization.program import capture, in_pieces, module_of, tensor_of
 from bough.quantization.quantized import Quantized, QuantizedLayer
 from bough.quantization.ranges import OBSERVERS
 from bough.tracing.capture.randomness import unchanged_rng
@@ -83,6 +83,8 @@ def quantize(
     batches = _batches(inner, inputs, as_data(data, "quantize"))
     with eval_mode(inner), unchanged_rng(), torch.no_grad():
         base, notes = capture(inner, inputs)
+        if notes:
+            batches = in_pieces(batches, inputs)
         held_out = batches[-max(1, len(batches) // 4) :]
         expected = [_outputs(inner(*args, **kwargs)) for args, kwargs in held_out]
         _require_same(base, held_out, expected, inner)

@@ -24,6 +24,17 @@ class Function(nn.Module):
         return self.function(x)
 
 
+class First(nn.Module):
+    """A module's first result."""
+
+    def __init__(self, module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)[0]
+
+
 OPERATORS = {
     "conv": (nn.Conv2d(6, 7, 3, padding=1), IMAGE),
     "conv, stride and dilation": (nn.Conv2d(6, 5, (3, 2), stride=(2, 1), padding=(2, 0), dilation=(2, 1)), IMAGE),
@@ -57,6 +68,17 @@ OPERATORS = {
     "adaptive pool": (nn.AdaptiveAvgPool2d((3, 4)), IMAGE),
     "global pool": (nn.AdaptiveAvgPool2d(1), IMAGE),
     "mean over channels": (Function(lambda x: x.mean(1)), IMAGE),
+    "product of activations": (Function(lambda x: x @ x.transpose(1, 2)), SEQUENCE),
+    "product of permuted activations": (Function(lambda x: x.permute(0, 2, 3, 1) @ x.permute(0, 2, 1, 3)), IMAGE),
+    "layer norm": (nn.LayerNorm(11), SEQUENCE),
+    "layer norm over channels": (Function(lambda x: nn.LayerNorm(6).eval()(x.transpose(1, 2))), SEQUENCE),
+    "attention": (Function(lambda x: functional.scaled_dot_product_attention(x, x, x)), SEQUENCE),
+    "attention, causal": (Function(lambda x: functional.scaled_dot_product_attention(x, x, x, is_causal=True)), SEQUENCE),
+    "lstm": (First(nn.LSTM(11, 7, batch_first=True)), SEQUENCE),
+    "lstm, both ways": (First(nn.LSTM(11, 5, 2, bidirectional=True, batch_first=True)), SEQUENCE),
+    "gru": (First(nn.GRU(11, 7, batch_first=True)), SEQUENCE),
+    "rnn": (First(nn.RNN(11, 7, batch_first=True)), SEQUENCE),
+    "flip": (Function(lambda x: x.flip(1, 2)), SEQUENCE),
     "add": (Function(lambda x: x + functional.relu(x)), IMAGE),
     "sub": (Function(lambda x: x - x.relu()), IMAGE),
     "mul": (Function(lambda x: x * torch.sigmoid(x)), IMAGE),

@@ -23,6 +23,7 @@ class Writer:
     structs: list[str] = field(default_factory=list)
     kernels: set[str] = field(default_factory=set)
     places: dict[int, str] = field(default_factory=dict)
+    _names: dict[tuple[str, str], str] = field(default_factory=dict)
     scratch: tuple[Scratch, Scratch] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -36,14 +37,16 @@ class Writer:
     def pointer(self, tensor: p.Tensor) -> str:
         """Return the C expression of a tensor's first byte."""
         if tensor.constant is not None:
-            return self.constants.add(f"constant_{len(self.places)}", tensor.constant)
+            return self.constants.add(f"constant_{len(self.constants)}", tensor.constant)
         known = self.places.get(id(tensor))
         return known if known is not None else f"arena.bytes + {self.arena.offsets[id(tensor)]}"
 
     def struct(self, kind: str, name: str, text: str) -> str:
-        """Define a constant struct and return its address."""
-        self.structs.append(f"static const {kind} {name} = {text};")
-        return f"&{name}"
+        """Define a constant struct, unless there is an equal one, and return its address."""
+        known = self._names.setdefault((kind, text), name)
+        if known == name:
+            self.structs.append(f"static const {kind} {name} = {text};")
+        return f"&{known}"
 
 
 def statement(writer: Writer, op: p.Op, index: int) -> str:
@@ -77,8 +80,11 @@ def _tile(values: p.Pair) -> str:
 
 
 def _per_channel(writer: Writer, name: str, factors: p.Requantization) -> str:
-    multiplier = writer.constants.add(f"{name}_multiplier", factors.multiplier)
-    shift = writer.constants.add(f"{name}_shift", factors.shift)
+    constants = writer.constants
+    multiplier, before = constants.add(f"{name}_multiplier", factors.multiplier), constants.bytes
+    shift = constants.add(f"{name}_shift", factors.shift)
+    if multiplier == f"{name}_multiplier" and constants.bytes == before:
+        constants.shared += factors.shift.nbytes
     return writer.struct(
         "cmsis_nn_per_channel_quant_params", f"{name}_quant", f"{{(int32_t *){multiplier}, (int32_t *){shift}}}"
     )
@@ -239,7 +245,33 @@ def _resize(writer: Writer, op: p.Resize, name: str) -> str:
     return _call(writer, "bough_resize_s8", arguments, checked=False)
 
 
+def _matmul(writer: Writer, op: p.MatMul, name: str) -> str:
+    def row(values: Sequence[int]) -> str:
+        return f"{{{', '.join(map(str, values))}}}"
+
+    text = (
+        f"{{{row(op.batches)}, {op.rows}, {op.columns}, {op.depth}, {row(op.left_strides)}, {row(op.right_strides)}, "
+        f"{_offset(op.inputs[0])}, {_offset(op.inputs[1])}, {op.range.offset}, {op.factors.multiplier[0]}, "
+        f"{op.factors.shift[0]}, {op.range.low}, {op.range.high}}}"
+    )
+    pointers = [writer.pointer(t) for t in (*op.inputs, op.output)]
+    return _call(writer, "bough_matmul_s8", [writer.struct("bough_matmul", f"{name}_matmul", text), *pointers], checked=False)
+
+
+def _layer_norm(writer: Writer, op: p.LayerNorm, name: str) -> str:
+    weight, bias = writer.constants.add(f"{name}_weight", op.weight), writer.constants.add(f"{name}_bias", op.bias)
+    text = (
+        f"{{{op.rows}, {op.columns}, INT64_C({op.epsilon}), {weight}, {bias}, {op.range.offset}, {op.factors.multiplier[0]}, "
+        f"{op.factors.shift[0]}, {op.range.low}, {op.range.high}}}"
+    )
+    struct = writer.struct("bough_layer_norm", f"{name}_norm", text)
+    return _call(
+        writer, "bough_layer_norm_s8", [struct, writer.pointer(op.inputs[0]), writer.pointer(op.output)], checked=False
+    )  # fmt: skip
+
+
 _STATEMENTS: dict[type[p.Op], Callable[..., str]] = {
     p.Conv: _conv, p.FullyConnected: _fully_connected, p.Add: _add, p.Mul: _mul, p.Pool: _pool, p.Mean: _mean,
     p.Lookup: _lookup, p.Copy: _copy, p.Fill: _fill, p.Softmax: _softmax, p.Resize: _resize,
+    p.MatMul: _matmul, p.LayerNorm: _layer_norm,
 }  # fmt: skip

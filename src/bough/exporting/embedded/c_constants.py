@@ -15,13 +15,16 @@ class Constants:
 
     Attributes:
         bytes: of the arrays that are written.
-        shared: bytes of multipliers and shifts that are not, as an array that is equal at these scales is written already.
+        shared: bytes of shifts that are not, as those of other multipliers happen to be equal.
     """
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, bytes], str] = {}
         self._texts: list[str] = []
         self.bytes = self.shared = 0
+
+    def __len__(self) -> int:
+        return len(self._texts)
 
     def add(self, name: str, values: NDArray[Any]) -> str:
         """Return the C name of an array of int8, int16 or int32."""
@@ -31,8 +34,6 @@ class Constants:
             self._names[key] = name
             self._texts.append(f"static const {flat.dtype.name}_t {name}[{flat.size}] = {{\n{numbers(flat)}\n}};\n")
             self.bytes += flat.nbytes
-        elif flat.dtype == np.int32 and flat.any():
-            self.shared += flat.nbytes
         return self._names[key]
 
     def text(self) -> str:

@@ -15,6 +15,7 @@ from bough.exporting.embedded.fixed_point import HIGHEST, LOWEST
 from bough.exporting.embedded.folding import BATCH_NORMS, fused_activations
 from bough.exporting.embedded.program import Quantization
 from bough.exporting.embedded.reading import Reading, op_name, requantized, where
+from bough.exporting.embedded.recurrent import over_steps
 
 FIXED = {
     "sigmoid": Quantization(1 / 256, -128), "softmax": Quantization(1 / 256, -128), "_softmax": Quantization(1 / 256, -128),
@@ -27,7 +28,7 @@ INHERITING = {
     "split", "split_with_sizes", "chunk", "unbind", "expand", "pad", "constant_pad_nd", "max_pool1d", "max_pool2d",
     "avg_pool1d", "avg_pool2d", "adaptive_max_pool2d",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "getitem",
-    "max_pool2d_with_indices", "repeat",
+    "max_pool2d_with_indices", "repeat", "flip",
 }  # fmt: skip
 """Operators whose results keep the parameters of their (first) input."""
 
@@ -61,7 +62,7 @@ def complete(reading: Reading, inputs: Inputs, data: Iterable[Any] | None, model
             "inputs), or a model that was quantized with all of its operators"
         )
     if wanted:
-        ranges = _observed(reading, wanted, inputs, data or (), model)
+        ranges = over_steps(reading, _observed(reading, wanted, inputs, data or (), model))
         reading.parameters.update({node: parameters(*ranges[node]) for node in wanted})
     _share_in_concatenations(reading, set(wanted))
     return [_label(node) for node in wanted]

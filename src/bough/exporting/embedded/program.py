@@ -182,6 +182,37 @@ class Resize(Op):
     columns: NDArray[np.int16]
 
 
+@dataclass(eq=False, slots=True)
+class MatMul(Op):
+    """Products of two activations: [rows, depth] x [depth, columns] for each of two batch dims.
+
+    `left_strides` are those of (batch, batch, row, depth), `right_strides` those of (batch, batch, column, depth). The result
+    is [batch, batch, rows, columns] in memory.
+    """
+
+    batches: Pair
+    rows: int
+    columns: int
+    depth: int
+    left_strides: Dims
+    right_strides: Dims
+    factors: Requantization
+    range: Range
+
+
+@dataclass(eq=False, slots=True)
+class LayerNorm(Op):
+    """Normalization of each row, then 16-bit `weight` and `bias`; `epsilon` is in units of columns^2 * scale^2."""
+
+    rows: int
+    columns: int
+    epsilon: int
+    weight: NDArray[np.int16]
+    bias: Int32
+    factors: Requantization
+    range: Range
+
+
 @dataclass(frozen=True, slots=True)
 class Port:
     """An input or output of the program: its tensor, its logical shape, and how it lies in memory.

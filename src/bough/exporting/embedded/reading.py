@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from bough.cutting.program import exported_program
 from bough.errors import ExportError
+from bough.exporting.embedded.decompositions import decompositions
 from bough.exporting.embedded.program import Quantization
 
 _QUANTIZE, _DEQUANTIZE, _DEQUANTIZE_CHANNELS = "quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel"
@@ -89,7 +90,7 @@ def read(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Re
         ExportError: torch.export can not make a program of the model.
     """
     with torch.no_grad():
-        module = exported_program(model, inputs).run_decompositions({}).module()
+        module = exported_program(model, inputs).run_decompositions(decompositions()).module()
     reading = Reading(module)
     _drop_checks(module.graph)
     _fold_constants(reading)

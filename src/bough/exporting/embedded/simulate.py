@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -145,7 +146,30 @@ def _resize(op: p.Resize, out: NDArray[np.int8], x: NDArray[np.int8]) -> None:
     out[:] = ((total + (1 << 21)) >> 22).astype(np.int8).reshape(-1)
 
 
+def _matmul(op: p.MatMul, out: NDArray[np.int8], left: NDArray[np.int8], right: NDArray[np.int8]) -> None:
+    def spread(x: NDArray[np.int8], i: int, sizes: tuple[int, ...], strides: p.Dims) -> NDArray[np.int64]:
+        at = sum(s * axis for s, axis in zip(strides, np.ix_(*(np.arange(n) for n in sizes)), strict=True))
+        return x[at].astype(np.int64) - op.inputs[i].quantization.zero_point
+
+    a = spread(left, 0, (*op.batches, op.rows, op.depth), op.left_strides)
+    b = spread(right, 1, (*op.batches, op.columns, op.depth), op.right_strides)
+    sums = np.einsum("xyrd,xycd->xyrc", a, b)
+    out[:] = clamped(requantize(sums, op.factors.multiplier[0], op.factors.shift[0]), op.range).reshape(-1)
+
+
+def _layer_norm(op: p.LayerNorm, out: NDArray[np.int8], x: NDArray[np.int8]) -> None:
+    rows = x.reshape(op.rows, op.columns).astype(np.int64)
+    centred = op.columns * rows - rows.sum(1, keepdims=True)
+    spread = op.columns * (rows**2).sum(1) - rows.sum(1) ** 2 + op.epsilon
+    roots = np.array([[max(1, math.isqrt(int(v) << 16))] for v in spread], dtype=np.int64)  # 256 times the deviation
+    scaled = 65536 * np.abs(centred) + roots // 2
+    units = np.sign(centred) * (scaled // roots)  # 256 times the normalized value
+    total = requantize(units * op.weight + op.bias, op.factors.multiplier[0], op.factors.shift[0])
+    out[:] = clamped(total, op.range).reshape(-1)
+
+
 _KERNELS: dict[type[p.Op], Callable[..., None]] = {
     p.Conv: _conv, p.FullyConnected: _fully_connected, p.Add: _add, p.Mul: _mul, p.Pool: _pool, p.Mean: _mean,
     p.Lookup: _lookup, p.Copy: _copy, p.Fill: _fill, p.Softmax: _softmax, p.Resize: _resize,
+    p.MatMul: _matmul, p.LayerNorm: _layer_norm,
 }  # fmt: skip

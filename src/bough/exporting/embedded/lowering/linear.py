@@ -27,7 +27,7 @@ def linear(context: Context, node: fx.Node) -> Value:
     if x.columns is not None:
         weight = weight[:, x.columns]
     else:
-        x = _last_innermost(context, node, x, len(x.shape) - 1)
+        x = last_innermost(context, node, x, len(x.shape) - 1)
     rows, size = math.prod(x.shape[:-1]), weight.shape[0]
     tensor = context.tensor(node, rows * size, context.result(node)[0])
     context.program.ops.append(
@@ -45,7 +45,7 @@ def linear(context: Context, node: fx.Node) -> Value:
     return Value(tensor, (*x.shape[:-1], size), x.order)
 
 
-def _last_innermost(context: Context, node: fx.Node, x: Value, dim: int) -> Value:
+def last_innermost(context: Context, node: fx.Node, x: Value, dim: int) -> Value:
     """Return a value with a dimension innermost in memory, the others as they are if it is so already."""
     order = [d for d in x.order if x.shape[d] != 1 and d != dim]
     ones = [d for d in x.order if x.shape[d] == 1 and d != dim]
@@ -60,7 +60,7 @@ def softmax(context: Context, node: fx.Node) -> Value:
     """Lower a softmax: a table of exponentials, their sum, and an integer division."""
     x = context.value(argument(node, 0))
     dim = int(argument(node, 1)) % len(x.shape)
-    x = _last_innermost(context, node, x, dim)
+    x = last_innermost(context, node, x, dim)
     table = np.round(np.exp(-np.arange(256) * x.quantization.scale) * _ONE).astype(np.int32)
     tensor = context.tensor(node, x.tensor.size, FIXED["softmax"])
     columns = x.shape[dim]

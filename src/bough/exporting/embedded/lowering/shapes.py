@@ -57,6 +57,21 @@ def slice_(context: Context, node: fx.Node) -> Value:
     return _part(context, node, x, dim, range(start, stop, step))
 
 
+@lowers("flip")
+def flip(context: Context, node: fx.Node) -> Value:
+    """Copy some dimensions from the last index to the first."""
+    x = context.value(argument(node, 0))
+    if x.columns is not None:
+        raise context.refuse(node, "its input is a flattened tensor that only linear layers read")
+    turned = {int(d) % len(x.shape) for d in argument(node, 1)}
+    steps = layout.strides(x.order, x.shape)
+    tensor = context.tensor(node, x.tensor.size, x.quantization)
+    axes = [(x.shape[d], -steps[d] if d in turned else steps[d], steps[d]) for d in x.order]
+    start = sum((x.shape[d] - 1) * steps[d] for d in turned)
+    context.copy_strided(node, x.tensor, tensor, axes, (start, 0))
+    return Value(tensor, x.shape, x.order)
+
+
 @lowers("select")
 def select(context: Context, node: fx.Node) -> Value:
     """Copy one index of a dimension, and drop the dimension."""

@@ -37,6 +37,42 @@ void bough_mean_s8(const bough_mean *mean, const int8_t *input, int8_t *output);
 /* Softmax of each row; table[d] is exp(-d * scale) * 2^23. The output has scale 1/256 and zero point -128. */
 void bough_softmax_s8(const int8_t *input, int32_t rows, int32_t columns, const int32_t *table, int8_t *output);
 
+/* [rows, depth] x [depth, columns] for each of two batch axes; strides are those of (batch, batch, row or column, depth). The
+ * output is [batch, batch, rows, columns]. */
+typedef struct {
+    int32_t batches[2];
+    int32_t rows;
+    int32_t columns;
+    int32_t depth;
+    int32_t left_strides[4];
+    int32_t right_strides[4];
+    int32_t left_offset;
+    int32_t right_offset;
+    int32_t output_offset;
+    int32_t multiplier;
+    int32_t shift;
+    int32_t low;
+    int32_t high;
+} bough_matmul;
+
+void bough_matmul_s8(const bough_matmul *matmul, const int8_t *left, const int8_t *right, int8_t *output);
+
+/* Normalization of each row; epsilon is in units of columns^2 * scale^2. */
+typedef struct {
+    int32_t rows;
+    int32_t columns;
+    int64_t epsilon;
+    const int16_t *weight;
+    const int32_t *bias;
+    int32_t output_offset;
+    int32_t multiplier;
+    int32_t shift;
+    int32_t low;
+    int32_t high;
+} bough_layer_norm;
+
+void bough_layer_norm_s8(const bough_layer_norm *norm, const int8_t *input, int8_t *output);
+
 /* Linear interpolation; per row and column of the output: lower index, upper index, weight of the upper one in 1/2048. */
 void bough_resize_s8(const cmsis_nn_dims *input_dims, const int8_t *input, const int16_t *rows, const int16_t *columns,
                      const cmsis_nn_dims *output_dims, int8_t *output);
