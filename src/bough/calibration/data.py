@@ -26,7 +26,7 @@ from bough.calibration.sums import SAMPLES, Sums, load_sums, save_sums
 from bough.calls import Call
 from bough.errors import PlanError
 from bough.graph import Graph
-from bough.tracing.capture.attribute_values import substituted
+from bough.tracing.capture.attribute_numbers import substituted
 from bough.tracing.fingerprint import weights_digest
 
 Loss = Callable[[Any, Any], Tensor]

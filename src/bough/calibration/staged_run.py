@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bough.calibration.thread_state import in_state_of_caller
-from bough.tracing.capture.attribute_values import Holder, notes, put
+from bough.tracing.capture.attribute_numbers import Holder, notes, put
 
 TapPoint = tuple[int, bool]
 """(index of an operator, True for its results and False for its arguments)."""

@@ -21,7 +21,7 @@ from bough.errors import TraceError
 from bough.graph import Graph, OpRecord
 from bough.ops import spec
 from bough.spaces import Space, normal
-from bough.tracing.capture.attribute_values import substituted
+from bough.tracing.capture.attribute_numbers import substituted
 from bough.tracing.capture.caches import fresh_caches
 from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.location import here

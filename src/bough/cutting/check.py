@@ -13,7 +13,7 @@ from bough.errors import PlanError
 from bough.planning.plan import Plan
 from bough.storage.schema import index_problem
 from bough.storage.tensors import memory
-from bough.tracing.capture.attribute_values import read
+from bough.tracing.capture.attribute_numbers import read
 from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.provenance import path_of
 from bough.tracing.fingerprint import fingerprint, weights_digest

@@ -21,7 +21,7 @@ from bough.graph import module_of
 from bough.planning.attributes import flatten, refresh
 from bough.planning.plan import Plan
 from bough.storage.tensors import memory
-from bough.tracing.capture.attribute_values import rewrite, substituted
+from bough.tracing.capture.attribute_numbers import rewrite, substituted
 from bough.tracing.capture.caches import clear_memoized_methods
 from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.run import uncollected

@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from bough.planning.plan import Plan
-from bough.tracing.capture.attribute_values import rewrite
+from bough.tracing.capture.attribute_numbers import rewrite
 from bough.tracing.capture.execution import model_tensors
 from bough.tracing.typing.layers import leave_out
 

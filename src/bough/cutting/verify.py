@@ -26,7 +26,7 @@ from bough.errors import PlanError
 from bough.graph import Beside, RecordedRun, model_tensor
 from bough.planning.plan import Plan
 from bough.torch_internals import TorchDispatchMode
-from bough.tracing.capture.attribute_values import substituted
+from bough.tracing.capture.attribute_numbers import substituted
 from bough.tracing.capture.caches import fresh_caches
 from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.inputs import with_tensors

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bough.errors import ConflictError, PlanError, instead
 from bough.graph import Frozen, Graph, Group, Layer, Member, OpRecord, RecordedRun, Storage
 from bough.planning.budget import Goal, LeastOfTied
-from bough.tracing.capture.attribute_values import attribute_values
+from bough.tracing.capture.attribute_numbers import attribute_numbers
 from bough.tracing.capture.provenance import attributes_in, key_of
 from bough.tracing.contractions import read_by
 from bough.tracing.replay import replay
@@ -195,7 +195,7 @@ def bookkeeping(graph: Graph, layers: Sequence[Layer]) -> tuple[dict[str, int], 
 def _indices(graph: Graph, container: str, keys: list[str], stay: list[int]) -> dict[str, int]:
     found: dict[tuple[str, ...], dict[int, int]] = {}
     for i, key in enumerate(keys):
-        for path, value in attribute_values(graph.model.get_submodule(entry(container, key))):
+        for path, value in attribute_numbers(graph.model.get_submodule(entry(container, key))):
             if type(value) is int:
                 found.setdefault(path, {})[i] = value
     result: dict[str, int] = {}
@@ -217,7 +217,7 @@ def _lengths(graph: Graph, container: str, n: int) -> tuple[list[str], list[str]
     seen: set[int] = set()
     for depth in range(len(parts)):
         holder = ".".join(parts[:depth])
-        for path, value in attribute_values(graph.model.get_submodule(holder), inner=False):
+        for path, value in attribute_numbers(graph.model.get_submodule(holder), inner=False):
             named = [k for k in path[1:] if not k.isdigit()]
             if not named or not _COUNT.search(named[-1]):
                 continue

@@ -20,7 +20,7 @@ from bough.planning.constraints.fold import fold
 from bough.planning.index_lists import IndexLists
 from bough.planning.plan import Plan, Scale
 from bough.spaces import Atom, Each, Kept, indices
-from bough.tracing.capture.attribute_values import read
+from bough.tracing.capture.attribute_numbers import read
 from bough.tracing.capture.provenance import Path, attributes_in, key_of
 from bough.tracing.capture.tree import tensors_within
 from bough.tracing.fingerprint import weights_digest

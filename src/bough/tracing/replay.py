@@ -19,7 +19,7 @@ from torch import Tensor
 from bough.graph import Graph, OpRecord, RecordedRun, atoms_of, sizes
 from bough.ops import spec
 from bough.spaces import Atom, Space, count
-from bough.tracing.capture.attribute_values import rewrite
+from bough.tracing.capture.attribute_numbers import rewrite
 from bough.tracing.capture.execution import Execution, OnStandIns, number_in
 from bough.tracing.capture.inputs import call_of
 from bough.tracing.capture.provenance import Path, key_of

@@ -14,7 +14,7 @@ from bough.planning.attributes.places import INPUT, Place, Places, identity
 from bough.planning.attributes.source import Use, quotients_of, uses_of
 from bough.planning.attributes.standard_layers import layer_widths
 from bough.spaces import Space, normal
-from bough.tracing.capture.attribute_values import read
+from bough.tracing.capture.attribute_numbers import read
 from bough.tracing.capture.provenance import Attribute, Path
 
 _EACH = 4  # sibling modules compared for each value of the attribute

@@ -16,7 +16,7 @@ from bough.planning.attributes.places import Place, Places
 from bough.planning.attributes.stale import Stale
 from bough.planning.attributes.standard_layers import layer_widths
 from bough.spaces import Atom, count
-from bough.tracing.capture.attribute_values import attribute_values, holds
+from bough.tracing.capture.attribute_numbers import attribute_numbers, holds
 from bough.tracing.capture.provenance import Path, attributes_in, key_of
 
 
@@ -78,7 +78,7 @@ def _named(path: Path) -> str:
 def _integers(model: nn.Module) -> Iterator[tuple[Path, int]]:
     """Yield (path, value) of the integers above 1 that modules hold, those of closures, partials and classes included."""
     modules = dict(model.named_modules())
-    for path, value in attribute_values(model):
+    for path, value in attribute_numbers(model):
         module = modules[path[0]]
         standard = type(module).__module__.startswith("torch.nn.") or (len(path) == 2 and path[1] in layer_widths(module))
         if type(value) is int and value > 1 and not standard:

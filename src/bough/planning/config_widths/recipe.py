@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from bough.errors import PlanError
 from bough.planning.config_widths.config import Field, changed, curious, integers
-from bough.tracing.capture.attribute_values import attribute_values
+from bough.tracing.capture.attribute_numbers import attribute_numbers
 from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.provenance import Path
 from bough.tracing.capture.randomness import unchanged_rng
@@ -126,7 +126,7 @@ def config_mismatch(model: nn.Module) -> str | None:
 
 def describe(model: nn.Module) -> Build:
     """A model's tensors and numbers."""
-    numbers = {path: value for path, value in attribute_values(model) if type(value) is int}
+    numbers = {path: value for path, value in attribute_numbers(model) if type(value) is int}
     floats: dict[Path, float] = {
         (name, key): value
         for name, module in model.named_modules()

@@ -15,7 +15,7 @@ from bough.graph import Graph
 from bough.planning.config_widths.config import Field
 from bough.planning.config_widths.recipe import Build, Recipe
 from bough.planning.depth import entry
-from bough.tracing.capture.attribute_values import holds
+from bough.tracing.capture.attribute_numbers import holds
 from bough.tracing.capture.provenance import key_of, path_of
 
 _CONFIG = ("", "config")

@@ -19,7 +19,7 @@ from bough.planning.config_widths.moves import Move, Moves
 from bough.planning.config_widths.recipe import Build, Recipe
 from bough.planning.config_widths.relayer import relayered
 from bough.planning.config_widths.widths import Widths
-from bough.tracing.capture.attribute_values import holds
+from bough.tracing.capture.attribute_numbers import holds
 from bough.tracing.capture.provenance import Path
 
 Shares = Mapping[Move, Fraction]

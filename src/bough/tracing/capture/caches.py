@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bough.tracing.capture.attribute_values import DICTS, MACHINERY, put
+from bough.tracing.capture.attribute_numbers import DICTS, MACHINERY, put
 from bough.tracing.capture.provenance import TracedInt
 from bough.tracing.capture.tree import tensors_within
 

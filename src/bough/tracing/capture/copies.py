@@ -16,7 +16,7 @@ from torch import nn
 
 from bough.ops import Reason
 from bough.spaces import freeze
-from bough.tracing.capture.attribute_values import attribute_values, read, substituted
+from bough.tracing.capture.attribute_numbers import attribute_numbers, read, substituted
 from bough.tracing.capture.provenance import Equation, Path, attributes_in, renamed
 from bough.tracing.capture.tree import tensors_within
 
@@ -52,7 +52,7 @@ def _sources(model: nn.Module, path: Path) -> tuple[Path, ...] | None:
     if not any(_copies_itself(holder) for holder in _holders(module, path)):
         return ()
     value = read(model, path)
-    alike = [p for p, v in attribute_values(module, inner=False) if type(v) is int and v == value and p[1:] != path[1:]]
+    alike = [p for p, v in attribute_numbers(module, inner=False) if type(v) is int and v == value and p[1:] != path[1:]]
     trials: list[tuple[Path, ...]] = [(), *((p,) for p in alike), tuple(alike)]
     found = next((t for t in trials if _kept(module, ("", *path[1:]), t, value)), None)
     return None if found is None else tuple((path[0], *p[1:]) for p in found)

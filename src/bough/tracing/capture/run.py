@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bough.calls import Call
-from bough.tracing.capture.attribute_values import substituted
+from bough.tracing.capture.attribute_numbers import substituted
 from bough.tracing.capture.caches import fresh_caches
 from bough.tracing.capture.execution import Execution
 from bough.tracing.capture.inputs import with_tensors

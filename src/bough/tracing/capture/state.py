@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bough.tracing.capture.attribute_values import DICTS, MACHINERY, is_sequence, opaque
+from bough.tracing.capture.attribute_numbers import DICTS, MACHINERY, is_sequence, opaque
 
 _DEPTH = 3
 SINGLE = (Tensor, int, float, str, type(None))

@@ -141,7 +141,7 @@ def put(holder: Holder, contents: Holder) -> None:
         holder.update(contents)
 
 
-def attribute_values(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, Any]]:
+def attribute_numbers(module: nn.Module, inner: bool = True) -> Iterator[tuple[Path, Any]]:
     """(path, value) of each integer, and of each list or tuple, that `module` (and, if `inner`, its modules) hold."""
     seen: set[int] = set()
     for name, part in module.named_modules() if inner else (("", module),):
