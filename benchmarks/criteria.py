@@ -4,7 +4,7 @@
 
 bough's rows are made by `bough.compare`, in one cut. All rows are kept in a folder (--runs): what is there is not made again.
 Torch-Pruning is asked for the same shares of the MACs, and comes there in one cut too, scored on the same data, and in 150,
-scored anew for each, on a batch after the other of twice the data. Of the rows of a budget the best of each is chosen on data
+scored again for each, on a batch after the other of twice the data. Of the rows of a budget the best of each is chosen on data
 that is not the test's and then measured on all test data. Nothing is refitted or recalibrated: see benchmarks/recovery.py for
 that.
 """

@@ -27,7 +27,7 @@ def torch_pruning(
 ) -> Iterator[tuple[nn.Module, float]]:  # fmt: skip
     """For each of `shares`, descending: (cut model, the share of the MACs that it has, by bough's count).
 
-    It cuts in `steps`, each with scores made anew, those of losses from one batch more; the first step that comes to a share
+    It cuts in `steps`, each with scores made again, those of losses from one batch more; the first step that comes to a share
     or below it is taken. Torch-Pruning fails on padded shortcuts, so the channels of residual streams are left alone for it:
     what each layer puts out that shares its channels with another layer's output.
     """

@@ -84,7 +84,7 @@ def row(task: Task, scores: Any, graph: Graph, allocation: str, percent: int, ri
 
 
 def peer_row(task: Task, criterion: str, percent: int) -> dict[str, Any]:
-    """Torch-Pruning's one-shot cut, with and without batch norms taken anew."""
+    """Torch-Pruning's one-shot cut, with and without batch norms taken again."""
     share, labelled = [percent / 100], task.calibration[:4]
     small, kept = next(torch_pruning_at_once(task.model, task.calibration[0][0][:2], criterion, share, labelled=labelled))
     out = {"kept": kept, "cut": task.measure(small)}

@@ -172,7 +172,7 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
         if done < count:
             try:
                 process.wait(draw.uniform(4.0, 6.0 + 1.2 * seconds))
-                shutil.rmtree(out)  # it ended before it was killed: begin anew
+                shutil.rmtree(out)  # it ended before it was killed: begin again
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

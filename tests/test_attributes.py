@@ -352,7 +352,7 @@ class GroupedQueries(nn.Module):
 
 @pytest.mark.parametrize(("heads", "shared"), [(4, 2), (9, 3), (8, 2)])
 def test_a_quotient_in_the_source_is_the_number_of_repeats(heads, shared):
-    """At (4, 2) and (9, 3) repeats and key-value heads have one size, and only the source tells them apart."""
+    """At (4, 2) and (9, 3) repeats and key-value heads have one size, and only the source distinguishes them."""
     torch.manual_seed(0)
     model, x = GroupedQueries(6 * heads, heads, shared).eval(), torch.randn(2, 5, 6 * heads)
     assert quotients_of(GroupedQueries)["repeats"] == ("heads", "shared")

@@ -18,7 +18,7 @@ from bough.tracing.capture.execution import model_tensors
 
 
 class Streaming(nn.Module):
-    """Assigns a buffer anew in each call."""
+    """Assigns a buffer again in each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Running(nn.Module):
 
 
 class Norm(nn.Module):
-    """A batch norm by hand that assigns its statistics anew."""
+    """A batch norm by hand that assigns its statistics again."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -390,7 +390,7 @@ def test_a_hidden_branch_is_checked_though_the_output_depends_on_the_cut():
 
 
 def test_drawn_weights_fit_a_model_without_some_layers():
-    """Layers are numbered anew once one is left out."""
+    """Layers are renumbered once one is left out."""
 
     class Stack(nn.Module):
         def __init__(self):

@@ -92,7 +92,7 @@ def test_refit_refuses_another_model():
     with pytest.raises(PlanError, match=r"has other weights"):
         recovery.refit_(other, result.model, result.plan, X.split(16))
     assert all(torch.equal(a, b) for a, b in zip(weights, result.model.parameters(), strict=True))
-    bough.refit(build(), result.model, result.plan, X.split(16))  # the same weights, made anew
+    bough.refit(build(), result.model, result.plan, X.split(16))  # the same weights, made again
     bough.refit(other, result.model, replace(result.plan, weights=None), X.split(16))  # not known, as in older plans
 
 

@@ -36,7 +36,7 @@ def trained(
 ) -> nn.Module:
     """Return `build()` with the weights of FOLDER/NAME.safetensors, in eval mode; train and save them if they are absent.
 
-    Weights that were trained by other settings, as FOLDER/NAME.json says, are trained anew.
+    Weights that were trained by other settings, as FOLDER/NAME.json says, are trained again.
 
     Args:
         train: (model, folder for the states of the run) trains in place; a killed run is resumed from that folder.

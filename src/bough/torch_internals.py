@@ -28,7 +28,7 @@ __all__ = [
 # Public tracers serve less: `torch.fx` stops at control flow and at sizes, `torch.export` unrolls the model's Python, and
 # neither lets the model run on with integers that remember where they come from.
 
-# `is_traceable_wrapper_subclass` tells tensors with an inner layout (quantized, sharded) from others. There is no public test;
+# `is_traceable_wrapper_subclass` finds tensors with an inner layout (quantized, sharded). There is no public test;
 # a list of classes would miss those of other packages.
 
 # `OpOverload`, `OperatorBase`, `HigherOrderOperator`: the classes of `torch.ops.aten.add.Tensor` and the like, needed for
@@ -63,7 +63,7 @@ def without_dispatch() -> Any:
 
 
 def modes_of_thread() -> list[Any]:
-    """Return the function and dispatch modes of this thread. Nothing public tells them, and a new thread starts without."""
+    """Return the function and dispatch modes of this thread. Nothing public gives them, and a new thread starts without."""
     return [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
 
 

@@ -1,4 +1,4 @@
-"""One loss for everything: (model, batch), (output, batch) and (output, labels) are told apart and give the same."""
+"""One loss for everything: (model, batch), (output, batch) and (output, labels) are distinguished and give the same."""
 
 import functools
 

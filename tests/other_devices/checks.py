@@ -235,7 +235,7 @@ def test_a_pass_over_data_resumes_on_the_device(name, tmp_path):
 
 
 class Again:
-    """What a function gives, anew each time it is gone through."""
+    """What a function gives, again each time it is gone through."""
 
     def __init__(self, make):
         self.make = make

@@ -1,4 +1,4 @@
-"""Units that leave are folded into those that stay, and batch norms take statistics anew: no training, no solving."""
+"""Units that leave are folded into those that stay, and batch norms take statistics again: no training, no solving."""
 
 import pytest
 import torch

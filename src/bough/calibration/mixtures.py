@@ -141,7 +141,7 @@ def _atoms(axes: Sequence[Space]) -> set[Atom]:
 
 
 def _mixture(flow: Flow, weights: Sequence[_StackedWeight]) -> Mixture | None:
-    """Return the mixture of some stacked weights; None if no gate chooses or weighs them, or nothing tells its rows apart."""
+    """Return the mixture of some stacked weights; None if no gate chooses or weighs them, or nothing distinguishes its rows."""
     graph, space = flow.graph, weights[0].space
     outputs_of = {w.op.index: _derived(graph, w.op.values) for w in weights}
     inner = set().union(*outputs_of.values())
@@ -199,7 +199,7 @@ def _first_reader(graph: Graph, outputs: Sequence[ExpertOutput], products: Colle
 
 
 def _output(flow: Flow, weight: _StackedWeight) -> ExpertOutput | None:
-    """Return how the rows of a contraction's result are assigned to experts; None if nothing tells, or it is overwritten."""
+    """Return how the rows of a contraction's result are assigned to experts; None if nothing shows it, or it is overwritten."""
     op, space = weight.op, weight.space
     result = op.results[0]
     features = tuple(d for d, axis in enumerate(result) if weight.features.intersection(normal(axis).atoms))
@@ -258,5 +258,5 @@ def _with_bias(flow: Flow, op: OpRecord, space: Space) -> OpRecord:
         if produced is None or not flow.graph.ops[produced[0]].arguments:
             return op
         value, argument = flow.graph.ops[produced[0]], 0
-    held = flow.graph.states[value.states[argument]]
-    return add if held.parameter and any(normal(axis) == space for axis in held.axes) else op
+    state = flow.graph.states[value.states[argument]]
+    return add if state.parameter and any(normal(axis) == space for axis in state.axes) else op

@@ -92,7 +92,7 @@ class PairedRuns:
                     _close(pair)
         if count == 0 or self._batch_count not in (-1, count):
             raise PlanError(
-                f"the data gives {count} batches, and gave {max(self._batch_count, 0)} before: it must give the same anew"
+                f"the data gives {count} batches, and gave {max(self._batch_count, 0)} before: it must give the same again"
             )
         self._batch_count = count
 

@@ -84,5 +84,5 @@ def load_sums(file: Path, sums: Sums, model: nn.Module) -> int:
         return int(saved["done"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{file} has no running sums of this model ({error}): delete it, and the pass begins anew"
+            f"{file} has no running sums of this model ({error}): delete it, and the pass begins again"
         ) from None

@@ -39,7 +39,7 @@ def compare(
     data: Batches = None,
     loss: LossOf = None,
     seeds: Annotated[list[int] | None, typer.Option(help="of criteria that draw, random among them; may be repeated")] = None,
-    refit: Annotated[bool | None, typer.Option(help="solve the cut models' weights anew before evaluating")] = None,
+    refit: Annotated[bool | None, typer.Option(help="solve the cut models' weights again before evaluating")] = None,
     input_shape: Shape = None,
     weights: WeightsOf = None,
     ignore: Ignore = None,
@@ -83,7 +83,7 @@ def compare(
 
 
 def metric_of(reference: str) -> Callable[[nn.Module], Any]:
-    """Return the function of a model that a reference names, with its errors told as those of the user's code."""
+    """Return the function of a model that a reference names, with its errors reported as those of the user's code."""
     function = find(reference)
     takes = positional(function) if callable(function) else (0, -1)
     if takes is not None and not takes[0] <= 1 <= takes[1]:

@@ -41,7 +41,7 @@ def planning_options(
     minimum: Minimum = None,
     drop: Drop = None,
     exact_only: Annotated[bool | None, typer.Option(help="leave groups over which a statistic runs")] = None,
-    uniform: Annotated[bool | None, typer.Option(help="the same widths in repeated layers, told by the config")] = None,
+    uniform: Annotated[bool | None, typer.Option(help="the same widths in repeated layers, as the config has them")] = None,
     ragged: Annotated[bool | None, typer.Option(help="each head keeps head dims of its own, where types allow it")] = None,
     on_conflict: OnConflict = None,
     table: Annotated[Path | None, typer.Option(help="JSON of a latency table, for --budget latency=...")] = None,

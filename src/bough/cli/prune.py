@@ -44,7 +44,7 @@ def prune(
     allocation: Annotated[str | None, typer.Option(help=ALLOCATION)] = None,
     data: Batches = None,
     loss: LossOf = None,
-    refit: Annotated[bool | None, typer.Option(help="solve the cut model's weights anew, on --data")] = None,
+    refit: Annotated[bool | None, typer.Option(help="solve the cut model's weights again, on --data")] = None,
     ignore: Ignore = None,
     only: Only = None,
     tie: Tie = None,
@@ -125,7 +125,7 @@ def _refitted(result: bough.Result | Iterated) -> bough.recovery.Refit | None:
 
 
 def _choice(result: bough.Result | Iterated) -> Any:
-    """Return what `prune` chose where options were left out, if it tells."""
+    """Return what `prune` chose where options were left out, if it says so."""
     return getattr(result, "choice", None)
 
 

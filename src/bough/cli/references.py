@@ -95,7 +95,7 @@ def user_code(reference: str) -> Iterator[None]:
 
 
 def positional(function: Callable[..., Any]) -> tuple[int, float] | None:
-    """Return the least and the largest number of positional arguments that a callable takes; None if it can not be told.
+    """Return the least and the largest number of positional arguments that a callable takes; None if that is not known.
 
     One that needs keyword arguments can not be called with any number of them: (0, -1).
     """

@@ -1,4 +1,4 @@
-"""`bough refit`: a pruned model's weights solved anew, from unlabelled data."""
+"""`bough refit`: a pruned model's weights solved again, from unlabelled data."""
 
 from __future__ import annotations
 

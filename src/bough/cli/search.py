@@ -72,8 +72,8 @@ def search(
     importance: Annotated[str | None, typer.Option(help=f"the criterion: {KNOWN}")] = None,
     data: Batches = None,
     loss: LossOf = None,
-    refit: Annotated[bool | None, typer.Option(help="solve the weights of each candidate anew, on --data")] = None,
-    recalibrate: Annotated[bool | None, typer.Option(help="without a refit, set batch norms anew on --data")] = None,
+    refit: Annotated[bool | None, typer.Option(help="solve the weights of each candidate again, on --data")] = None,
+    recalibrate: Annotated[bool | None, typer.Option(help="without a refit, set batch norms again on --data")] = None,
     storage: Annotated[
         str | None, typer.Option(help="an address such as postgresql://user@host/name, for workers on several machines")
     ] = None,

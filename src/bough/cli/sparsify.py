@@ -66,9 +66,9 @@ def sparsify(
             damping=damping, sites=sites,
         ),
     )  # fmt: skip
-    told, stored = "", None
+    message, stored = "", None
     if out is not None:
-        told = save(done.remove(), done.plan if small is None else small.plan, out, model, **storing)
+        message = save(done.remove(), done.plan if small is None else small.plan, out, model, **storing)
         stored = sum(file.stat().st_size for file in out.glob(f"{Path(WEIGHTS).stem}*{Path(WEIGHTS).suffix}"))
     if as_json:
         saved = {"saved": None if out is None else str(out), "bytes": stored}
@@ -76,4 +76,4 @@ def sparsify(
         return
     typer.echo(in_flags(f"{done}", signature(sparsify).parameters))
     if out is not None:
-        typer.echo(f"{told}; its weights take {stored:,} bytes")
+        typer.echo(f"{message}; its weights take {stored:,} bytes")

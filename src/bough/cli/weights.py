@@ -102,7 +102,7 @@ def _some(names: Iterable[str]) -> str:
 def impatient(url: str) -> Iterator[bool]:
     """Try for a short time whether a server can be reached, and yield whether it can; downloads inside give up soon, too.
 
-    Where it can not, the Hugging Face hub is told to look into its cache alone: it would try for most of a minute.
+    Where it can not, the Hugging Face hub looks into its cache alone: it would try for most of a minute.
     """
     before, reached = socket.getdefaulttimeout(), _reached(url)
     socket.setdefaulttimeout(_READ_SECONDS)

@@ -71,10 +71,10 @@ def compare(
         planning: other options of `plan`, such as `round_to=8`.
         data: what criteria, and with `refit` the refit, read: batches that can be gone through again.
         loss: (model, batch) -> the mean loss, for criteria named that need one.
-        refit: solve the cut models' weights anew before they are evaluated.
+        refit: solve the cut models' weights again before they are evaluated.
         folder: where the rows are kept. The same call again makes only the rows that are not there, and the lists of
             criteria, allocations, budgets and seeds may grow. Another model, other weights or options are an error; other
-            data, or another `evaluate` of the same name, can not be told: say in `about` what sets this run apart.
+            data, or another `evaluate` of the same name, is not noticed: say in `about` what sets this run apart.
 
     Raises:
         ComparisonError: before anything is run: a criterion lacks data or a loss, an option that `plan` does not know, the
@@ -126,7 +126,7 @@ def compare(
 
 
 def _fill(kept: Folder, run: Run, cases: Sequence[tuple[NamedCriterion, Row]], progress: bool) -> None:
-    """Makes the rows that are not there; the scores of one criterion and seed at a time are held."""
+    """Makes the rows that are not there; the scores of one criterion and seed at a time are kept."""
     from rich.progress import track  # a third of the time that importing bough would take
 
     if Row(DENSE).key not in kept.done:

@@ -30,7 +30,7 @@ def weights_of(graph: Graph) -> str:
 
 
 class Folder:
-    """The rows done of the run that `identity` tells from others; with no path, those of this process alone.
+    """The rows done of the run that `identity` distinguishes from others; with no path, those of this process alone.
 
     A row is appended at once when it is done, so whoever is killed loses the one that was being made.
     """
@@ -55,7 +55,7 @@ def claim(folder: Path, identity: dict[str, str]) -> None:
     file = folder / RUN
     if not file.exists():
         if (folder / ROWS).exists():
-            raise ComparisonError(f"{folder} has {ROWS} without {RUN}, which tells of which run they are: use another folder")
+            raise ComparisonError(f"{folder} has {ROWS} without {RUN}, which says of which run they are: use another folder")
         write_text(file, json.dumps(identity, indent=2) + "\n")
         return
     try:
@@ -73,10 +73,10 @@ def _row(file: Path, at: int, line: str) -> Row:
     try:
         return Row.of(_ROW(read_json(line), ""))
     except Invalid as error:
-        raise ComparisonError(f"{file}, line {at} is damaged ({error}): take the line out, and its row is made anew") from None
+        raise ComparisonError(f"{file}, line {at} is damaged ({error}): take the line out, and its row is made again") from None
 
 
 def identity_of(graph: Graph, inputs: list[Any], more: Mapping[str, str]) -> dict[str, str]:
-    """What tells a run from another: the model and its inputs' shapes, and what the caller tells."""
+    """Return what distinguishes a run from others: the model, its inputs' shapes, and what the caller adds."""
     shapes = ", ".join(f"{list(t.shape)} {t.dtype}" for t in inputs)
     return {"model": graph.fingerprint, "weights": weights_of(graph), "inputs": shapes, **more}

@@ -20,7 +20,7 @@ class ContrastFolder:
 
     Args:
         path: of the folder; None for no folder.
-        identity: what tells this run from others.
+        identity: what distinguishes this run from others.
 
     Raises:
         ComparisonError: the folder holds another run, or a damaged file.
@@ -48,5 +48,5 @@ def _read(file: Path) -> list[ContrastRow]:
         try:
             rows.append(ContrastRow.of(ROW_SCHEMA(read_json(line), "")))
         except Invalid as error:
-            raise ComparisonError(f"{file}, line {number} is damaged ({error}): delete the line to make it anew") from None
+            raise ComparisonError(f"{file}, line {number} is damaged ({error}): delete the line to make it again") from None
     return rows

@@ -60,7 +60,7 @@ class ContrastRow:
 
     @property
     def key(self) -> tuple[str, float | None]:
-        """What tells rows of one contrast apart."""
+        """What distinguishes rows of one contrast."""
         return self.variant, self.keep
 
     @property

@@ -29,7 +29,7 @@ class Recovery:
     Attributes:
         run: (model, seed) -> trains the model in place.
         seeds: of the runs; empty for no training.
-        name: what tells it from other trainings.
+        name: what distinguishes it from other trainings.
     """
 
     run: Callable[[nn.Module, int], object]

@@ -22,11 +22,11 @@ def moving(graph: Graph) -> Iterator[tuple[OpRecord, int]]:
 
 
 def activations(op: OpRecord) -> Iterator[Axes]:
-    """The axes of what an op reads and writes, held tensors aside."""
+    """The axes of what an op reads and writes, the model's tensors aside."""
     yield from (axes for axes, state in zip(op.arguments, op.states, strict=True) if not state)
     yield from op.results
 
 
 def weights(op: OpRecord) -> Iterator[Axes]:
-    """The axes of the held tensors that it reads."""
+    """The axes of the model's tensors that it reads."""
     yield from (axes for axes, state in zip(op.arguments, op.states, strict=True) if state)

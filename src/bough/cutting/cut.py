@@ -189,7 +189,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def copied(model: nn.Module, change: _Change) -> tuple[nn.Module, dict[int, Tensor]]:
-    """A copy of `model` (with its wrappers) whose held tensors are what `change` makes of them, and the new by the old's id."""
+    """A copy of `model` (with its wrappers) whose tensors are what `change` makes of them, and the new by the old's id."""
     named = [(n, t, parameter) for n, t, parameter, _ in model_tensors(unwrap(model))]
     with plainly():
         values = _changed(named, change)
@@ -221,7 +221,7 @@ def computed_weights(model: nn.Module) -> dict[int, Any]:
 
 
 def _carry_slots(holder: nn.Module | Tensor, memo: dict[int, Any]) -> None:
-    """Copies what is held in `__slots__`, which copying a module loses."""
+    """Copy what is stored in `__slots__`, which copying a module loses."""
     for kind in type(holder).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:

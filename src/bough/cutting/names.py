@@ -1,4 +1,4 @@
-"""Names of a cut model's tensors in the original: lists that lose layers number the rest anew."""
+"""Names of a cut model's tensors in the original: lists that lose layers renumber the rest."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _POWERS = {  # state: the power of a weight's factor that it is multiplied by
 }  # fmt: skip
 _FACTORED = (("row_var", "col_var"), ("exp_avg_sq_row", "exp_avg_sq_col"))  # second moments kept as means over rows and columns
 _REFUSED = {
-    "LBFGS": "keeps one flat history of all parameters, in which units can not be told apart",
+    "LBFGS": "keeps one flat history of all parameters, in which units can not be distinguished",
     "ZeroRedundancyOptimizer": "keeps its state in parts on several processes",
 }
 

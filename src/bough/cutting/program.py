@@ -110,7 +110,7 @@ class _Steps(fx.Interpreter):
 
 
 def walk(program: fx.GraphModule, handler: Handler, execution: Execution, inputs: Inputs, seen: Seen) -> None:
-    """Runs a program under `handler`, its tensors replaced by stand-ins; `seen` is told each node and what it gave."""
+    """Runs a program under `handler`, its tensors replaced by stand-ins; `seen` is called with each node and its result."""
     leaves = tree_flatten_spec(inputs, program._in_spec)
     stand_ins = [execution.stand_in(v) if isinstance(v, Tensor) else v for v in leaves]
     stream = Stream(handler)

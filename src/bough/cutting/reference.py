@@ -115,7 +115,7 @@ class _KeptOnly(OnStandIns):
     """Runs for real; an op with a statistic over cut units is run on the kept ones, its result spread out with zeros.
 
     The statistics may lead the run along another path than the traced one (a router chooses among kept experts only);
-    what is not next in the recorded run is then told by its line and module.
+    what is not next in the recorded run is then reported by its line and module.
     """
 
     def __init__(self, graph: Graph, recorded: RecordedRun, kept: Mapping[Atom, Any], execution: Execution) -> None:

@@ -70,7 +70,7 @@ def export(
         more_inputs: further inputs, structured as the example inputs and of other sizes where dims may vary, that the file is
             checked with.
         tolerance: the largest `Exported.error` that is accepted; unless given 1e-4, and in INT8, where runtimes round in
-            integers, 0.05, or any error at a signal to noise of 20 dB, which a note then tells.
+            integers, 0.05, or any error at a signal to noise of 20 dB, which a note then says.
         repeats: timed runs at most; they end after two seconds.
         overwrite: replace a file that is there; a folder only if an export wrote it.
         target: None for a file; "cortex-m" for C in int8 arithmetic with recorded test vectors, see `export_embedded`.

@@ -85,7 +85,7 @@ def _name_dims(model: Any, dims: DynamicDims) -> None:
                 names.setdefault(symbol, name)
     values = [*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)]
     for value in values:
-        if value.shape is not None:  # shapes may be frozen, so each is made anew
+        if value.shape is not None:  # shapes may be frozen, so each is made again
             value.shape = type(value.shape)([_renamed(size, names) for size in value.shape])
 
 

@@ -103,9 +103,9 @@ class OpRecord:
     name: str
     module: str
     where: str
-    inputs: tuple[int, ...]  # for each tensor argument, the (op, output) number of its value; -1 for held tensors
+    inputs: tuple[int, ...]  # for each tensor argument, the (op, output) number of its value; -1 for tensors of the model
     arguments: tuple[tuple[Space, ...], ...]  # the axes of each tensor argument
-    states: tuple[str, ...]  # for each tensor argument, the name of the held tensor it is, or ""
+    states: tuple[str, ...]  # for each tensor argument, the name of the tensor of the model it is, or ""
     values: tuple[int, ...]  # the numbers of its results
     results: tuple[tuple[Space, ...], ...]
     macs: tuple[tuple[Space, ...], ...]
@@ -116,7 +116,7 @@ class OpRecord:
     detail: tuple[Any, ...]  # the arguments with tensors as None, for the pull-back of scales
     outcome: Any = None  # what a run on real values gave where control flow may depend on it (not floats)
     identified: tuple[Space, ...] = ()  # spaces of which the Python identifies a unit by its number
-    counts: tuple[tuple[int, Space], ...] = ()  # (position of an integer argument, what it counts: no result tells)
+    counts: tuple[tuple[int, Space], ...] = ()  # (position of an integer argument, what it counts: no result shows it)
     ranges: tuple[Space | None, ...] = ()  # for each result of integers: the space that its values number
     combined: tuple[Space, ...] = ()  # axes whose units it adds up or compares with each other
     narrower: tuple[tuple[Space, Space], ...] = ()  # pairs of which the first must stay smaller than the second

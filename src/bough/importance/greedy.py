@@ -51,7 +51,7 @@ class WithoutRepair:
 
 
 class WithRepair:
-    """A consumer y = x W, block by block, whose other weights are solved anew by least squares after each removal.
+    """A consumer y = x W, block by block, whose other weights are solved again by least squares after each removal.
 
     Costs need only H^-1 and W W^T, which are downdated exactly.
 

@@ -59,7 +59,7 @@ class ThiNet(_GreedyRemoval):
 
     Attributes:
         sites: number of output positions per sample at which a convolution is sampled.
-        step: number of units that are removed before costs are computed anew.
+        step: number of units that are removed before costs are computed again.
         relative, probes: as for `OBS`.
 
     Raises:
@@ -84,7 +84,7 @@ class ThiNet(_GreedyRemoval):
 
 @dataclass(frozen=True, slots=True)
 class OBS(_GreedyRemoval):
-    """Greedy reconstruction with repair: the cost of a unit is the exact error after solving the other weights anew.
+    """Greedy reconstruction with repair: the cost of a unit is the exact error after solving the other weights again.
 
     For a consumer y = x W, let H = E[x x^T] + ridge * mean(diag H) I (of x - E[x] if a bias absorbs means), and S the columns
     of unit u. Its cost is 1/2 tr(W_S^T [(H^-1)_SS]^-1 W_S); then W -= (H^-1)_S [(H^-1)_SS]^-1 W_S, and H^-1 is downdated. I_u
@@ -96,7 +96,7 @@ class OBS(_GreedyRemoval):
     Attributes:
         ridge: strength of the regularization, above 0.
         sites: number of output positions per sample at which a convolution is sampled.
-        step: number of units that are removed before costs are computed anew; more is faster and less exact.
+        step: number of units that are removed before costs are computed again; more is faster and less exact.
         relative: whether outputs are scaled by the batch norm that follows, and errors are shares e of the variance of the sum
             to which outputs are added (of a product of activations, such as queries by keys, of its own). The score is then the
             sum of -log(1 - e) over the n consumers, divided by the square root of n (see `lost_signal`), and scores of

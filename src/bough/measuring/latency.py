@@ -42,7 +42,7 @@ def latencies(
 ) -> dict[str, Latency]:
     """Time several models side by side, turn by turn, in eval mode; each model's mode is restored.
 
-    All run once before, so that one that can not is told by its name.
+    All run once before, so that one that can not is named.
 
     Args:
         models: by name, all taking the same inputs.

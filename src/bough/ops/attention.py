@@ -74,7 +74,7 @@ def _over_head_dims(op: RecordedOp) -> Iterator[tuple[Place, ...]]:
 
 @rewrites("scaled_dot_product_attention")
 def _scale(site: Site) -> Values:
-    """Attention scales by the width of the original: 1 / sqrt(width), unless it is told another number."""
+    """Attention scales by the width of the original: 1 / sqrt(width), unless it is given another number."""
     width = site.axes("query")[-1]
     changed = site.given.get("scale") is None and site.count(width) != width.size
     return {"scale": width.size**-0.5} if changed else {}

@@ -57,7 +57,7 @@ def _dist(c: Context, call: Any, result: Any) -> Typing:
     "mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"
 )
 def _elementwise_loss(c: Context, call: Any, result: Any) -> Typing:
-    """Element by element; then, unless told otherwise, their mean or sum."""
+    """Element by element; then, unless asked otherwise, their mean or sum."""
     x = c.of(call.args[0])
     if result.dim() == len(x.axes) > 0:
         return pointwise(c, call, result)  # type: ignore[no-any-return]

@@ -79,7 +79,7 @@ def _matmul(c: Context, call: Any, result: Any) -> Typing:
 
 @rule("_grouped_mm")
 def _grouped(c: Context, call: Any, result: Any) -> Any:
-    """Rows [N, K] in consecutive groups, each by a matrix [E, K, M] of its own; `offs` [E] tells where groups end.
+    """Rows [N, K] in consecutive groups, each by a matrix [E, K, M] of its own; `offs` [E] says where groups end.
 
     Rows of memory have to start at multiples of 16 bytes.
     """

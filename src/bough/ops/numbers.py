@@ -1,6 +1,6 @@
 """Integers that number the units of a space, as topk and argmax give them: where they go, and what may be done with them.
 
-Where units are removed, those that stay are numbered anew. An op that moves numbers, picks by them, or compares them with
+Where units are removed, those that stay are renumbered. An op that moves numbers, picks by them, or compares them with
 each other goes on as before. One that computes with them in another way does not: the space they number is frozen.
 """
 
@@ -97,7 +97,7 @@ def read(c: Context, call: Any, given: Any) -> tuple[int, Space] | None:
 
 def _compared(c: Context, position: int, number: float, space: Space) -> None:
     """Numbers are compared with one: the place of a unit that stays, after what is counted before it, or that of another,
-    which Python has to be told anew."""
+    which has to be given to Python again."""
     whole = normal(space)
     before: list[Space] = []
     for term in whole.terms if isinstance(whole, Sum) else (whole,):

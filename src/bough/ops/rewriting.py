@@ -20,7 +20,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Types:
-    """What a typed run of a program tells, by node."""
+    """What is known from a typed run of a program, by node."""
 
     axes: dict[fx.Node, Any] = field(default_factory=dict)  # of the tensor it gives, or a list of them
     numbers: dict[fx.Node, int] = field(default_factory=dict)  # the integer it gives, where sizes are symbolic

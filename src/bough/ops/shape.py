@@ -175,7 +175,7 @@ def _why_frozen(axis: Space) -> Any:
 
 
 def segments(c: Context, axis: Space, sizes: list[int]) -> list[Space]:
-    """`axis` as consecutive segments; data stays data and is not told apart."""
+    """`axis` as consecutive segments; data stays data and is not distinguished."""
     if is_frozen(axis) and len(normal(axis).atoms) <= 1:
         return [c.data(n, _why_frozen(axis)) for n in sizes]
     parts = [c.fresh(n) if n else c.data(0) for n in sizes]

@@ -1,4 +1,4 @@
-"""Stages that cut the model and solve its weights anew."""
+"""Stages that cut the model and solve its weights again."""
 
 from __future__ import annotations
 

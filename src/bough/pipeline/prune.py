@@ -107,7 +107,7 @@ def prune(
             None refits where there is data. True uses all of `data`.
         allocation: how the budget is met, as for `plan`.
         round_to, minimum, drop, exact_only, uniform, ragged, on_conflict, table, energy: as for `plan`. For a budget of
-            latency `table` is needed; if it is of the machine at hand, the cut model is measured and planned anew until
+            latency `table` is needed; if it is of the machine at hand, the cut model is measured and planned again until
             it meets the budget (see `meet_latency`); otherwise the table is believed, and the plan's notes say so. A budget of
             peak memory at int8, with flash or round_to="cortex-m", is met by the C export to the byte (see `meet_arena`). With
             `on_conflict="rebuild"` a plan that the model's Python contradicts is carried out by `rebuild`.
@@ -156,13 +156,13 @@ def prune(
     refits = sample is not None and (on_conflict != OnConflict.REBUILD if refit is None else refit)
     open_to = candidates(criterion, allocation, getattr(criterion, "gives_errors", False), sample is not None)
     graph = with_data_reached(graph, (c.importance for c in open_to))
-    limits, told = _limits(graph, budget, options)
+    limits, notes = _limits(graph, budget, options)
     within = limits.budget if limits else budget
     if by_layers:
         chosen = choose_layers(graph, within, options, criterion, sample)
     else:
         chosen = choose(graph, within, options, open_to, sample, refit=refits)
-    plan, seconds, bytes_of_c = replace(chosen.plan, notes=(*chosen.plan.notes, *told)), None, None
+    plan, seconds, bytes_of_c = replace(chosen.plan, notes=(*chosen.plan.notes, *notes)), None, None
     if limits is not None:
         fitted = placed(graph, chosen.scores, budget, limits, chosen.options)
         small, plan, bytes_of_c = fitted.model, fitted.plan, fitted.footprint

@@ -1,4 +1,4 @@
-"""Units that stay, held against the model's own Python, and the plan that they make."""
+"""Units that stay, checked against the model's own Python, and the plan that they make."""
 
 from __future__ import annotations
 

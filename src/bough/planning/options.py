@@ -1,4 +1,4 @@
-"""How to plan, as one value: what `plan` is told by keyword, and others hand on to it."""
+"""How to plan, as one value: the keywords of `plan`, which other functions pass on to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan is data: which indices of which tensor stay, and what the model's Python must be told."""
+"""A plan is data: which indices of which tensor stay, and what integers the model's Python gets."""
 
 from __future__ import annotations
 

@@ -81,9 +81,9 @@ def plan(
         uniform: groups in the same place of repeated layers keep as many units (each its own), and where the model is
             made from a config, only widths that the config can tell are cut: stock classes load what is saved.
         ragged: where the types allow it (see `graph.ragged`), each head keeps head dims of its own, each convolution group
-            channels of its own, as many as the others; by the scores under `Ragged.scores`. `plan.ragged` tells where it
+            channels of its own, as many as the others; by the scores under `Ragged.scores`. `plan.ragged` says where it
             was done, `plan.alike` why elsewhere not.
-        on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans anew; "raise" raises;
+        on_conflict: "freeze" leaves groups whose cut the model's Python contradicts, and plans again; "raise" raises;
             "rebuild" plans without regard to the model's Python (no group is tied to another by its integers): where the
             two do not agree, the plan says so in `Plan.rebuild`, and `bough.rebuild` carries it out in place of `cut`.
         table: of times, for a budget of latency; with it the plan's costs tell the latency. What it predicts is not yet
@@ -156,7 +156,7 @@ class _Search:
     on_conflict: str
 
     def agreed(self, frozen: dict[str, str]) -> Plan:
-        """Plan anew, with counts refused and groups frozen that the model's Python contradicts, until nothing contradicts."""
+        """Plan again, with counts refused and groups frozen that the model's Python contradicts, until nothing contradicts."""
         allowed, rounds, contradicted = self.allowed, Counter[str](), False
         tries = (len(self.graph.groups) + 1) * (_ROUNDS + 1) + (self.uniform.patience if self.uniform else 0)
         for _ in range(tries):
@@ -207,7 +207,7 @@ class _Search:
         return ties(binding, {**unsaid, **frozen}, uniform.within(graph) if uniform else [])
 
     def _draft(self, counts: Mapping[str, int]) -> Draft | None:
-        """None where no config of the model tells these counts."""
+        """None where no config of the model has these counts."""
         settings = None
         if self.uniform and self.uniform.has_config:
             settings = self.uniform.settings_at(counts)

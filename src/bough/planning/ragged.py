@@ -23,7 +23,7 @@ Scores = Mapping[str, NDArray[np.float64]]
 class Differing:
     """The groups of a graph whose units are to differ: `each[name]` is (the other group, scores [its units, own units]).
 
-    `alike` tells of the groups that another one leads why their units are the same for all.
+    `alike` says, of the groups that another one leads, why their units are the same for all.
     """
 
     each: dict[str, tuple[str, NDArray[np.float64]]]

@@ -91,7 +91,7 @@ def iterate(
     optimizer: Optimizer | None = None,
     on_mismatch: str = "raise",
 ) -> Iterated:
-    """Cut a copy of the model to `budget` in several steps, each scored and planned anew, with recovery after each.
+    """Cut a copy of the model to `budget` in several steps, each scored and planned again, with recovery after each.
 
     Args:
         model, example_inputs, ignore, only, tie: as for `trace`; the model stays as it is.

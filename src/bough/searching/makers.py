@@ -77,7 +77,7 @@ class CutMaker:
 
 @dataclass(frozen=True, slots=True)
 class SubnetMaker:
-    """Selects subnets of a supernet, and sets their batch-norm statistics anew on `data`; nothing is cut or refitted."""
+    """Selects subnets of a supernet, and sets their batch-norm statistics again on `data`; nothing is cut or refitted."""
 
     net: Supernet
     data: Data | None = None

@@ -86,7 +86,7 @@ def search(
 
     Args:
         model, example_inputs, ignore, only, tie: as for `trace`. Of a supernet (see `bough.supernet`) the subnets are searched:
-            nothing is cut or refitted, and batch norms are set anew on `data`; example inputs are not needed (None).
+            nothing is cut or refitted, and batch norms are recomputed on `data`; example inputs are not needed (None).
         evaluate: model -> a metric, or a dict of metrics, of data that the model is not tested on.
         budget: upper bounds on costs that all candidates meet.
         objectives: {metric of `evaluate`, or field of `Cost`: "max" or "min"}; a metric, such as a measured latency, takes the
@@ -104,13 +104,13 @@ def search(
         importance: the criterion that chooses units, as for `score`; by default "group", and with data the errors of OBS.
         data: batches that the criterion, the refit and the recalibration read.
         refit: whether each candidate is refitted, as by `refit`; None refits where there is data.
-        recalibrate: without a refit, set the statistics of batch norms anew on `data`.
+        recalibrate: without a refit, recomputes the statistics of batch norms on `data`.
         make: (counts, left_out) -> model, in place of cutting, such as a supernet's subnet.
         storage: a folder for workers on one machine, or an address such as "postgresql://user@host/name" for several; None
             keeps the study in memory.
         name: of the study; a storage may hold several.
         heartbeat: seconds between the signs of life of a worker in a database; it counts as dead after three of them.
-        about: what tells this search from others besides model, weights and options, such as the name of the data.
+        about: what distinguishes this search from others besides model, weights and options, such as the name of the data.
         seed: of all that is drawn.
         progress: show a bar, and the front as it grows.
         planning: other options of `plan`: `round_to`, `minimum`, `drop`, `exact_only`, `ragged`, `table`, `energy`.
@@ -183,7 +183,7 @@ class Run:
         space: what is searched.
         maker: candidate -> model.
         evaluate, trials, method, screen, population, start, seed, progress: see `search`.
-        identity: what tells the search from others.
+        identity: what distinguishes the search from others.
     """
 
     space: SearchSpace
@@ -299,7 +299,7 @@ def _place(function: Any) -> str:
 
 
 def _digest(space: SearchSpace) -> str:
-    """Return what tells a space from another: its dimensions with their numbers of choices, and the limits."""
+    """Return what distinguishes a space from others: its dimensions with their numbers of choices, and the limits."""
     from hashlib import sha256
 
     widths: list[NDArray[np.int64]] = [c.counts for c in space.columns]

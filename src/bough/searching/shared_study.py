@@ -39,7 +39,7 @@ class SharedStudy:
     Args:
         storage: where it is kept.
         name: of the study; a database holds several.
-        identity: what tells this search from others; workers and resumed runs must agree.
+        identity: what distinguishes this search from others; workers and resumed runs must agree.
         goals: objectives and bounds.
         space, proposals: what is searched, and how.
 

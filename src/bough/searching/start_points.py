@@ -49,7 +49,7 @@ def start_points(
 
 
 def _limits(space: SearchSpace, minimized: Sequence[str]) -> list[tuple[str, Mapping[str, float]]]:
-    """Return the limits that start points are made for, each with what tells it from the limits of the space."""
+    """Return the limits that start points are made for, each with what distinguishes it from the limits of the space."""
     if not minimized:
         return [("", space.limits)] if space.limits else []
     found: list[tuple[str, Mapping[str, float]]] = []

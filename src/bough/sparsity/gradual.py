@@ -38,7 +38,7 @@ class GradualPruning:
         graph: of the model that is trained.
         sparsity: share of zeros at the end, at least 0 and below 1, of the weights that are made sparse.
         steps: optimizer steps until the end is reached.
-        updates: number of times that the masks are chosen anew.
+        updates: number of times that the masks are chosen again.
         method: "magnitude" or "movement".
         allocation: "uniform", "global" or "erk", as for `sparsify`.
         schedule: gives the shares kept.
@@ -117,7 +117,7 @@ class GradualPruning:
 
     @torch.no_grad()
     def _advance(self, optimizer: Optimizer) -> None:
-        """Count the step; choose masks anew where one of the updates is due."""
+        """Count the step; choose masks again where one of the updates is due."""
         self.step += 1
         due = [i for i in range(len(self.shares)) if self.steps * (i + 1) // len(self.shares) == self.step]
         if not due:

@@ -89,7 +89,7 @@ def _check(path: Path, entries: Sequence[Entry], size: int) -> None:
             raise CheckpointError(f"{path} is damaged: {e.name} has the shape {list(e.shape)} and {e.end - e.start} bytes")
     last = max((e.end for e in entries), default=0)
     if last > size:
-        raise CheckpointError(f"{path} is truncated: it has {size} bytes, and its header tells of {last}. Copy the file again")
+        raise CheckpointError(f"{path} is truncated: it has {size} bytes, and its header says {last}. Copy the file again")
 
 
 class TensorFile:

@@ -223,7 +223,7 @@ def _check_data(criterion: Any, data: Data | None) -> None:
 
 
 def _scored(graph: Graph, criterion: Any) -> dict[str, list[int]]:
-    """Return the parameters, and their dims, that a criterion on weights reads, as far as can be told."""
+    """Return the parameters, and their dims, that a criterion on weights reads, as far as is known."""
     found: dict[str, list[int]] = {}
     for name, dim in group_members(graph, inputs=getattr(criterion, "includes_consumers", False)):
         found.setdefault(name, []).append(dim)

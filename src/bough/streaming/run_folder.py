@@ -76,7 +76,7 @@ class RunFolder:
             if not overwrite:
                 raise CheckpointError(
                     f"{self.place} has an unfinished run with other arguments or of other files: repeat that call to finish "
-                    "it, or start anew with overwrite=True"
+                    "it, or start again with overwrite=True"
                 )
             for path in self.folder.iterdir():
                 if path.is_dir():

@@ -160,7 +160,7 @@ class Supernet(nn.Module):
         return self._plans[subnet.key]
 
     def sample(self, rng: np.random.Generator | int, *, smallest: float = 0.0) -> Subnet:
-        """Draw a subnet, each width and each depth uniformly; subnets that the model's Python contradicts are drawn anew.
+        """Draw a subnet, each width and each depth uniformly; subnets that the model's Python contradicts are drawn again.
 
         Args:
             rng: a generator, or a seed.

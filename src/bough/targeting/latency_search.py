@@ -17,7 +17,7 @@ from bough.planning import Budget, Plan
 from bough.planning.budget import Goal, LeastOfTied
 
 _MARGIN = 0.25  # of the tolerance: how far below the target a latency is to be when measured here
-_FINEST = 4  # parts of a group's way that are told apart
+_FINEST = 4  # parts of a group's way that are distinguished
 
 Counts = Mapping[str, int]
 

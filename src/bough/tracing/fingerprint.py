@@ -27,7 +27,7 @@ def weights_digest(model: nn.Module) -> str | None:
     """Return a digest of the values of all parameters: equal for copies of a model on any device, other for other weights.
 
     Of each parameter the name, dtype, shape and 256 evenly spaced elements are looked at, so that the digest takes a few
-    milliseconds whatever the model's size. It tells apart models that were drawn or trained differently; a change of a few
+    milliseconds whatever the model's size. It distinguishes models that were drawn or trained differently; a change of a few
     elements of a large parameter can stay unseen. Buffers do not count, because running a model may change them.
 
     Returns:

@@ -1,7 +1,7 @@
 """The replay check: does the model's own Python agree with a plan?
 
 The model is run again on shapes alone, its tensors standing at their cut sizes and its integers at their new values,
-and each op is held against the recorded run. Where an op fails or has another shape than its types say, the conflict
+and each op is compared with the recorded run. Where an op fails or has another shape than its types say, the conflict
 is noted and the run goes on with the shape it should have had, so that one replay finds all conflicts.
 """
 
@@ -169,7 +169,7 @@ class Replay(OnStandIns):
     def _stale(self, axes: tuple[Space, ...], shape: tuple[int, ...]) -> frozenset[Atom]:
         """A cut atom for each axis of a wrong size that explains it: the size is as if that atom were whole.
 
-        Of several the smallest, as numbers written into code are; where that is wrong, the next replay tells.
+        Of several the smallest, as numbers written into code are; where that is wrong, the next replay shows it.
         """
         guilty: set[Atom] = set()
         for axis, n in zip(axes, shape, strict=False):
@@ -191,7 +191,7 @@ class Replay(OnStandIns):
         return frozenset(a for a in atoms_of(spaces) if self.kept.get(a, a.size) < a.size)
 
     def _expected(self, call: OpCall, shapes: list[tuple[int, ...]]) -> Any:
-        """Results of the shapes they should have; the original run tells how many, in what form."""
+        """Results of the shapes they should have; the original run shows how many, in what form."""
         tensors = [t for a in call.args for t in tensors_in(a)]
         dtype = next((t.dtype for t in tensors if t.is_floating_point()), tensors[0].dtype if tensors else torch.float32)
         return _in_form(call, [torch.empty(s, dtype=dtype, device="meta") for s in shapes])

@@ -61,7 +61,7 @@ class Allowed:
     """The widths that groups may have.
 
     `round_to`: widths that are cut are multiples of this (heads, counted one by one, excepted). `least`: least units kept, by
-    group name (1 unless told). `steps`: into how many equal ones the units of some groups may be divided at the most.
+    group name (1 unless given). `steps`: into how many equal ones the units of some groups may be divided at the most.
     `refused`: counts that the model's Python contradicts, by group name.
     """
 

@@ -51,7 +51,7 @@ def cheapest(problem: Problem, lost: Arrays, rounds: int) -> Taken:
 
 
 def _weighed(problem: Problem, lost: Arrays, rounds: int) -> Taken:
-    """The best of the greedy plans that are made with limits weighed anew by how close the plan before came to them."""
+    """The best of the greedy plans that are made with limits weighed again by how close the plan before came to them."""
     best = found = greedy(problem, lost)
     for _ in range(rounds if len(problem.limits) > 1 else 0):
         for name, ratio in problem.ratios(found).items():

@@ -67,7 +67,7 @@ def _widths(module: nn.Module, weight: Tensor | None) -> Iterator[tuple[str, Any
         yield "input_size", module.weight_ih.shape[1]
 
 
-_RECURRENT = (  # weight of the first layer, dim, what it tells
+_RECURRENT = (  # weight of the first layer, dim, what it gives
     ("weight_ih_l0", 1, "input_size"),
     ("weight_hh_l0", 1, "hidden_size"),
     ("weight_hr_l0", 1, "hidden_size"),
@@ -85,7 +85,7 @@ def _recurrent(module: nn.RNNBase) -> Iterator[tuple[str, Any]]:
 def flatten(model: nn.Module) -> None:
     """Puts the weights of each recurrent layer in one piece of memory, where cuDNN wants them so."""
     for module in model.modules():
-        # weights that are computed anew as it runs are then put there by the layer itself
+        # weights that are computed again as it runs are then put there by the layer itself
         if isinstance(module, nn.RNNBase) and all(isinstance(w, nn.Parameter) for w in module._flat_weights):
             module.flatten_parameters()
 

@@ -1,1 +1,1 @@
-"""Widths that a configuration tells: plans after which the model's own class is made at other sizes."""
+"""Widths that a configuration sets: plans after which the model's own class is made at other sizes."""

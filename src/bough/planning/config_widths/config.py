@@ -1,7 +1,7 @@
 """The integers that a model's configuration holds: which there are, and the same configuration with other ones.
 
 Nothing here knows a family of models: a configuration is any object with an instance dictionary. One that is saved and
-read again as plain data (`to_dict`, `from_dict`) is changed as if that had been done, with all that it derives anew.
+read again as plain data (`to_dict`, `from_dict`) is changed as if that had been done, with all that it derives again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _within(holder: Any, path: Field, depth: int) -> Iterator[tuple[Field, int |
 
 
 def changed(config: Any, changes: Mapping[Field, int], stay: Mapping[Field, Iterable[int]] | None = None) -> Any:
-    """A copy with some integers changed, and of some lists only the items told to stay.
+    """A copy with some integers changed, and of some lists only some items.
 
     Raises:
         ValueError: a field does not keep what it is given, because the configuration derives it from others.
@@ -52,14 +52,14 @@ def changed(config: Any, changes: Mapping[Field, int], stay: Mapping[Field, Iter
 
 
 def get(holder: Any, field: Field) -> Any:
-    """What is held at `field`."""
+    """Return the value at `field`."""
     for key in field:
         holder = holder[int(key)] if isinstance(holder, (list, tuple)) else getattr(holder, key)
     return holder
 
 
 def put(holder: Any, field: Field, value: Any) -> None:
-    """Sets what is held at `field`; a tuple is made anew."""
+    """Set the value at `field`; a tuple is made again."""
     owner = get(holder, field[:-1])
     if isinstance(owner, tuple):
         put(holder, field[:-1], tuple(value if i == int(field[-1]) else v for i, v in enumerate(owner)))

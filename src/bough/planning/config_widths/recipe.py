@@ -1,4 +1,4 @@
-"""Models made from a configuration: what the same class makes of other integers tells what each of them decides.
+"""Models made from a configuration: what the same class makes of other integers shows what each of them decides.
 
 A model that holds a `config`, and whose class takes that config alone, can be built again: its large tensors without
 memory, the small ones that its constructor computes (tables, frequencies) with their values.
@@ -96,7 +96,7 @@ class Recipe:
         try:
             with _lightly():
                 self._class(config)
-        except Exception:  # a class that insists on the very type of its config tells nothing
+        except Exception:  # a class that insists on the very type of its config gives nothing
             asked = []
         return {**dict.fromkeys(asked), **integers(self._config)}
 
@@ -111,7 +111,7 @@ class Recipe:
         return self._made[key]
 
     def make(self, changes: Changes, stay: Mapping[Field, Iterable[int]] | None = None) -> Build:
-        """As `build`, with of some lists of the config only the items told; raises what the config or the class raises."""
+        """As `build`, with of some lists of the config only some items; raises what the config or the class raises."""
         with _lightly():
             return describe(self._class(changed(self._config, changes, stay)))
 

@@ -1,7 +1,7 @@
-"""What a model made from a config is told when layers are left out: again the class is asked.
+"""What a model made from a config needs when layers are left out: the class is asked again.
 
 `depth.bookkeeping` guesses by names which integers count a list's layers. Here, the guesses that the config holds are
-tried, all and fewer, until the class makes the very tensors that are left; what its modules then hold is what they are told.
+tried, all and fewer, until the class makes the very tensors that are left; what its modules then hold is what they get.
 """
 
 from __future__ import annotations

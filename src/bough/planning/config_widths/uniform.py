@@ -1,4 +1,4 @@
-"""Uniform plans: what occupies the same place in repeated layers keeps as many units, so that one config tells it all.
+"""Uniform plans: what occupies the same place in repeated layers keeps as many units, so that one config describes them all.
 
 For a model made from a config, the class itself is asked which widths a config can tell (see `moves`). Fields and groups
 then change in proportion, by as many steps as all of them allow; a share that the class can not be built at makes these
@@ -90,7 +90,7 @@ class Uniform:
         return [c for c in classes if c]
 
     def relayered(self, graph: Graph) -> Graph:
-        """The same graph without some layers, with notes of them as the class tells.
+        """The same graph without some layers, with notes of them as the class makes them.
 
         Raises:
             PlanError: no config can say that these layers are left out.

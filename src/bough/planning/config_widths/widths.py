@@ -78,7 +78,7 @@ class Widths:
                     if n is None:
                         return None
                     known[unknown[0]] = n
-            if len(later) == len(waiting):  # nothing tells the factors of these products: what heads see stays, then all
+            if len(later) == len(waiting):  # nothing says which factor of these products: what heads see stays, then all
                 known.update({a: a.size for a in unsaid.pop(0) if a not in known})
             waiting = later
         counts = {name: known.get(atom, atom.size) for atom, name in self._groups.items()}

@@ -1,4 +1,4 @@
-"""Integer equations: what held integers become, and what the model's Python asks of the counts.
+"""Integer equations: what the integers of modules become, and what the model's Python asks of the counts.
 
 `E // num_heads` used as the size of an axis D, for instance, says E = H x D. Where one side can follow by setting an
 attribute, it does; what remains binds groups' counts together: they are cut in proportion.

@@ -13,7 +13,7 @@ from bough.tracing.replay import replay
 
 
 def isolate(graph: Graph, kept: Mapping[Atom, int], tied: Ties, why: str) -> dict[str, str]:
-    """Group names -> why they are held: found by cutting halves of the groups, and halves of these, on their own.
+    """Group names -> why they are frozen: found by cutting halves of the groups, and halves of these, on their own.
 
     Tied groups stay together. Costs about 2 k log n replays for k guilty of n groups; never gives an empty answer.
     """

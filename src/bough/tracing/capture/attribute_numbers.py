@@ -30,7 +30,7 @@ _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.T
 
 @contextmanager
 def substituted(model: nn.Module, change: Callable[[Path, int], int], *, only_on_error: bool = False) -> Iterator[None]:
-    """While inside, every held integer at a path is what `change(path, value)` says; afterwards, all is as before.
+    """While inside, every integer of a module at a path is what `change(path, value)` says; afterwards, all is as before.
 
     With `only_on_error`, what is done inside stays, unless it fails.
 
@@ -107,7 +107,7 @@ def opaque(value: Any) -> bool:
 
 
 def is_sequence(kind: type) -> bool:
-    """Whether objects of this type can be made anew with other items by `_like`: lists, tuples, named tuples, shapes."""
+    """Whether objects of this type can be made again with other items by `_like`: lists, tuples, named tuples, shapes."""
     return kind in (tuple, list, torch.Size) or (issubclass(kind, tuple) and hasattr(kind, "_make"))
 
 
@@ -169,7 +169,7 @@ def _values_within(value: Any, path: Path, depth: int, seen: set[int]) -> Iterat
 
 
 def read(model: nn.Module, path: Path) -> Any:
-    """The value held at `path`."""
+    """Return the value at `path`."""
     value: Any = model.get_submodule(path[0])
     for key in path[1:]:
         value = _step(value, key)
@@ -177,7 +177,7 @@ def read(model: nn.Module, path: Path) -> Any:
 
 
 def holds(model: nn.Module, path: Path) -> bool:
-    """Whether something is held at `path`."""
+    """Return whether there is a value at `path`."""
     try:
         read(model, path)
     except (AttributeError, KeyError, IndexError, ValueError):
@@ -186,7 +186,7 @@ def holds(model: nn.Module, path: Path) -> bool:
 
 
 def write(model: nn.Module, path: Path, new: Any) -> None:
-    """Sets the value held at `path`; tuples and lists on the way are made anew."""
+    """Set the value at `path`; tuples and lists on the way are made again."""
     holders: list[Any] = [model.get_submodule(path[0])]
     for key in path[1:-1]:
         holders.append(_step(holders[-1], key))
@@ -203,7 +203,7 @@ def write(model: nn.Module, path: Path, new: Any) -> None:
 
 
 def rewrite(model: nn.Module, values: Mapping[str, float], sequences: Mapping[str, list[int]]) -> None:
-    """Sets numbers by their paths ("module:attribute:key"), and of lists keeps the items told."""
+    """Set numbers by their paths ("module:attribute:key"), and keep some items of lists."""
     for key, value in values.items():
         write(model, path_of(key), value)
     for key, stay in sequences.items():

@@ -2,7 +2,7 @@
 
 A recorded run works on tensors without values and on traced integers. Neither may be found by a later run, and a result
 that a function remembers of an earlier run hides how the model makes it. So while a model is recorded, memoized functions
-work on empty caches, and afterwards what else the code wrote is put back: every cache holds what it held before.
+work on empty caches, and afterwards what else the code wrote is put back: every cache has its old contents.
 
 Which places these are follows from the code: globals, class attributes, cells of closures, defaults and attributes of the
 functions that can be reached from the `forward` of the model's modules by the names that each function uses. Code of torch,

@@ -89,6 +89,6 @@ def _kept(module: nn.Module, path: Path, sources: tuple[Path, ...], value: int) 
                 )
                 if not shared and all(read(made, p) == other for p in (path, *sources)):
                     return True
-            except Exception:  # refused, or held elsewhere in the copy
+            except Exception:  # refused, or stored in another place of the copy
                 continue
     return False

@@ -37,7 +37,7 @@ def run(
     handler: Handler, execution: Execution, model: nn.Module, call: Call, change: Any,
     prepare: Callable[[], None] | None = None, first: int = 0, after: Callable[[], None] | None = None,
 ) -> Returned:  # fmt: skip
-    """Make a call of the model under `handler`, with held integers as `change` says; return what is found in its output.
+    """Make a call of the model under `handler`, with the integers of modules as `change` says; return what its output has.
 
     `prepare` may change instance dictionaries and lists of modules before the run; this is undone, too. `first` is the
     number of the first op. `after` is called when the model has run, before what it left on its modules is undone. Where the

@@ -25,7 +25,7 @@ def unreached_modules(model: nn.Module, read: Collection[str], executed: Collect
 
     Args:
         model: the model.
-        read: names of the held tensors that a run reads.
+        read: names of the model's tensors that a run reads.
         called: names of the modules that a run called.
     """
     used = {"", *executed, *(name.rpartition(".")[0] for name in read)}

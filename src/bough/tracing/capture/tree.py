@@ -127,8 +127,8 @@ def output_tensors(value: Any, parameters: Collection[str] = ()) -> dict[str, Te
 
     Example:
         >>> import torch, types
-        >>> held = types.SimpleNamespace(logits=torch.zeros(2), parts=[torch.zeros(3)])
-        >>> {path: tuple(t.shape) for path, t in output_tensors({"a": held}).items()}
+        >>> output = types.SimpleNamespace(logits=torch.zeros(2), parts=[torch.zeros(3)])
+        >>> {path: tuple(t.shape) for path, t in output_tensors({"a": output}).items()}
         {"['a'].logits": (2,), "['a'].parts[0]": (3,)}
     """
     return Returned.of(value, parameters).tensors()

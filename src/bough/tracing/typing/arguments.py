@@ -1,7 +1,7 @@
 """Which axis an integer argument gives the size of.
 
 One entry per function of torch's Python API that takes sizes: the names of its parameters, and a function that yields
-(integer, space) pairs from the arguments by position. A function without an entry tells nothing: the replay check is the
+(integer, space) pairs from the arguments by position. A function without an entry gives nothing: the replay check is the
 judge of what it did.
 """
 

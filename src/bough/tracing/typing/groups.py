@@ -13,7 +13,7 @@ from bough.tracing.contractions import read_by
 from bough.tracing.typing.ragged import ragged
 from bough.tracing.typing.recorder import Recorder
 
-UNUSED = "never summed over: nothing tells what removing its units would mean"
+UNUSED = "never summed over: it is not known what removing its units would mean"
 
 
 def groups_of(

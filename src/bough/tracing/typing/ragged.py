@@ -4,7 +4,7 @@ Let d be the units of one group and h those of another that stands before it in 
 may keep a set of d of its own (as many as every other) where the run never brings the d of two h together:
 
 1. every element that has a d has one h: H is on the same axis before D, or is an axis of its own (activations only:
-   what is kept of a parameter is told axis by axis);
+   what is kept of a parameter is given axis by axis);
 2. no op adds up or compares along H while D is there;
 3. an op that adds up along D does so for each h alone: its results have H, once.
 
@@ -74,7 +74,7 @@ def _mixed(op: OpRecord, d: Atom, h: Atom) -> str | None:
     if not all(_paired(axes, d, h) for axes in (*op.arguments, *op.results)):
         return "it is used without the other"
     if any(d in normal(s).atoms for s in op.ranges if s is not None):
-        return "its units are told by number"
+        return "its units are distinguished by number"
     if any(d in normal(s).atoms for s in op.undefined):
         return "where it is masked nothing is defined"
     for path in (p for s in op.combined for p in paths(s)):

@@ -53,7 +53,7 @@ class Recorder:
         self._alive: list[Tensor] = []
         self.written: set[str] = set()  # names of the model's tensors whose values the run changes
         self.tied: set[int] = set()  # ids of the axes of states that the user ties to others
-        self.last = Notes()  # what the rule told about the last op
+        self.last = Notes()  # what the rule noted of the last op
         tied: dict[tuple[Hashable, ...], tuple[Space, ...]] = {}
         for name, tensor, parameter, saved in model_tensors(model):
             axes = tied.setdefault(memory(tensor), tuple(self.context.fresh(n) for n in tensor.shape))

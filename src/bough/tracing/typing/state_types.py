@@ -1,6 +1,6 @@
 """Types of what a model keeps from one call to the next.
 
-A place that `forward` assigns anew (`self.prev = y.detach()`) holds the same kind of value after a call as before: `bind_state`
+A place that `forward` assigns again (`self.prev = y.detach()`) has the same kind of value after a call as before: `bind_state`
 gives both the same types, so that a cut changes the width of the stored tensor with that of the tensors stored there later.
 """
 

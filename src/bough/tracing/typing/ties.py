@@ -175,7 +175,7 @@ def modules_beside(
     Args:
         model: the model.
         pairs: what is tied.
-        read: names of the held tensors that a run reads.
+        read: names of the model's tensors that a run reads.
         called: names of the modules that a run called.
     """
     used = {path for name in read for path in _around(name)} | {path for name in executed for path in (*_around(name), name)}
