@@ -96,23 +96,33 @@ class Bench:
     def __init__(self, name: str, task: Task, budget: bough.Budget, given: argparse.Namespace) -> None:
         self.name, self.task, self.budget, self.given = name, task, budget, given
         self.x = task.calibration[0][0][:1]
-        self.table = table_of(name, task.model, self.x)
-        self.options = {"data": task.calibration, "table": self.table, "ignore": task.ignore, "importance": SCORES}
+        self.table = table_of(name.rstrip("012"), task.model, self.x) if budget.latency else None
+        self.planning = {"round_to": given.round_to, **({"table": self.table} if self.table else {})}
+        self.options = {
+            "data": task.calibration, "ignore": task.ignore, "importance": SCORES, **self.planning
+        }  # fmt: skip
 
     def one_shot(self, allocation: str) -> dict[str, Any]:
         graph = bough.trace(self.task.model, self.x, ignore=self.task.ignore)
         scores = bough.score(graph, SCORES, self.task.calibration)
-        plan = bough.plan(graph, scores, self.budget, allocation=allocation, table=self.table, round_to=ROUND_TO)
+        plan = bough.plan(graph, scores, self.budget, allocation=allocation, **self.planning)
         small = bough.cut(self.task.model, plan)
         bough.recovery.refit_(self.task.model, small, plan, self.task.calibration)
         return self.row(small, plan)
 
-    def searched(self, method: str, seed: int) -> dict[str, Any]:
+    def seconds(self, model: nn.Module) -> float:
+        """Return the seconds of a model as the table has them for the whole model, times what is measured beside that."""
+        both = cpu_seconds({"whole": self.task.model, "small": model}, self.x, 100)
+        assert self.table is not None
+        whole = float(self.table.seconds(bough.trace(self.task.model, self.x))[0])
+        return whole * both["small"] / both["whole"]
+
+    def searched(self, method: str, seed: int, *, measured: bool = False) -> dict[str, Any]:
         begin = time.perf_counter()
         found = bough.search(
             self.task.model, self.x, self.metric, budget=self.budget, objectives=self.objectives, method=method, seed=seed,
-            trials=self.given.trials, start=() if method == "random" else None, storage=self.folder(method, seed),
-            **self.options,
+            trials=self.given.trials, start=() if method == "random" else None, measure=self.seconds if measured else None,
+            storage=self.folder(f"{method}-measured" if measured else method, seed), **self.options,
         )  # fmt: skip
         seconds = time.perf_counter() - begin
         at_work = sum(sum(p.seconds.values()) for p in found.points)
@@ -129,7 +139,7 @@ class Bench:
     def row(self, small: nn.Module, plan: bough.Plan) -> dict[str, Any]:
         return {
             "validation": round(self.task.choose(small), 3), "test": round(self.task.measure(small)[self.task.metric], 3),
-            "latency": round(plan.cost.latency / plan.original.latency, 4),
+            "latency": round(plan.cost.latency / plan.original.latency, 4) if plan.original.latency else None,
             "peak_memory": round(plan.cost.peak_memory / plan.original.peak_memory, 4),
             "macs": round(plan.cost.macs / plan.original.macs, 4),
             "latency_in_fresh_processes": self.checked(small) if self.given.check else None,
@@ -156,8 +166,10 @@ class Bench:
         return {self.task.metric: "min" if self.task.lower_is_better else "max"}
 
     def folder(self, method: str, seed: int) -> Path:
-        shares = f"{self.budget.latency}-{self.budget.peak_memory}".replace("%", "")
-        folder = CACHE / f"search-{self.name}-{ROUND_TO}-{shares}-{method}-{seed}-{self.given.trials}"
+        shares = f"{self.budget.latency or self.budget.macs}-{self.budget.peak_memory}".replace("%", "")
+        folder = (
+            CACHE / f"search-{self.name}-{self.given.limit}-{self.given.round_to}-{shares}-{method}-{seed}-{self.given.trials}"
+        )
         folder.parent.mkdir(exist_ok=True)
         return folder
 
@@ -166,21 +178,24 @@ def run(load: Any, name: str, shares: str, given: argparse.Namespace) -> None:
     """Measure the rows of a task and a budget that the results lack, and write each at once."""
     task = TASKS[name](load, given.test)
     task = replace(task, calibration=first(task.calibration, given.samples))
-    latency, memory = shares.split(",")
-    bench = Bench(name, task, bough.Budget(latency=f"{latency}%", peak_memory=f"{memory}%"), given)
+    limit, memory = shares.split(",")
+    bench = Bench(name, task, bough.Budget(**{given.limit: f"{limit}%"}, peak_memory=f"{memory}%"), given)
+    shares = shares if given.limit == "latency" else f"{given.limit} {shares}"
     rows: dict[str, Callable[[], dict[str, Any]]] = {f"one shot, {a}": lambda a=a: bench.one_shot(a) for a in ONE_SHOT}
     for seed in range(given.seeds):
         rows |= {f"{m}, seed {seed}": lambda m=m, seed=seed: bench.searched(m, seed) for m in given.methods}
+        if given.check and bench.table:
+            rows[f"local, measured, seed {seed}"] = lambda seed=seed: bench.searched("local", seed, measured=True)
     for key, make in rows.items():
         if key in _known(given.out, name, shares)[1]:
             continue
         row = make()
         results, found = _known(given.out, name, shares)  # another process may have written meanwhile
         found[key] = row
-        if "priced_per_second" not in results[name]:
+        if "priced_per_second" not in results[name] and bench.table:
             graph = bough.trace(task.model, bench.x)
             space, _ = search_space(
-                graph, bough.score(graph, "l2"), Options(table=bench.table, round_to=ROUND_TO), budget=bench.budget,
+                graph, bough.score(graph, "l2"), Options(table=bench.table, round_to=given.round_to), budget=bench.budget,
                 prices=bough.planning.budget.priced(bench.budget, bench.table, None),
             )  # fmt: skip
             results[name]["priced_per_second"] = priced_per_second(space)
@@ -190,6 +205,7 @@ def run(load: Any, name: str, shares: str, given: argparse.Namespace) -> None:
             "samples": given.samples,
             "validation": round(given.validation, 3),
             "test": given.test,
+            "round_to": given.round_to,
         }
         results[name] |= about | {"dense": task.measure(task.model)[task.metric], "about": harness.about()}
         given.out.write_text(re.sub(r"\{[^{}]*\}", lambda m: " ".join(m[0].split()), json.dumps(results, indent=1)) + "\n")
@@ -214,7 +230,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder that holds load.py")
     parser.add_argument("--tasks", nargs="+", default=["dscnn"], choices=list(TASKS))
-    parser.add_argument("--budgets", nargs="+", default=["75,90", "50,70", "35,55"], help="LATENCY,PEAK_MEMORY in percent")
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        default=["75,90", "50,70", "35,55"],
+        help="LATENCY,PEAK_MEMORY in percent, or MACS,PEAK_MEMORY by --limit macs",
+    )
+    parser.add_argument("--limit", choices=["latency", "macs"], default="latency", help="what the first of --budgets limits")
+    parser.add_argument("--round-to", type=int, default=ROUND_TO)
     parser.add_argument("--methods", nargs="+", default=list(SEARCHES), choices=SEARCHES)
     parser.add_argument("--trials", type=int, default=24, help="candidates that each search evaluates")
     parser.add_argument("--seeds", type=int, default=1, help="how many times each search runs")

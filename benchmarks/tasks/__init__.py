@@ -8,9 +8,10 @@ trains what is not in the folder `.tasks` yet and prints the dense models' metri
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
-from benchmarks.tasks import cifar_models, dense_prediction, mlperf, pretrained, speech
+from benchmarks.tasks import cifar_models, dense_prediction, keywords, mlperf, pretrained, speech
 from benchmarks.tasks.task import Task
 
 __all__ = ["TASKS", "Task"]
@@ -26,6 +27,7 @@ TASKS: dict[str, Callable[[ModuleType, int], Task]] = {
     "plain_cnn": cifar_models.plain,
     "speech_gru": speech.speech_gru,
     "dscnn": speech.dscnn,
+    **{f"kws{split}": partial(keywords.keywords, split=split) for split in range(3)},
     "super_resolution": dense_prediction.super_resolution,
     "unet": dense_prediction.unet,
 }

@@ -50,19 +50,23 @@ class PaddedResNet8(nn.Module):
 
 
 def tflite_layers(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (weight, bias) of each convolution and linear layer of a float .tflite file, in order."""
+    """Return (weight, bias) of each convolution and linear layer of a .tflite file, in order; int8 weights dequantized."""
     try:
         import tflite
     except ImportError:
-        raise SystemExit("resnet8_mlperf reads a .tflite file: pip install tflite") from None
+        raise SystemExit("tasks of MLPerf Tiny read a .tflite file: pip install tflite") from None
     model = tflite.Model.GetRootAsModel(path.read_bytes(), 0)
     graph = model.Subgraphs(0)
 
     def array(index: int) -> np.ndarray:
         tensor = graph.Tensors(index)
-        return model.Buffers(tensor.Buffer()).DataAsNumpy().view(np.float32).reshape(tensor.ShapeAsNumpy())
+        small = tensor.Type() == tflite.TensorType.INT8
+        raw = model.Buffers(tensor.Buffer()).DataAsNumpy().view(np.int8 if small else np.float32)
+        raw = raw.reshape(tensor.ShapeAsNumpy())
+        return raw * tensor.Quantization().ScaleAsNumpy().reshape(-1, *[1] * (raw.ndim - 1)) if small else raw
 
-    known = (tflite.BuiltinOperator.CONV_2D, tflite.BuiltinOperator.FULLY_CONNECTED)
+    kinds = tflite.BuiltinOperator
+    known = (kinds.CONV_2D, kinds.DEPTHWISE_CONV_2D, kinds.FULLY_CONNECTED)
     ops = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     chosen = [op for op in ops if model.OperatorCodes(op.OpcodeIndex()).BuiltinCode() in known]
     return [(array(op.Inputs(1)), array(op.Inputs(2))) for op in chosen]

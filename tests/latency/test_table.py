@@ -410,6 +410,21 @@ def test_correcting_finds_what_a_machine_takes():
     assert wrong < 0.05 < 0.15 < before
 
 
+@pytest.mark.parametrize(("round_to", "step"), [(None, 4), (8, 8), (1, 1)])
+def test_cuts_that_correct_a_table_have_widths_that_it_knows(round_to, step):
+    torch.manual_seed(0)
+    graph = bough.trace(
+        nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)), torch.randn(1, 4)
+    )
+    seen = []
+    correct_table(graph, table_of(graph, quantum=4), lambda model: seen.append(model) or 1.0, plans=8, round_to=round_to)
+    widths = [m[i].out_features for m in seen for i in (0, 2)]
+    assert all(n % step == 0 for n in widths)
+    assert len(set(widths)) > 2
+    with pytest.raises(bough.BoughError, match="round_to=0"):
+        correct_table(graph, table_of(graph), lambda model: 1.0, round_to=0)
+
+
 @given(st.integers(0, 10**6))
 def test_exact_times_give_the_factors(seed):
     rng = np.random.default_rng(seed)

@@ -32,6 +32,11 @@ def test_the_front_and_its_models(tmp_path):
     assert [f"{tmp_path}/front/{n:04d}" for n in found["front"]] == found["saved"]
     for number, folder in zip(found["front"], found["saved"], strict=True):
         assert closeness(bough.load(folder, build, X[:1])) == points[number]["metrics"]["closeness"]
+    page = (tmp_path / "report.html").read_text()
+    assert found["report"] == str(tmp_path / "report.html")
+    assert page.count("<circle") == 2 * sum(p["error"] is None for p in found["points"])  # against MACs, and peak memory
+    assert page.count("<circle class=front") == 2 * len(found["front"])
+    assert all(f"<td class=n>{n}</td>" in page for n in found["front"])
     again = json.loads(run(*words))
     assert again["points"] == found["points"]
     more = run(*(w for w in words if w != "--json"), "--trials", "8")

@@ -2,14 +2,19 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import bough
+from bough.calibration import as_data
+from bough.defaults.discrepancy import discrepancy, outputs_on
 from bough.errors import ArgumentError, SearchError
 from bough.latency import required_points
-from bough.searching import METHODS
+from bough.planning import Options
+from bough.searching import METHODS, search_space
+from bough.searching.surrogate import Surrogate
 from tests.searching.problem import X, build, closeness, searched, widths
 from tests.test_layers import Stack
 
@@ -243,6 +248,7 @@ def test_costs_as_objectives():
         ({"objectives": {"macs": "max"}}, "a cost can only be minimized"),
         ({"objectives": {"closeness": "best"}}, "write 'max' or 'min'"),
         ({"at_most": {"macs": 3.0}}, "at_most names 'macs', which is no metric .*: bound costs by the budget"),
+        ({"measure": closeness}, "measure= is for a budget of latency"),
         ({"uniform": True}, "search has no option 'uniform': those of planning are round_to"),
         ({"refit": True}, r"search\(refit=True\) and .* need data"),
     ],
@@ -257,3 +263,71 @@ def test_evaluate_must_give_numbers():
         searched(evaluate=lambda model: float("nan"), trials=3)
     with pytest.raises(ArgumentError):
         bough.search(nn.Linear(3, 3), X[:1], "accuracy")
+
+
+def chip(graph=None, **options):
+    points = {}
+    for key, at in required_points(graph or bough.trace(build(), X[:1])):
+        points.setdefault(key, {})[at] = 1e-6 * sum(at)
+    return bough.LatencyTable("a chip", "eager", 1, 1e-6, 1e-9, points, **options)
+
+
+@pytest.mark.parametrize("method", ["local", "random"])
+def test_latency_is_met_as_measured(method):
+    """The machine takes 30 % longer than the table says for all that is cut."""
+    graph, table = bough.trace(build(), X[:1]), chip()
+    whole = float(table.seconds(graph)[0])
+
+    def measure(model):
+        names = [g.name for g in graph.groups]
+        counts = dict(zip(names, widths(model)[: len(names)], strict=True))
+        seconds = float(table.seconds(graph, counts)[0])
+        return seconds if seconds == whole else min(1.3 * seconds, whole)
+
+    options = {
+        "budget": bough.Budget(latency="60%"),
+        "table": table,
+        "trials": 30,
+        "method": method,
+        "objectives": {"closeness": "max"},
+    }
+    found = searched(measure=measure, **options)
+    limit = 0.6 * whole
+    assert all(p.latency == pytest.approx(measure(found.model(p))) for p in found.points)
+    assert found.points[0].latency > limit  # the first start point is planned by the table alone
+    assert found.best.latency <= limit
+    assert all(p.latency <= limit for p in found.front)
+    assert any(p.origin.startswith("start") and p.origin.endswith("corrected") for p in found.points)
+    best = max(p.metrics["closeness"] for p in found.points if p.latency <= limit)
+    assert found.best.metrics["closeness"] == best
+    assert "measured ms" in str(found)
+    assert all(p.latency is None for p in searched(**options).points)
+
+
+def test_divergence_decides_between_equal_metrics():
+    data = list(X.split(16))
+    found = searched(evaluate=lambda model: 1.0, budget=HALF, data=data, trials=8, method="local")
+    known = [p.divergence for p in found.points]
+    assert None not in known
+    assert found.best.divergence == min(known)
+    graph, point = bough.trace(build(), X[:1]), found.best
+    expected, actual = (outputs_on(graph, m, as_data(data)) for m in (build(), found.model(point)))
+    assert point.divergence == pytest.approx(discrepancy(expected, actual))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_surrogate_learns_what_groups_weigh(seed):
+    rng = np.random.default_rng(seed)
+    graph = bough.trace(build(), X[:1])
+    space, _ = search_space(graph, bough.score(graph, "l2"), Options(), budget=HALF)
+    truth = rng.uniform(0.3, 3.0, len(space.columns))
+    choices = [space.draw(rng) for _ in range(60)]
+    learned = Surrogate.of(space, choices, [float(truth @ space.losses(c)) for c in choices])
+    assert learned.weights == pytest.approx(truth, rel=0.05)
+    assert Surrogate.of(space, [], []).weights == pytest.approx(np.ones(len(truth)))
+    least = learned.least(space.limits)
+    assert space.feasible(least)[0]
+    every = [c for c in space.every() if space.feasible(c)[0]]
+    best = min(map(learned.loss, every))
+    assert best <= learned.loss(least) <= 1.5 * best + 1e-9
+    assert learned.least({"macs": 1.0}) is None

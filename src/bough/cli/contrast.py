@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import nn
 
 import bough
 from bough.cli.calibration import batches
 from bough.cli.models import resolve
 from bough.cli.options import Ignore, Json, Model, Shape, WeightsOf, chosen
 from bough.cli.outputs import writable
-from bough.cli.references import find, positional, user_code
+from bough.cli.references import model_function
 from bough.cli.tasks import CONTRACT, task_of
 from bough.contrasting import PLOT
-from bough.errors import ComparisonError, ModelReferenceError
+from bough.errors import ComparisonError
 from bough.recovery import Training
 
 Clock = Annotated[str | None, typer.Option(help="wall, or cpu: the time of one thread, on a machine that does other work too")]
@@ -60,7 +57,7 @@ def contrast(
 ) -> None:
     """Measure a model dense, structurally pruned, unstructured sparse and N:M sparse, at equal numbers of non-zeros."""
     writable(out, folder=True)
-    metric = _of_model(evaluate, "--evaluate")
+    metric = model_function(evaluate, "--evaluate")
     own = chosen(epochs=epochs, lr=lr, batch_size=batch_size)
     if own and train is None:
         raise ComparisonError("--epochs, --lr and --batch-size are of the training on --train: give it as well")
@@ -71,9 +68,9 @@ def contrast(
         train=None if task is None else task.train, loss=None if task is None else task.loss,
         training=None if task is None else Training(**own),
         **chosen(
-            recover=None if recover is None else _of_model(recover, "--recover"), keeps=keeps or None, methods=methods or None,
-            pattern=pattern, round_to=round_to, tolerance=tolerance, lower_is_better=lower_is_better, ignore=ignore or None,
-            repeats=repeats, clock=clock, seeds=seeds or None, kernels=kernels or None,
+            recover=None if recover is None else model_function(recover, "--recover"), keeps=keeps or None,
+            methods=methods or None, pattern=pattern, round_to=round_to, tolerance=tolerance, lower_is_better=lower_is_better,
+            ignore=ignore or None, repeats=repeats, clock=clock, seeds=seeds or None, kernels=kernels or None,
         ),
     )  # fmt: skip
     _show(found, None if out is None else out / PLOT, {"weights": given.weights.to_dict()}, as_json)
@@ -121,18 +118,3 @@ def _show(found: bough.Contrast | bough.Predictability, picture: Path | None, mo
     else:
         typer.echo(f"{found}")
         typer.echo(f"no picture: {why}" if why else f"picture: {picture}")
-
-
-def _of_model(reference: str, option: str) -> Callable[[nn.Module], Any]:
-    """Return a function of the user's own that takes the model alone."""
-    function = find(reference)
-    takes = positional(function) if callable(function) else (0, -1)
-    if takes is not None and not takes[0] <= 1 <= takes[1]:
-        raise ModelReferenceError(f"{option} {reference}: a function of one argument is wanted, fn(model)")
-
-    @wraps(function)
-    def call(model: nn.Module) -> Any:
-        with user_code(reference):
-            return function(model)
-
-    return call

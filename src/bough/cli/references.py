@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+from torch import nn
+
 from bough.errors import BoughError, ModelReferenceError
 
 
@@ -177,3 +179,18 @@ def _not_given(function: Callable[..., Any], count: int) -> list[str]:
     needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
     return [p.name for p in needed if p not in places]
+
+
+def model_function(reference: str, option: str) -> Callable[[nn.Module], Any]:
+    """Return a function of the user's own that takes the model alone."""
+    function = find(reference)
+    takes = positional(function) if callable(function) else (0, -1)
+    if takes is not None and not takes[0] <= 1 <= takes[1]:
+        raise ModelReferenceError(f"{option} {reference}: a function of one argument is wanted, fn(model)")
+
+    @wraps(function)
+    def call(model: nn.Module) -> Any:
+        with user_code(reference):
+            return function(model)
+
+    return call

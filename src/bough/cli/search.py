@@ -21,14 +21,18 @@ from bough.cli.models import resolve
 from bough.cli.options import Ignore, Json, Model, Only, Shape, Tie, WeightsOf, chosen, given_by, ties_of
 from bough.cli.outputs import writable
 from bough.cli.planning import ALLOCATION, Drop, Minimum, RoundTo, allocation_of, planning_options
-from bough.cli.references import find, user_code
+from bough.cli.references import find, model_function, user_code
 from bough.errors import ModelReferenceError, SearchError
 from bough.exporting.checkpoint import refuse_checkpoint
+from bough.latency import LatencyTable
+from bough.measuring import latency
+from bough.report.search_page import search_page
 from bough.searching import METHODS, SearchResult
 from bough.searching.file_locks import FileLock
 from bough.searching.live import FRONT, write_front
+from bough.storage import write_text
 
-PLOT, MODELS = "front.png", "front"
+PLOT, MODELS, REPORT = "front.png", "front", "report.html"
 
 
 def space_options(
@@ -63,6 +67,10 @@ def search(
     method: Annotated[str | None, typer.Option(help=", ".join(METHODS))] = None,
     screen: Annotated[
         str | None, typer.Option(help="module:fn; fn(model, share) estimates the first objective, for --method local")
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(help="for --budget latency: candidates meet it as measured, here, or by module:fn; fn(model) -> seconds"),
     ] = None,
     population: Annotated[int | None, typer.Option(help="candidates per generation of nsga2")] = None,
     start: Annotated[list[str] | None, typer.Option(help=f"plans that come first; may be repeated: {ALLOCATION}")] = None,
@@ -105,6 +113,7 @@ def search(
         tie=ties_of(tie),
     )  # fmt: skip
     net = resolve(model, input_shape, weights, quiet=as_json)
+    options |= chosen(measure=None if measure is None else _measure(measure, net.inputs, planning.get("table")))
     found = bough.search(
         net.model, net.inputs, metric, storage=storage or out, progress=not as_json,
         about={"data": str(data), **about_of(about or [])}, **options, **planning,
@@ -112,6 +121,7 @@ def search(
     with FileLock(out / "save.lock"):  # another worker may end at the same time
         write_front(out, found)
         saved = _saved(found, out / MODELS)
+        write_text(out / REPORT, search_page(f"Search of {model}", found))
     picture, why = out / PLOT, None
     try:
         found.plot(picture)
@@ -119,12 +129,12 @@ def search(
         why = str(error)
     if as_json:
         drawn = {"plot": None, "no_plot": why} if why else {"plot": str(picture)}
-        extra = {"weights": net.weights.to_dict(), "folder": str(out), "saved": saved, **drawn}
+        extra = {"weights": net.weights.to_dict(), "folder": str(out), "saved": saved, "report": str(out / REPORT), **drawn}
         typer.echo(json.dumps({**found.to_dict(), **extra}))
     else:
         typer.echo(in_flags(f"{found}", signature(search).parameters.keys() - {"budget"}))
         typer.echo(f"no picture: {why}" if why else f"picture: {picture}")
-        typer.echo(f"all candidates: {out / FRONT}; models of the front: {out / MODELS}")
+        typer.echo(f"report: {out / REPORT}; all candidates: {out / FRONT}; models of the front: {out / MODELS}")
     _ = found.best  # raises where no candidate meets the bounds
 
 
@@ -137,6 +147,28 @@ def _saved(found: SearchResult, folder: Path) -> list[str]:
             bough.save(found.model(point), found.plan(point), path)
         paths.append(str(path))
     return paths
+
+
+def _measure(reference: str, inputs: Any, table: LatencyTable | None) -> Callable[[nn.Module], float]:
+    """Return what times a model: on this machine with the table's backend, or a function of the user's own."""
+    if reference != "here":
+        return model_function(reference, "--measure")
+    if table is None:
+        raise SearchError("--measure here needs --table FILE, whose backend it times models with")
+    return Here(inputs, table.backend)
+
+
+class Here:
+    """Times models on this machine: the median of 30 passes."""
+
+    def __init__(self, inputs: Any, backend: str) -> None:
+        self.inputs, self.backend = inputs, backend
+
+    def __call__(self, model: nn.Module) -> float:
+        return latency(model, self.inputs, backend=self.backend).median
+
+    def __repr__(self) -> str:
+        return f"here, {self.backend}"
 
 
 def _pairs(option: str, given: Sequence[str] | None, kind: Callable[[str], Any]) -> dict[str, Any] | None:

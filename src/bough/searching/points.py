@@ -19,7 +19,9 @@ class Point:
         cost: costs by the closed form, per field of `Cost`.
         values: of the objectives, in their order; empty where it failed.
         violations: by how much bounds on metrics are missed, as shares; zero or less where they are met.
-        seconds: spent on "make" (cut and refit), "evaluate" and "screen".
+        divergence: how far the outputs are from the dense model's on the unlabelled data; None without data.
+        latency: seconds as measured; None where nothing measures.
+        seconds: spent on "make" (cut and refit), "evaluate", "diverge" and "measure".
         worker: who evaluated it: host, process and a random part.
         error: why there is no metric.
     """
@@ -32,6 +34,8 @@ class Point:
     cost: Mapping[str, float] = field(default_factory=dict)
     values: tuple[float, ...] = ()
     violations: Mapping[str, float] = field(default_factory=dict)
+    divergence: float | None = None
+    latency: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     worker: str = ""
     error: str | None = None

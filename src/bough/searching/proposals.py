@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,13 @@ from bough.searching.mutation import costs_of, exchanged, mutated
 from bough.searching.pareto import pareto
 from bough.searching.space import Choice, SearchSpace
 from bough.searching.storages import MADE
+from bough.searching.surrogate import Surrogate
 
 FOUND = "found"  # the user attribute of a trial with what came of it
 _LOOKS = (1, 4, 16)  # mutations that are compared by their scores, before one is evaluated
+_BY_SURROGATE = 0.5  # share of the local search's proposals that are the surrogate's own, while it has new ones
+_NEAREST = 5  # candidates whose measured latency corrects the predicted one
+_CORRECTED = 3  # times as many start points as without measurements, at most
 _TRIES = 200  # proposals that are known already, before the space is gone through one by one
 
 
@@ -34,10 +38,12 @@ class Proposals(BaseSampler):
 
     def __init__(
         self, space: SearchSpace, goals: Goals, minimized: list[str], method: str, seed: int, population: int,
-        starts: Sequence[tuple[str, Choice]],
+        starts: Callable[[SearchSpace], Sequence[tuple[str, Choice]]], latency: float | None = None,
     ) -> None:  # fmt: skip
-        self._space, self._goals, self._minimized = space, goals, minimized
+        self._given, self._space, self._goals, self._minimized = space, space, goals, minimized
         self._method, self._seed, self._population, self._starts = method, seed, population, starts
+        self._latency = latency  # the largest that may be measured, in seconds
+        self._started = {"": list(starts(space))}
         self.distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, int(n)) for name, n in zip(space.names, space.highest, strict=True)
         }
@@ -52,6 +58,7 @@ class Proposals(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        self._space = self._corrected(others)
         known = known_keys(others)
         rng = self.rng(len(known))
         drawn = self._inner(rng).sample_relative(study, trial, search_space)  # also sets the generation of NSGA-II
@@ -74,7 +81,8 @@ class Proposals(BaseSampler):
     def neighbour(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> Choice:
         """Return a mutation, at constant cost, of one of the best candidates so far; a random candidate where there is none.
 
-        Of one, four or sixteen mutations with the same layers, the one is taken that loses the least importance by the scores.
+        Of one, four or sixteen mutations with the same layers, the one is taken of which the surrogate expects the least
+        divergence; half of the time it is the surrogate's own choice of widths, where that is new.
         """
         best = self._best(trials)
         if not best:
@@ -82,9 +90,14 @@ class Proposals(BaseSampler):
         parent = self.choice_of(best[int(rng.integers(len(best)))].params)
         limits, known, layers = self._limits_beside(parent, rng), known_keys(trials), slice(len(self._space.columns), None)
         children = [self._child(parent, limits, rng) for _ in range(int(rng.choice(_LOOKS)))]
+        surrogate = self._surrogate(trials)
         alike = [c for c in children if (c[layers] == children[0][layers]).all()]
         new = [c for c in alike if self._space.candidate(c).key not in known]
-        return min(new or alike, key=self._space.loss)
+        if rng.random() < _BY_SURROGATE and not parent[layers].any():
+            least = surrogate.least(limits if self._minimized or not self._space.limits else self._space.limits)
+            if least is not None and self._space.candidate(least).key not in known:
+                return least
+        return min(new or alike, key=surrogate.loss)
 
     def _limits_beside(self, parent: Choice, rng: np.random.Generator) -> dict[str, float]:
         """Return the costs of a candidate as limits; where costs are objectives, sometimes lower or higher ones."""
@@ -104,7 +117,7 @@ class Proposals(BaseSampler):
             if is_lost(t) and t.user_attrs[MADE]["key"] not in known:
                 self.origin = t.user_attrs[MADE]["origin"]
                 return self.choice_of(t.params)
-        for origin, choice in self._starts:
+        for origin, choice in self._start_points(others):
             if self._space.candidate(choice).key not in known:
                 self.origin = origin
                 return choice
@@ -139,8 +152,41 @@ class Proposals(BaseSampler):
         good = met or good
         losses = [self._goals.losses(t.user_attrs[FOUND]["values"]) for t in good]
         if len(self._goals.directions) == 1:  # the best few, so that the search does not hang on one
-            return [good[i] for i in np.argsort([x[0] for x in losses], kind="stable")[:3]]
+            first = list(np.argsort([x[0] for x in losses], kind="stable")[:3])
+            far = [_divergence(t) for t in good]
+            near = [i for i in np.argsort(far, kind="stable")[:3] if np.isfinite(far[i])]  # a metric of few samples is noisy
+            return [good[i] for i in dict.fromkeys([*first, *near])]
         return [good[i] for i in pareto(losses)]
+
+    def _surrogate(self, trials: Sequence[FrozenTrial]) -> Surrogate:
+        done = [t for t in trials if np.isfinite(_divergence(t))]
+        return Surrogate.of(self._space, [self.choice_of(t.params) for t in done], [_divergence(t) for t in done])
+
+    def _corrected(self, trials: Sequence[FrozenTrial]) -> SearchSpace:
+        """Return the space whose limit on predicted latency is such that what is measured meets the bound."""
+        ratio = self._ratio(trials)
+        if self._latency is None or ratio is None:
+            return self._given
+        return self._given.limited({"latency": self._latency / ratio})
+
+    def _ratio(self, trials: Sequence[FrozenTrial]) -> float | None:
+        """Return measured over predicted latency, in percent steps: the median of the candidates nearest the bound."""
+        if self._latency is None:
+            return None
+        known = [t.user_attrs[FOUND] for t in trials if t.user_attrs.get(FOUND, {}).get("latency") is not None]
+        near = sorted(known, key=lambda f: abs(np.log(f["latency"] / self._latency)))[:_NEAREST]
+        return round(float(np.median([f["latency"] / f["cost"]["latency"] for f in near])), 2) if near else None
+
+    def _start_points(self, trials: Sequence[FrozenTrial]) -> Sequence[tuple[str, Choice]]:
+        """Return the start points, then those for the limit on latency that measurements have corrected, once it differs."""
+        key = "" if self._space is self._given else f"{self._space.limits['latency']:.6g}"
+        first = self._started[""]
+        tried = sum(str(t.user_attrs.get(MADE, {}).get("origin", "")).startswith("start") for t in trials)
+        if not key or tried < len(first) or tried >= _CORRECTED * max(len(first), 1):
+            return first
+        if key not in self._started:
+            self._started[key] = [(f"{origin}, latency corrected", c) for origin, c in self._starts(self._space)]
+        return [*first, *self._started[key]]
 
     def _inner(self, rng: np.random.Generator) -> BaseSampler:
         seed = int(rng.integers(2**31))
@@ -154,6 +200,12 @@ class Proposals(BaseSampler):
 def is_lost(trial: FrozenTrial) -> bool:
     """Return whether a worker died before the trial was evaluated."""
     return trial.state == TrialState.FAIL and FOUND not in trial.user_attrs and MADE in trial.user_attrs
+
+
+def _divergence(trial: FrozenTrial) -> float:
+    """Return how far a trial's outputs were from the dense model's; infinity where that is not known."""
+    value = trial.user_attrs.get(FOUND, {}).get("divergence")
+    return float("inf") if value is None else float(value)
 
 
 def known_keys(trials: Sequence[FrozenTrial]) -> set[str]:

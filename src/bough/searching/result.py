@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,13 @@ class SearchResult:
 
     @property
     def front(self) -> tuple[Point, ...]:
-        """The points that meet all bounds and that no other such point dominates, the best by the first objective first."""
-        good = [p for p in self.points if p.good]
+        """The points that meet all bounds and that no other such point dominates, the best by the first objective first.
+
+        Of points that are equal by all objectives, the one whose outputs are closest to the dense model's counts.
+        """
+        good = sorted((p for p in self.points if p.good), key=lambda p: inf if p.divergence is None else p.divergence)
         losses = [self.goals.losses(p.values) for p in good]
-        found = pareto(losses)
-        return tuple(good[i] for i in sorted(found, key=lambda i: losses[i]))
+        return tuple(good[i] for i in sorted(pareto(losses), key=lambda i: losses[i]))
 
     @property
     def best(self) -> Point:
@@ -97,11 +100,12 @@ class SearchResult:
         plot(Path(path), self.points, self.front, self.goals, self.dense, against)
 
     def __str__(self) -> str:
-        return "\n".join([*table(self.front, self.goals, self.dense, self.original), *self._remarks()])
+        return "\n".join([*table(self.front, self.goals, self.dense, self.original), *self.remarks()])
 
     __repr__ = __str__
 
-    def _remarks(self) -> list[str]:
+    def remarks(self) -> list[str]:
+        """Return what is to be said besides the front: failures, bounds that were missed, and what the costs stand on."""
         failed = [p for p in self.points if p.error]
         unmet = sum(p.error is None and not p.good for p in self.points)
         lines = [f"{len(self.points)} candidates evaluated, {len(self.front)} on the front"]
@@ -120,10 +124,18 @@ def table(
     """Return the lines of a table of points: metrics, and costs as shares of the dense model; at most so many points."""
     metrics = list(dense)
     costs = [c for c in original if c in goals.directions or c in ("params", "macs", "peak_memory", "latency")]
-    rows = [["point", *metrics, *(f"{c} kept" for c in costs), "from"]]
-    rows.append(["dense", *(f"{dense[m]:.4g}" for m in metrics), *("100.0%" for _ in costs), ""])
+    extra = [n for n in ("divergence", "latency") if any(getattr(p, n) is not None for p in front)]
+    shown = {"divergence": "divergence", "latency": "measured ms"}
+    rows = [["point", *metrics, *(f"{c} kept" for c in costs), *(shown[n] for n in extra), "from"]]
+    rows.append(["dense", *(f"{dense[m]:.4g}" for m in metrics), *("100.0%" for _ in costs), *("" for _ in extra), ""])
     for p in front[:most]:
         kept = (f"{p.cost[c] / original[c]:.1%}" if original[c] else "" for c in costs)
-        rows.append([str(p.number), *(f"{p.metrics[m]:.4g}" for m in metrics), *kept, p.origin])
+        rows.append([str(p.number), *(f"{p.metrics[m]:.4g}" for m in metrics), *kept, *_extra(p, extra), p.origin])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+
+
+def _extra(point: Point, names: Sequence[str]) -> list[str]:
+    """Return what is known of a point besides metrics and costs, as text."""
+    known = {"divergence": point.divergence, "latency": None if point.latency is None else 1e3 * point.latency}
+    return ["" if (value := known[n]) is None else f"{value:.4g}" for n in names]

@@ -27,6 +27,7 @@ from bough.importance import Criterion, DataCriterion, resolve_criterion, score
 from bough.importance.score import with_data_reached
 from bough.planning import Allocator, Budget, Options
 from bough.planning.budget import priced
+from bough.searching.assessment import Divergence, MeasuredLatency
 from bough.searching.building import search_space, subnet_space
 from bough.searching.goals import Goals, goals_of
 from bough.searching.live import shown, write_front
@@ -56,6 +57,7 @@ def search(
     trials: int = 100,
     method: str = "nsga2",
     screen: Callable[[nn.Module, float], float] | None = None,
+    measure: Callable[[nn.Module], float] | None = None,
     population: int = 20,
     start: Iterable[str | Allocator] | None = None,
     layers: Iterable[str] = (),
@@ -78,8 +80,9 @@ def search(
     """Search the widths of groups, and layers in or out, for the best models under limits; `model` stays as it was.
 
     Candidates that miss the budget cost nothing: the closed form prices them, and they are moved to the nearest one that meets
-    it. Each candidate is cut, refitted or recalibrated on `data`, and evaluated. First come the plans that bough's allocators
-    find, so the result is at least as good as they are. Candidates that are equal are evaluated once.
+    it. Each candidate is cut, refitted or recalibrated on `data`, and evaluated. With `data`, the divergence of its outputs
+    from the dense model's is recorded, too: it decides between candidates of equal metrics, and guides "local". First come the
+    plans that bough's allocators find, so the result is at least as good as they are. Equal candidates are evaluated once.
 
     Several processes that make the same call with the same `storage` share the study: each evaluates a part of the `trials`. A
     process that is killed loses the candidate that it was evaluating, which another worker, or the next call, evaluates again.
@@ -97,6 +100,9 @@ def search(
             constant cost) or "random".
         screen: for "local": (model, share) -> an estimate of the first objective on this share of the evaluation data. Eight
             mutations are then halved by it, and the best one is evaluated.
+        measure: model -> seconds, for a budget of latency with `table`: each candidate is measured, too, and has to meet the
+            budget as measured (a percentage is of the dense model as measured); the table is corrected by what was measured,
+            so that later candidates, and the start points once more, are planned for what the budget asks.
         population: candidates per generation of "nsga2"; half as many are drawn at random at first by "tpe".
         start: allocators whose plans come first, by default "uniform", "global", "greedy" and "knapsack", and "error" if the
             criterion's scores are errors; () for none.
@@ -144,6 +150,8 @@ def search(
         raise SearchError("search(refit=True) and search(recalibrate=True) need data: unlabelled batches, such as data=loader")
     _require_optuna()
     options = Options(**planning)
+    if measure is not None and (budget is None or budget.latency is None or options.table is None):
+        raise SearchError("measure= is for a budget of latency: give budget=bough.Budget(latency=...) and table=")
     prices = _prices(budget, options, [n for n in objectives or () if n in ("energy", "flash")])
     fits = batches is not None and not isinstance(model, Supernet) if refit is None else refit
     maker: Maker
@@ -164,10 +172,18 @@ def search(
     settings = {
         "evaluate": _place(evaluate), "importance": criterion, "refit": str(fits), "recalibrate": str(recalibrate),
         "budget": str(budget), "layers": str(space.optional), "space": _digest(space), "make": _place(make),
+        "measure": _place(measure),
         "tie": str(sorted(map(str, tie_names(graph.model, tie or {}).items()))), **(about or {}),
     }  # fmt: skip
     identity = identity_of(graph, list(tensors_within([(c.args, c.kwargs) for c in graph.calls])), settings)
-    run = Run(space, maker, evaluate, identity, trials, method, screen, population, tuple(start), seed, progress)
+    timing = None
+    if measure is not None:
+        assert budget is not None
+        timing = MeasuredLatency.of(measure, graph.model, budget, space.pricing.original)
+    diverges = None if batches is None or make is not None else Divergence(graph, batches)
+    run = Run(
+        space, maker, evaluate, identity, trials, method, screen, population, tuple(start), seed, progress, timing, diverges
+    )
     return run_search(
         run, graph, lambda metrics: goals_of(
             objectives, at_least, at_most, metrics, [*space.pricing.original.to_dict()], budget is not None
@@ -184,6 +200,8 @@ class Run:
         maker: candidate -> model.
         evaluate, trials, method, screen, population, start, seed, progress: see `search`.
         identity: what distinguishes the search from others.
+        timing: the bound on latency as it is measured.
+        diverges: model -> how far its outputs are from the dense model's.
     """
 
     space: SearchSpace
@@ -197,6 +215,8 @@ class Run:
     start: tuple[str | Allocator, ...] = START
     seed: int = 0
     progress: bool = False
+    timing: MeasuredLatency | None = None
+    diverges: Divergence | None = None
 
 
 def run_search(
@@ -213,8 +233,11 @@ def run_search(
         dense = measured(run.evaluate, copied(graph.model, lambda _, tensor, __: tensor.clone())[0])
         goals = goals_for(tuple(dense))
         minimized = goals.costs(list(dense))
-        starts, skipped = start_points(run.space, run.start, minimized)
-        proposals = Proposals(run.space, goals, minimized, run.method, run.seed, run.population, starts)
+        _, skipped = start_points(run.space, run.start, minimized)
+        proposals = Proposals(
+            run.space, goals, minimized, run.method, run.seed, run.population,
+            lambda space: start_points(space, run.start, minimized)[0], None if run.timing is None else run.timing.limit,
+        )  # fmt: skip
         identity = {
             **run.identity,
             "method": run.method,
@@ -236,7 +259,8 @@ def run_search(
                     write_front(folder, result())
 
             Worker(
-                where, study, run.space, goals, proposals, run.maker, run.evaluate, tuple(dense), run.trials, run.screen, after
+                where, study, run.space, goals, proposals, run.maker, run.evaluate, tuple(dense), run.trials, run.screen, after,
+                run.timing, run.diverges,
             ).run()  # fmt: skip
         found = result()
         if folder is not None:

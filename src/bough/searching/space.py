@@ -63,7 +63,7 @@ class SearchSpace:
         self._starts = np.cumsum([0, *map(len, widths)])[:-1]
         self._widths = np.concatenate([*widths, np.zeros(0)]).astype(np.float64)
         relative = cumulated(columns, relative=True)
-        self._lost = [np.append(0.0, c.highest.sum(axis=1)) for c in columns] if errors else relative
+        self.lost = [np.append(0.0, c.highest.sum(axis=1)) for c in columns] if errors else relative
         if self.limits and not self.feasible(self.highest)[0]:
             raise BudgetError(self._unreachable())
 
@@ -77,6 +77,12 @@ class SearchSpace:
         other = copy(self)
         other.limits = {n: min(m[n] for m in (self.limits, limits) if n in m) for n in {**self.limits, **limits}}
         return other
+
+    def limited(self, limits: Mapping[str, float]) -> SearchSpace:
+        """Return the space with other limits on some costs, in place of its own; itself if no candidate would meet them."""
+        other = copy(self)
+        other.limits = {**self.limits, **limits}
+        return other if other.feasible(other.highest)[0] else self
 
     def size(self) -> float:
         """Return the number of choices, whether they meet the limits or not; inf where it is beyond floats."""
@@ -122,7 +128,11 @@ class SearchSpace:
 
     def loss(self, choice: Choice) -> float:
         """Return the importance that the widths of a choice lose, by the scores; layers are not counted."""
-        return float(sum(lost[k] for lost, k in zip(self._lost, choice[: len(self._lost)], strict=True)))
+        return float(self.losses(choice).sum())
+
+    def losses(self, choice: Choice) -> NDArray[np.float64]:
+        """Return the importance [columns] that the widths of a choice lose in each column, by the scores."""
+        return np.array([lost[k] for lost, k in zip(self.lost, choice[: len(self.lost)], strict=True)], dtype=np.float64)
 
     def candidate(self, choice: Choice) -> Candidate:
         """Return the candidate of one choice; choices that differ in groups of left-out layers alone have equal candidates."""

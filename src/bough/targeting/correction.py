@@ -19,7 +19,8 @@ from torch import nn
 
 from bough.arguments import check_arguments
 from bough.cutting import cut
-from bough.graph import Graph
+from bough.errors import PlanError
+from bough.graph import Graph, Group
 from bough.importance import Random, score
 from bough.latency import LatencyTable
 from bough.planning import plan
@@ -32,7 +33,13 @@ _RANGE = 10.0  # largest ratio between a factor and the common one
 
 
 def correct_table(
-    graph: Graph, table: LatencyTable, measure: Callable[[nn.Module], float], *, plans: int = 12, seed: int = 0
+    graph: Graph,
+    table: LatencyTable,
+    measure: Callable[[nn.Module], float],
+    *,
+    plans: int = 12,
+    seed: int = 0,
+    round_to: int | None = None,
 ) -> LatencyTable:
     """Return the table with a factor per name of op, fitted to measured times of the model and of random cuts of it.
 
@@ -42,6 +49,8 @@ def correct_table(
         measure: returns the seconds of a model.
         plans: number of random cuts; groups of equal shape get equal widths, so that the models differ in their mix of ops.
         seed: seed of the random cuts.
+        round_to: widths of the random cuts are multiples of this, as those of the plans to come should be; the table's
+            `quantum` unless given. Runtimes compute other widths by slower kernels, of which the table knows nothing.
 
     Example:
         >>> import torch, bough
@@ -55,7 +64,9 @@ def correct_table(
         True
     """
     check_arguments(correct_table, locals())
-    rng = np.random.default_rng(seed)
+    if round_to is not None and round_to < 1:
+        raise PlanError(f"round_to={round_to}: must be at least 1")
+    rng, step = np.random.default_rng(seed), table.quantum if round_to is None else round_to
     plain = replace(table, factors={}, scale=1.0).part(graph)
     scores = score(graph, Random(seed))
     counts, seconds = [[float(g.size) for g in graph.groups]], [measure(graph.model)]
@@ -63,7 +74,7 @@ def correct_table(
         shares: dict[object, float] = {}
         for g in graph.groups:
             shares.setdefault(form_of(g), float(rng.uniform(0.1, 1.0)))
-        keep = LeastOfTied({g.name: max(1, round(shares[form_of(g)] * g.size)) for g in graph.groups})
+        keep = LeastOfTied({g.name: _width(shares[form_of(g)], g, step) for g in graph.groups})
         random_plan = plan(graph, scores, keep=keep)
         counts.append([float(random_plan.groups[g.name][0]) for g in graph.groups])
         seconds.append(measure(cut(graph.model, random_plan)))
@@ -72,13 +83,19 @@ def correct_table(
     return replace(table, factors=dict(zip(parts, factors.tolist(), strict=True)), scale=1.0)
 
 
-def fitted(parts: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+def _width(share: float, group: Group, step: int) -> int:
+    """Return a share of a group's units as a multiple of `step`, of groups that have more units than that."""
+    units = round(share * group.size)
+    return max(1, units if group.size <= step else min(group.size, max(step, round(units / step) * step)))
+
+
+def fitted(parts: NDArray[np.float64], seconds: NDArray[np.float64], noise: float = _NOISE) -> NDArray[np.float64]:
     """Return the factors [names] by which times [models, names] sum to the measured seconds [models]; formula above."""
     common = float(np.median(seconds / parts.sum(axis=1)))
-    rows = common * parts / (_NOISE * seconds[:, None])
+    rows = common * parts / (noise * seconds[:, None])
     names = parts.shape[1]
     prior = np.eye(names) / _SPREAD
-    wanted = np.concatenate([np.full(len(rows), 1 / _NOISE), prior.sum(axis=1)])
+    wanted = np.concatenate([np.full(len(rows), 1 / noise), prior.sum(axis=1)])
     found = np.linalg.lstsq(np.concatenate([rows, prior]), wanted, rcond=None)[0]
     factors: NDArray[np.float64] = common * np.clip(found, 1 / _RANGE, _RANGE)
     return factors
