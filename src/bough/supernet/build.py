@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from torch import nn
 
 from bough.arguments import check_arguments
 from bough.calibration import Data
+from bough.errors import PlanError
+from bough.graph import Graph
 from bough.importance import Criterion, DataCriterion, score
 from bough.supernet.elastic import subnet_space
 from bough.supernet.ordering import importance_order, order_units, scores_of
@@ -53,7 +55,8 @@ def supernet(
     Raises:
         ArgumentError: an argument of another type.
         TraceError: as for `trace`.
-        PlanError: nothing is elastic, or an option names nothing.
+        PlanError: nothing is elastic, an option names nothing, or the model holds a tensor over elastic units that is neither a
+            parameter nor a buffer, such as what an earlier call has left in a cache.
         ConflictError: the model does not run without the elastic layers.
 
     Example:
@@ -76,7 +79,24 @@ def supernet(
     scores = score(graph, importance, data)
     first, frozen, allowed = subnet_space(graph, scores, round_to=round_to, minimum=minimum, depth=depth)
     elastic = {name for width in first.widths for name in width.groups}
+    _refuse_caches(graph, elastic)
     order = {name: units for name, units in importance_order(graph, scores).items() if name in elastic}
     graph = trace(order_units(inner, graph, order), example_inputs, ignore=ignore, only=only, tie=tie)
     scores = {name: np.sort(np.asarray(scores[name], dtype=np.float64))[::-1] for name in order}
     return Supernet(SubnetSpace(graph, first.widths, first.depths), frozen, allowed, scores_of(graph, scores))
+
+
+def _refuse_caches(graph: Graph, elastic: Collection[str]) -> None:
+    """Raise PlanError if a tensor over elastic units is neither a parameter nor a buffer: training would not reach it."""
+    registered = {name for name, _ in graph.model.named_parameters(remove_duplicate=False)}
+    registered |= {name for name, _ in graph.model.named_buffers(remove_duplicate=False)}
+    hooked = tuple(f"{name}." for name, m in graph.model.named_modules() if name and m._forward_pre_hooks)  # set weights anew
+    for g in graph.groups:
+        held = (m.name for m in g.members if m.name not in registered and not m.name.startswith(hooked))
+        other = next(held, None)
+        if g.name in elastic and other is not None:
+            raise PlanError(
+                f"{type(graph.model).__name__} holds {other}, a tensor over units of {g.name} that is neither parameter nor "
+                "buffer: if a call has left it there, it would not follow the weights in training, so make the supernet of a "
+                f"model that was not called before; if it is a constant, register it as a buffer, or ignore={g.name!r}"
+            )

@@ -35,6 +35,7 @@ from bough.supernet.subnet import Subnet
 from bough.supernet.table import SubnetRow, SubnetTable
 from bough.supernet.tabulating import tabulated
 from bough.supernet.training import Sandwich, train_sandwich
+from bough.tracing.capture.attribute_values import state_restored
 from bough.tracing.fingerprint import weights_digest
 
 _PLANS = 256  # plans of subnets that stay known
@@ -86,7 +87,11 @@ class Supernet(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the subnet that `at` has set, or the whole model."""
-        return (self._active[-1] if self._active else self.model)(*args, **kwargs)
+        module = self._active[-1] if self._active else self.model
+        if module is not self.model:
+            return module(*args, **kwargs)
+        with state_restored(self.model):  # a cache of the whole model would be in the way of the next plan
+            return self.model(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Supernet:
         """Set the mode of the model, and of the subnets that are in use."""

@@ -47,6 +47,20 @@ def substituted(model: nn.Module, change: Callable[[Path, int], int], *, only_on
             changes.undo()
 
 
+@contextmanager
+def state_restored(model: nn.Module) -> Iterator[None]:
+    """Put back, afterwards, what a model's code has left in the instance dictionaries of its modules, such as caches.
+
+    Parameters and buffers stay as the code has set them.
+    """
+    changes = _Changes(lambda path, value: value)
+    try:
+        changes.make(model, frozenset())
+        yield
+    finally:
+        changes.undo()
+
+
 class _Changes:
     """What was changed in instance dictionaries. No closures: one that calls itself would hold all weights until a collection
     of cycles."""
