@@ -247,9 +247,10 @@ def outcome(function, name, value):
 
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation at_least at_most budget callback checkpoint clip data device dim distillation "
-    "dtype energy evaluate example_inputs flash folder forward graph groups importance kernels latency loss macs make measure "
-    "match methods names objectives only onto optimizer otherwise params path patience pattern peak_memory precision "
-    "quantization recover refit rewind_to ridge save_every screen source start storage student table tie train training within",
+    "dtype energy evaluate example_inputs flash folder forward graph groups importance kernels latency loss macs make "
+    "measure match methods names objectives only onto optimizer otherwise params path patience pattern peak_memory "
+    "precision quantization recover refit rewind_to ridge round_to save_every screen source start storage student table "
+    "tie train training within",
     "string": "backend checkpoint device folder importance method name out path source start storage",
     "class": "method build_model",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim "
