@@ -35,7 +35,7 @@ from bough.supernet.subnet import Subnet
 from bough.supernet.table import SubnetRow, SubnetTable
 from bough.supernet.tabulating import tabulated
 from bough.supernet.training import Sandwich, train_sandwich
-from bough.tracing.capture.attribute_values import state_restored
+from bough.tracing.capture.attribute_numbers import state_restored
 from bough.tracing.fingerprint import weights_digest
 
 _PLANS = 256  # plans of subnets that stay known
