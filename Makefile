@@ -15,10 +15,10 @@ test-embedded: .venv/dev
 	$(PIP) torchao==0.18.0
 	$(BIN)/python -m pytest -n 2 tests/exporting/embedded
 
-# a database server (Debian's package) for studies that several machines share; its workers are killed at ten moments
+# database servers (Debian's packages) for studies that several machines share; their workers are killed at ten moments
 test-search: .venv/dev
-	apt-get install -y --no-install-recommends postgresql
-	$(PIP) psycopg[binary]
+	apt-get install -y --no-install-recommends postgresql mariadb-server
+	$(PIP) psycopg[binary] pymysql
 	BOUGH_KILLS=10 $(BIN)/python -m pytest tests/searching
 
 check: .venv/dev

@@ -13,7 +13,7 @@ import torch
 import bough
 from bough.errors import SearchError
 from bough.searching.storages import JOURNAL, opened
-from tests.searching import postgres
+from tests.searching import mysql, postgres
 from tests.searching.problem import X, build, closeness, searched, work
 
 KILLS = int(os.environ.get("BOUGH_KILLS", "1"))
@@ -30,9 +30,20 @@ def database():
         yield url
 
 
-@pytest.fixture(params=["folder", "postgresql"])
+@pytest.fixture(scope="module")
+def mysql_database():
+    if mysql.program() is None:
+        pytest.skip("MariaDB is not installed: `make test-search` installs Debian's package")
+    pytest.importorskip("pymysql", reason="pymysql is not installed: `make test-search` installs it")
+    with mysql.server() as url:
+        yield url
+
+
+@pytest.fixture(params=["folder", "postgresql", "mysql"])
 def storage(request, tmp_path):
-    return str(tmp_path / "study") if request.param == "folder" else request.getfixturevalue("database")
+    if request.param == "folder":
+        return str(tmp_path / "study")
+    return request.getfixturevalue("database" if request.param == "postgresql" else "mysql_database")
 
 
 def started(storage, log):

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -31,6 +32,7 @@ from bough.storage import exclusive, make_folder
 MADE = "made"  # the user attribute of a trial whose worker and candidate are known
 JOURNAL, WORKERS = "study.log", "workers"
 _BLOCK = 65536
+_ATTEMPTS, _PAUSE = 10, 0.5  # to make the tables that another worker is making, and the seconds between
 _DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("MySQLdb", "pymysql")}
 
 
@@ -145,7 +147,7 @@ class Database:
         with self.explained(), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             try:
-                self._rdb = RDBStorage(self._url, heartbeat_interval=interval, grace_period=3 * interval)
+                self._rdb = _connected(self._url, interval)
             except ImportError as error:
                 raise SearchError(
                     f"storage={self.shown!r} needs a driver: {str(error).splitlines()[0]}. For PostgreSQL: pip install "
@@ -187,9 +189,10 @@ class Database:
                     connection.execute(sqlalchemy.text(f"SET {setting}"))  # a lock ends when its machine is gone
                 take, release = "SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)"
             else:
-                take, release = "SELECT GET_LOCK(CAST(:key AS CHAR), -1)", "SELECT RELEASE_LOCK(CAST(:key AS CHAR))"
+                take, release = "SELECT GET_LOCK(CAST(:key AS CHAR), 60)", "SELECT RELEASE_LOCK(CAST(:key AS CHAR))"
             key = {"key": int.from_bytes(sha256(b"bough.search").digest()[:4])}
-            connection.execute(sqlalchemy.text(take), key)
+            while connection.execute(sqlalchemy.text(take), key).scalar() in (0, None) and kind != "postgresql":
+                continue  # MySQL takes a negative timeout for "wait", MariaDB for an error
             try:
                 yield
             finally:
@@ -223,6 +226,18 @@ class Database:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study)
         return [t for t in running if MADE not in t.user_attrs]
+
+
+def _connected(url: str, interval: int) -> RDBStorage:
+    """Connect to a database, and make Optuna's tables in it; again where another worker makes them at the same moment."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return RDBStorage(url, heartbeat_interval=interval, grace_period=3 * interval)
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError) as error:
+            if not any(said in str(error).lower() for said in ("already exists", "duplicate")):
+                raise
+            time.sleep(_PAUSE)
+    return RDBStorage(url, heartbeat_interval=interval, grace_period=3 * interval)
 
 
 @contextmanager
