@@ -186,6 +186,7 @@ def run(load: Any, name: str, shares: str, given: argparse.Namespace) -> None:
         rows |= {f"{m}, seed {seed}": lambda m=m, seed=seed: bench.searched(m, seed) for m in given.methods}
         if given.check and bench.table:
             rows[f"local, measured, seed {seed}"] = lambda seed=seed: bench.searched("local", seed, measured=True)
+    rows = {key: make for key, make in rows.items() if not given.rows or any(key.startswith(r) for r in given.rows)}
     for key, make in rows.items():
         if key in _known(given.out, name, shares)[1]:
             continue
@@ -236,6 +237,7 @@ def main() -> None:
         default=["75,90", "50,70", "35,55"],
         help="LATENCY,PEAK_MEMORY in percent, or MACS,PEAK_MEMORY by --limit macs",
     )
+    parser.add_argument("--rows", nargs="+", help="beginnings of the rows to make; all unless given")
     parser.add_argument("--limit", choices=["latency", "macs"], default="latency", help="what the first of --budgets limits")
     parser.add_argument("--round-to", type=int, default=ROUND_TO)
     parser.add_argument("--methods", nargs="+", default=list(SEARCHES), choices=SEARCHES)
