@@ -100,7 +100,7 @@ def test_a_damaged_file_is_one_clear_error(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"path": "net.txt"}, r"must end in \.onnx or \.pte"),
+        ({"path": "net.txt"}, r"must end in \.onnx or \.pte or \.tflite"),
         ({"path": "nowhere/net.onnx"}, "there is no folder nowhere"),
         ({"path": "there.onnx"}, r"is there already.*overwrite=True"),
         ({"path": None}, "path must be"),

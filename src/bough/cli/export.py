@@ -22,7 +22,10 @@ def export(
     model: Model,
     *,
     out: Annotated[
-        Path, typer.Option(help="the file: its ending, .onnx or .pte (ExecuTorch), is the format; or a folder of C")
+        Path,
+        typer.Option(
+            help="the file: its ending, .onnx, .pte (ExecuTorch) or .tflite (LiteRT), is the format; or a folder of C"
+        ),
     ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="a folder that `bough prune --out` wrote, to export in place of MODEL")

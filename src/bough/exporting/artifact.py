@@ -30,7 +30,7 @@ class Exported:
 
     Attributes:
         path: the file.
-        format: "onnx" or "pte".
+        format: "onnx", "pte" or "tflite".
         precision: "float" or "int8".
         size: bytes of the file, and of the file with its weights where these lie beside it.
         error: the largest difference between an output of the file and of the model, as a share of the largest absolute value
@@ -82,7 +82,7 @@ def run_artifact(path: Path, inputs: Tensors, *, repeats: int = 0) -> ArtifactRu
     """Run a file that `bough.export` wrote in a process of its own.
 
     Args:
-        path: an .onnx or .pte file.
+        path: an .onnx, .pte or .tflite file.
         inputs: {name: tensor}, in the order of the file's inputs.
         repeats: timed runs, after the one whose outputs are returned; they end after two seconds.
 

@@ -52,11 +52,39 @@ def load_pte(file: str, feed: Arrays, threads: int) -> Callable[[], Arrays]:
     return lambda: {str(i): t.numpy().copy() for i, t in enumerate(method.execute(tensors))}
 
 
+def load_tflite(file: str, feed: Arrays, threads: int) -> Callable[[], Arrays]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(file, num_threads=threads)
+    interpreter.allocate_tensors()
+    taken = sorted(interpreter.get_input_details(), key=lambda d: _number(d["name"]))
+    given = sorted(interpreter.get_output_details(), key=lambda d: _number(d["name"]))
+    if len(taken) != len(feed):
+        raise ValueError(f"the file takes {len(taken)} inputs, the example inputs are {len(feed)}")
+
+    def run() -> Arrays:
+        for detail, array in zip(taken, feed.values(), strict=True):
+            interpreter.set_tensor(detail["index"], array.astype(detail["dtype"]))  # LiteRT has int32 for int64
+        interpreter.invoke()
+        return {str(i): interpreter.get_tensor(d["index"]).copy() for i, d in enumerate(given)}
+
+    return run
+
+
+def _number(name: str) -> int:
+    """Return the number in a name such as "serving_default_args_1:0"."""
+    digits = name.partition(":")[0].rpartition("_")[2]
+    return int(digits) if digits.isdigit() else 0
+
+
 def main(file: str, inputs: str, outputs: str, repeats: int, threads: int) -> None:
     with np.load(inputs) as stored:
         feed = {name: stored[name] for name in stored.files}
-    load = {"onnx": load_onnx, "pte": load_pte}[file.rpartition(".")[2]]
-    __import__("onnxruntime" if load is load_onnx else "executorch.runtime")
+    load, runtime = {
+        "onnx": (load_onnx, "onnxruntime"), "pte": (load_pte, "executorch.runtime"),
+        "tflite": (load_tflite, "ai_edge_litert.interpreter"),
+    }[file.rpartition(".")[2]]  # fmt: skip
+    __import__(runtime)
     before = memory("VmRSS")
     run = load(file, feed, threads)
     found = run()

@@ -24,13 +24,14 @@ from bough.exporting.embedded import EmbeddedExport, export_embedded
 from bough.exporting.flat import FlatModel, one_call
 from bough.exporting.onnx_file import require_onnx, write_onnx
 from bough.exporting.pte_file import require_executorch, write_pte
+from bough.exporting.tflite_file import require_litert, write_tflite
 from bough.measuring import eval_mode, largest_error, signal_to_noise
 from bough.quantization import Quantized
 from bough.storage import write_files
 from bough.tracing.capture.randomness import unchanged_rng
 from bough.tracing.capture.wrapped import unwrap
 
-FORMATS = ("onnx", "pte")
+FORMATS = ("onnx", "pte", "tflite")
 TARGETS = ("cortex-m",)
 TOLERANCE = 1e-4
 INT8_TOLERANCE = 0.05  # a runtime rounds in integers where the program rounds in float: a step of INT8 here and there
@@ -52,11 +53,11 @@ def export(
     target: str | None = None,
     data: Iterable[Any] | None = None,
 ) -> Exported | EmbeddedExport:
-    """Write a model as an ONNX file (`path` ends in .onnx) or an ExecuTorch file (.pte), after running it against the model;
-    or, with target="cortex-m", as a folder of C for microcontrollers.
+    """Write a model as an ONNX file (`path` ends in .onnx), an ExecuTorch file (.pte) or a LiteRT file (.tflite), after running
+    it against the model; or, with target="cortex-m", as a folder of C for microcontrollers.
 
-    The file is run in a process of its own, by onnxruntime or by ExecuTorch, on the example inputs; it is put in its place only
-    if its outputs are those of the model in eval mode. Caches, dicts and dataclasses become named tensors, such as
+    The file is run in a process of its own, by onnxruntime, ExecuTorch or LiteRT, on the example inputs; it is put in its place
+    only if its outputs are those of the model in eval mode. Caches, dicts and dataclasses become named tensors, such as
     "past_key_values.layers.0.keys".
 
     Args:
@@ -172,7 +173,7 @@ def require_format(path: str | os.PathLike[str], target: str | None = None) -> N
     elif kind not in FORMATS:
         raise ExportError(f"export(path={str(path)!r}): the file must end in {' or '.join('.' + f for f in FORMATS)}")
     else:
-        require_onnx() if kind == "onnx" else require_executorch()
+        {"onnx": require_onnx, "pte": require_executorch, "tflite": require_litert}[kind]()
 
 
 def _require_target(path: str | os.PathLike[str], target: str) -> None:
@@ -201,12 +202,7 @@ def _written(job: _Job, place: Path) -> Exported:
     try:
         file = folder / place.name
         expected = job.flat.run(job.examples)
-        program = _program(job)
-        if place.suffix == ".onnx":
-            write_onnx(program, job.flat, job.dims, file)
-            notes: tuple[str, ...] = ()
-        else:
-            notes = write_pte(program, job.flat, file)
+        notes = _write(job, file)
         first, largest, ratio = _checked(job, file, expected)
         if largest > job.tolerance:
             notes = (
@@ -223,6 +219,18 @@ def _written(job: _Job, place: Path) -> Exported:
     return Exported(
         place, place.suffix[1:], job.precision, size, largest, ratio, first.latency, first.peak_memory, inputs, outputs, notes
     )  # fmt: skip
+
+
+def _write(job: _Job, file: Path) -> tuple[str, ...]:
+    """Write the file in the format of its ending, and return notes."""
+    if file.suffix == ".tflite":
+        write_tflite(job.flat, job.examples, job.dims, file)
+        return ()
+    program = _program(job)
+    if file.suffix == ".pte":
+        return write_pte(program, job.flat, file)
+    write_onnx(program, job.flat, job.dims, file)
+    return ()
 
 
 def _program(job: _Job) -> ExportedProgram:
