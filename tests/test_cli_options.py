@@ -11,13 +11,14 @@ from bough.cli import commands, main, supernet
 from bough.cli.commands import EXAMPLES, options_of
 from bough.cli.flags import flag, in_flags
 from bough.quantization import QAT
-from bough.recovery import Distillation, Training, refit_
+from bough.recovery import Distillation, LoRA, Training, refit_
 from tests.test_cli import MODEL, run
 from tests.zoo.tasks import same_mlp
 
 INPUTS = "MODEL gives them, or --input-shape"
 TASK = "TASK returns it"
 CHECKPOINT = "--checkpoint holds it"
+LORA = {name: f"lora_{name}" for name in inspect.signature(LoRA).parameters}
 PLANNING = {"graph": "made from MODEL", "scores": "made by --importance", "keep": "as bough.prune: a budget says what remains"}
 TRAINING = {
     "progress": "shown unless --json", "start": "made from the checkpoint's weights and plan",
@@ -89,7 +90,8 @@ APIS = {
     },
     "refit": {refit_: ({}, {"example_inputs": INPUTS, "small": CHECKPOINT, "plan": CHECKPOINT})},
     "finetune": {
-        bough.finetune: ({}, TRAINING), Training: ({"folder": "out"}, TRAINING), QAT: ({}, {"example_inputs": INPUTS})
+        bough.finetune: ({}, TRAINING), Training: ({"folder": "out"}, TRAINING), QAT: ({}, {"example_inputs": INPUTS}),
+        LoRA: (LORA, {}),
     },
     "pipeline": {
         bough.Pipeline: ({}, {**dict.fromkeys(inspect.signature(bough.Pipeline).parameters, "FILE says it")}),
@@ -108,6 +110,7 @@ APIS = {
         bough.distill: ({}, {**TRAINING, "small": CHECKPOINT, "distillation": "its fields are options"}),
         Training: ({"folder": "out"}, TRAINING),
         Distillation: ({"features": "features_weight", "match": "features"}, {}),
+        LoRA: (LORA, {}),
         QAT: ({}, {"example_inputs": INPUTS}),
     },
     "supernet profile": {

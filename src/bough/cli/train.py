@@ -15,6 +15,7 @@ import typer
 from torch import Tensor, nn
 
 import bough
+from bough.cli.lora import lora_options
 from bough.cli.models import Resolved, pruned, resolve
 from bough.cli.options import Json, Original, Overwrite, Shape, WeightsOf, chosen, given_by, training_options
 from bough.cli.outputs import save, unused, writable
@@ -25,7 +26,7 @@ from bough.cutting.check import check_weights
 from bough.errors import CheckpointError, ModelReferenceError, TrainingError
 from bough.quantization import save_quantized
 from bough.quantization.saved import PROGRAM
-from bough.recovery import Distillation, Features, Trained, Training
+from bough.recovery import Distillation, Features, LoRA, Trained, Training
 from bough.recovery import distill as distill_model
 from bough.recovery import finetune as finetune_model
 from bough.recovery.regularize import Sparse
@@ -42,28 +43,29 @@ Forward = Annotated[
 ]
 
 
-@given_by(training=training_options, qat=qat_options)
+@given_by(training=training_options, qat=qat_options, lora=lora_options)
 def finetune(
     model: Original, task: Needed, *, checkpoint: Small = None, training: Training, qat: QATOptions | None,
-    keep_zeros: KeepZeros = False, forward: Forward = None, input_shape: Shape = None, weights: WeightsOf = None,
-    overwrite: Overwrite = False, as_json: Json = False,
+    lora: LoRA | None, keep_zeros: KeepZeros = False, forward: Forward = None, input_shape: Shape = None,
+    weights: WeightsOf = None, overwrite: Overwrite = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Train a pruned model on, and save it with its plan; with --qat, train and save the model in INT8."""
+    """Train a pruned model on (with --lora, adapters alone), and save it with its plan; with --qat, in INT8."""
     _check_out(training, checkpoint, qat, overwrite)
     given, original = task_of(task), resolve(model, input_shape, weights, quiet=as_json)
     small = _small(original, checkpoint)
     done = finetune_model(
         small.model, given.train, _named(training, small, as_json), loss=given.loss, evaluate=given.metric,
         quantization=None if qat is None else qat.of(original.inputs, progress=not as_json),
-        regularizers=_zeros_kept(small.model, keep_zeros, qat),
+        regularizers=_zeros_kept(small.model, keep_zeros, qat), lora=lora,
         **chosen(forward=None if forward is None else find(forward)),
     )  # fmt: skip
     _finish(small, original, done, training, model, as_json)
 
 
-@given_by(training=training_options, qat=qat_options)
+@given_by(training=training_options, qat=qat_options, lora=lora_options)
 def distill(
     model: Original, task: Needed, *, checkpoint: Small = None, training: Training, qat: QATOptions | None,
+    lora: LoRA | None,
     temperature: Annotated[float | None, typer.Option(help="of both models' logits")] = None,
     logits: Annotated[float | None, typer.Option(help="from 0 (labels alone) to 1 (the original's logits alone)")] = None,
     features: Annotated[list[str] | None, typer.Option(help="a module whose outputs are to match; may be repeated")] = None,
@@ -90,7 +92,7 @@ def distill(
             temperature=temperature, logits=logits, features=features_weight, match=match, dim=dim
         )),
         quantization=None if qat is None else qat.of(teacher.inputs, progress=not as_json),
-        regularizers=_zeros_kept(small.model, keep_zeros, qat),
+        regularizers=_zeros_kept(small.model, keep_zeros, qat), lora=lora,
         **chosen(forward=None if forward is None else find(forward)),
     )  # fmt: skip
     _finish(small, teacher, done, training, model, as_json)

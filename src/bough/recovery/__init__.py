@@ -10,10 +10,10 @@ from bough.recovery.refit import Refit, refit, refit_
 from bough.recovery.regularize import Sparse, apply_masks_, kept_share, masks_of, zeros
 from bough.recovery.schedule import budgets, cubic, geometric, linear
 from bough.recovery.tickets import Ticket, find_tickets, magnitude_masks, random_masks, random_plan, rewind_, snapshot
-from bough.recovery.training import Distillation, Features, Trained, Training, distill, distillation_loss, finetune
+from bough.recovery.training import Distillation, Features, LoRA, Trained, Training, distill, distillation_loss, finetune
 
 __all__ = [
-    "Distillation", "Features", "Iterated", "Merged", "Refit", "Sparse", "Step", "Ticket", "Trained", "Training",
+    "Distillation", "Features", "Iterated", "LoRA", "Merged", "Refit", "Sparse", "Step", "Ticket", "Trained", "Training",
     "apply_masks_", "budgets", "cubic", "distill", "distillation_loss", "find_tickets", "finetune", "geometric", "iterate",
     "kept_share", "linear", "magnitude_masks", "masks_of", "merge", "random_masks", "random_plan", "recalibrate", "refit",
     "refit_", "regularize", "rewind_", "snapshot", "zeros",

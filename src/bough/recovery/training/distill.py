@@ -19,6 +19,7 @@ from bough.recovery.training.accelerate import Accelerator, open_accelerator
 from bough.recovery.training.devices import restore_devices
 from bough.recovery.training.features import Features
 from bough.recovery.training.loop import TrainingRun, TrainingTask
+from bough.recovery.training.lora import LoRA, adapted
 from bough.recovery.training.modes import restore_modes
 from bough.recovery.training.optimizer_hooks import Regularizer
 from bough.recovery.training.options import Trained, Training
@@ -111,6 +112,7 @@ def distill(
     callback: Callable[[dict[str, Any]], object] | None = None,
     accelerator: Accelerator | None = None,
     quantization: QuantizationAware | None = None,
+    lora: LoRA | None = None,
 ) -> Trained:
     """Train `small` in place to reproduce the outputs of `model`, the unpruned one.
 
@@ -129,6 +131,7 @@ def distill(
         regularizers, callback, accelerator: as for `finetune`.
         quantization: quantization-aware training of `small`, as for `finetune`; the float model `small` may be the teacher
             as well: `distill(small, small, ..., quantization=QAT(...))`.
+        lora: low-rank adapters of `small`, as for `finetune`.
 
     Returns:
         A record of the run: steps, losses and metrics of the epochs, the best epoch.
@@ -153,26 +156,27 @@ def distill(
     runs_model = loss is not None and calling_convention(loss, "output") == "model"
     task_loss = batch_loss if loss is None else as_model_loss(loss, run) if runs_model else as_output_loss(loss)
     match = options.match
-    trained = trainee(small, quantization, evaluate, optimizer, regularizers, matches_features=match is not None)
-    student = trained.model
-    pair = _StudentAndTeacher(student, model, match, run, task_loss if runs_model and options.logits < 1 else None)
-
-    def total_loss(outputs: StudentOutputs, batch: Any) -> Tensor:
-        return weighted_loss(options, outputs, batch, task_loss, uses_batch_loss=loss is None)
-
-    def evaluate_student(pair: nn.Module) -> float:
-        assert evaluate is not None
-        return evaluate(student)
-
-    task = TrainingTask(
-        lambda pair, batch: pair(batch), total_loss, evaluate_student if evaluate else None, callback,
-        object_settings(options), student, trained.settings,
-    )  # fmt: skip
     training = training or Training()
-    restored = restore_devices(pair, model, optimizer=optimizer)
-    with restored, restore_modes(model), restore_modes(student), open_accelerator(training, accelerator) as opened:
-        model.to(opened.device)
-        done = TrainingRun(pair, train, task, training, optimizer, regularizers, opened)()
+    with adapted(small, lora, training.seed, optimizer=optimizer, regularizers=regularizers, quantization=quantization):
+        trained = trainee(small, quantization, evaluate, optimizer, regularizers, matches_features=match is not None)
+        student = trained.model
+        pair = _StudentAndTeacher(student, model, match, run, task_loss if runs_model and options.logits < 1 else None)
+
+        def total_loss(outputs: StudentOutputs, batch: Any) -> Tensor:
+            return weighted_loss(options, outputs, batch, task_loss, uses_batch_loss=loss is None)
+
+        def evaluate_student(pair: nn.Module) -> float:
+            assert evaluate is not None
+            return evaluate(student)
+
+        task = TrainingTask(
+            lambda pair, batch: pair(batch), total_loss, evaluate_student if evaluate else None, callback,
+            [*object_settings(options), *([] if lora is None else object_settings(lora))], student, trained.settings,
+        )  # fmt: skip
+        restored = restore_devices(pair, model, optimizer=optimizer)
+        with restored, restore_modes(model), restore_modes(student), open_accelerator(training, accelerator) as opened:
+            model.to(opened.device)
+            done = TrainingRun(pair, train, task, training, optimizer, regularizers, opened)()
     return trained.finish(done, evaluate)
 
 

@@ -13,9 +13,11 @@ from bough.calibration import Loss, as_model_loss, as_output_loss, calling_conve
 from bough.recovery.training.accelerate import Accelerator, open_accelerator, unprepared
 from bough.recovery.training.devices import restore_devices
 from bough.recovery.training.loop import TrainingRun, TrainingTask
+from bough.recovery.training.lora import LoRA, adapted
 from bough.recovery.training.optimizer_hooks import Regularizer
 from bough.recovery.training.options import Trained, Training
 from bough.recovery.training.quantization_aware import QuantizationAware, trainee
+from bough.recovery.training.run_settings import object_settings
 from bough.recovery.training.task_loss import batch_loss, forward_of
 
 
@@ -25,6 +27,7 @@ def finetune(
     evaluate: Callable[[nn.Module], float] | None = None, optimizer: Optimizer | None = None,
     regularizers: Sequence[Regularizer] = (), callback: Callable[[dict[str, Any]], object] | None = None,
     accelerator: Accelerator | None = None, quantization: QuantizationAware | None = None,
+    lora: LoRA | None = None,
 ) -> Trained:  # fmt: skip
     """Train a model in place, on the devices that `accelerate` finds: those of `accelerate launch`, or a GPU if there is one.
 
@@ -51,13 +54,15 @@ def finetune(
         accelerator: an `accelerate.Accelerator` of your own; its precision and accumulation replace those of `training`.
         quantization: quantization-aware training, see `bough.quantization.QAT`: the program that rounds to INT8 is trained, the
             model stays as it is, and `Trained.quantized` is the result. `evaluate` is called on these programs, too.
+        lora: low-rank adapters, which alone are trained and then merged into the weights; excludes `optimizer`, `regularizers`
+            and `quantization`.
 
     Returns:
         A record of the run: steps, losses and metrics of the epochs, the best epoch.
 
     Raises:
         ArgumentError: an argument of another type.
-        TrainingError: accelerate is not installed, the loss is not finite, or the folder holds another run.
+        TrainingError: accelerate is not installed, or peft for `lora`, the loss is not finite, or the folder holds another run.
         CheckpointError: the state in the folder is damaged.
 
     Example:
@@ -76,9 +81,11 @@ def finetune(
     else:
         parts = (run, as_output_loss(loss) if loss is not None else batch_loss)
     training = training or Training()
-    trained = trainee(model, quantization, evaluate, optimizer, regularizers)
-    task = TrainingTask(*parts, evaluate, callback, quantization=trained.settings)
-    restored = restore_devices(trained.model, optimizer=optimizer)
-    with restored, unprepared(trained.model, accelerator), open_accelerator(training, accelerator) as opened:
-        done = TrainingRun(trained.model, train, task, training, optimizer, regularizers, opened)()
+    with adapted(model, lora, training.seed, optimizer=optimizer, regularizers=regularizers, quantization=quantization):
+        trained = trainee(model, quantization, evaluate, optimizer, regularizers)
+        settings = () if lora is None else object_settings(lora)
+        task = TrainingTask(*parts, evaluate, callback, settings, quantization=trained.settings)
+        restored = restore_devices(trained.model, optimizer=optimizer)
+        with restored, unprepared(trained.model, accelerator), open_accelerator(training, accelerator) as opened:
+            done = TrainingRun(trained.model, train, task, training, optimizer, regularizers, opened)()
     return trained.finish(done, evaluate)
