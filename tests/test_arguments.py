@@ -116,6 +116,7 @@ CALLS = dict([
          data=None,
          refit=False, recalibrate=False, make=None, ignore=(), only=None, tie=None, storage=None, name="search", heartbeat=1,
          about=None, seed=0, progress=False),
+    call(bough.perplexity, model=lambda: nn.Embedding(7, 7), tokens=[1, 2, 3], window=2, stride=None, batch_size=1),
     call(bough.sensitivity, graph=GRAPH, scores=SCORES, evaluate=error, widths=[0.5]),
     call(bough.correct_table, graph=GRAPH, table=TABLE, measure=lambda model: 1.0, plans=1, seed=0, round_to=1),
     call(bough.meet_latency, graph=GRAPH, scores=SCORES, budget=bough.Budget(latency="50%"), table=TABLE, measure=timed,
@@ -335,6 +336,7 @@ MADE = {  # by bough, or protocols and tables
 INNER = {"columns", "form_of", "unit_scores", "per_unit", "elementwise"}  # for allocators and criteria of one's own
 TESTED_IN_OTHER_FILES = {
     "save",
+    "zero_shot",
     "load",
     "export",
     "quantize",

@@ -89,6 +89,10 @@ APIS = {
         bough.trace: ({}, {"example_inputs": INPUTS, "real": "used where shapes do not carry the run"})
     },
     "refit": {refit_: ({}, {"example_inputs": INPUTS, "small": CHECKPOINT, "plan": CHECKPOINT})},
+    "evaluate": {
+        bough.perplexity: ({"tokens": "text"}, {}),
+        bough.zero_shot: ({}, {}),
+    },
     "finetune": {
         bough.finetune: ({}, TRAINING), Training: ({"folder": "out"}, TRAINING), QAT: ({}, {"example_inputs": INPUTS}),
         LoRA: (LORA, {}),

@@ -12,10 +12,10 @@ def test_public_names():
         "Group", "LatencyTable", "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Predictability", "Quantized",
         "Result", "Sandwich", "SearchResult", "Sparsified", "StreamedResult", "Subnet", "SubnetTable", "Supernet", "Training",
         "Verification", "allocation", "compare", "contrast", "correct_table", "cut", "cut_", "distill", "errors", "export",
-        "finetune", "importance", "iterate", "load", "mask", "meet_arena", "meet_latency", "pipeline", "plan",
+        "finetune", "importance", "iterate", "load", "mask", "meet_arena", "meet_latency", "perplexity", "pipeline", "plan",
         "predictability", "prune", "prune_checkpoint", "quantization", "quantize", "rebuild", "recalibrate", "recovery",
         "refit", "save", "save_pretrained", "score", "search", "sensitivity", "sparsify", "sparsity", "supernet", "synthesize",
-        "trace", "transfer_optimizer", "verify",
+        "trace", "transfer_optimizer", "verify", "zero_shot",
     ]  # fmt: skip
     assert all(hasattr(bough, name) for name in bough.__all__)
 

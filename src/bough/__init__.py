@@ -16,6 +16,7 @@ from bough.exporting import Exported, export, load, save, save_pretrained
 from bough.graph import Frozen, Graph, Group, Layer, Member
 from bough.importance import score
 from bough.latency import LatencyTable
+from bough.measuring import perplexity, zero_shot
 from bough.pipeline import Pipeline, PipelineResult, Result, prune
 from bough.planning import Budget, Plan, plan
 from bough.quantization import Quantized, quantize
@@ -32,9 +33,9 @@ __all__ = [
     "LatencyTable", "Layer", "Member", "Pipeline", "PipelineResult", "Plan", "Predictability", "Quantized", "Result",
     "Sandwich", "SearchResult", "Sparsified", "StreamedResult", "Subnet", "SubnetTable", "Supernet", "Training",
     "Verification", "allocation", "compare", "contrast", "correct_table", "cut", "cut_", "distill", "errors", "export",
-    "finetune", "importance", "iterate", "load", "mask", "meet_arena", "meet_latency", "pipeline", "plan", "predictability",
-    "prune", "prune_checkpoint", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit", "save",
-    "save_pretrained", "score", "search", "sensitivity", "sparsify", "sparsity", "supernet", "synthesize", "trace",
-    "transfer_optimizer", "verify",
+    "finetune", "importance", "iterate", "load", "mask", "meet_arena", "meet_latency", "perplexity", "pipeline", "plan",
+    "predictability", "prune", "prune_checkpoint", "quantization", "quantize", "rebuild", "recalibrate", "recovery", "refit",
+    "save", "save_pretrained", "score", "search", "sensitivity", "sparsify", "sparsity", "supernet", "synthesize", "trace",
+    "transfer_optimizer", "verify", "zero_shot",
 ]  # fmt: skip
 __version__ = "0.1.0"

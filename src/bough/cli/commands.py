@@ -14,6 +14,7 @@ import bough
 from bough.cli import supernet
 from bough.cli.compare import compare
 from bough.cli.contrast import contrast, predictability
+from bough.cli.evaluate import evaluate
 from bough.cli.export import export
 from bough.cli.models import pruned, resolve
 from bough.cli.options import Ignore, Json, Model, Only, Shape, Tie, WeightsOf, ties_of
@@ -113,6 +114,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     finetune: "bough finetune mypackage.models:build mypackage.data:task --checkpoint small --out tuned",
     distill: "bough distill mypackage.models:build mypackage.data:task --checkpoint small --out tuned",
     measure: "bough measure mypackage.models:build --checkpoint small",
+    evaluate: "bough evaluate hf:llama --checkpoint small --text validation.txt",
     compare: (
         "bough compare mypackage.models:build --evaluate mypackage.data:accuracy --budgets macs=50% --criteria l2 "
         "--criteria wanda --data mypackage.data:batches --out compared"
