@@ -138,6 +138,7 @@ CALLS = dict([
     call(sparsity.use_sparse_kernels, model=lambda: recovery.apply_masks_(new(), {"0.weight": ZEROS}), layout="csr"),
     call(sparsity.GradualPruning, graph=GRAPH, sparsity=0.5, steps=4, updates=2, method="magnitude", allocation="global",
          schedule=recovery.cubic, ignore=(), only=None),
+    call(recovery.LoRA, rank=2, alpha=1.0, dropout=0.0, targets=None),
     call(bough.recalibrate, small=small, data=BATCHES),
     call(bough.finetune, model=new, train=DATA, training=None, loss=None, forward=None, evaluate=None, optimizer=None,
          regularizers=(), callback=None, accelerator=None, quantization=None, lora=None),
@@ -248,18 +249,18 @@ def outcome(function, name, value):
 
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation at_least at_most budget callback checkpoint clip data device dim distillation "
-    "dtype energy evaluate example_inputs flash folder forward graph groups importance kernels latency loss macs make "
-    "measure match methods names objectives only onto optimizer otherwise params path patience pattern peak_memory "
-    "precision quantization recover refit rewind_to ridge round_to save_every screen source start storage student table "
-    "tie train training within",
+    "dtype energy evaluate example_inputs flash folder forward graph groups importance kernels latency loss lora macs "
+    "make measure match methods names objectives only onto optimizer otherwise params path patience pattern peak_memory "
+    "precision quantization recover refit rewind_to ridge round_to save_every screen source start storage stride student "
+    "table targets tie train training within",
     "string": "backend checkpoint device folder importance method name out path source start storage",
     "class": "method build_model",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim "
-    "energy epochs every features flash growth heartbeat latency log_every lr mac macs memory minimum "
+    "dropout energy epochs every features flash growth heartbeat latency log_every lr mac macs memory minimum "
     "op_seconds p params patience peak_memory periods permutations plans population probes quantum random "
-    "points repeats ridge round_to rounds samples save_every scale seconds seed sites size step steps strength "
-    "temperature tolerance trials updates warmup weight_byte weight_bytes weight_decay widths",
-    "list": "batches data depth drop dropped ignore kernels layers regularizers source start",
+    "points rank repeats ridge round_to rounds samples save_every scale seconds seed sites size step steps strength "
+    "stride temperature tolerance trials updates warmup weight_byte weight_bytes weight_decay widths window",
+    "list": "batches data depth drop dropped ignore kernels layers regularizers source start targets tokens",
 }
 
 

@@ -56,6 +56,8 @@ class LoRA:
                 f"LoRA(rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}): rank at least 1, alpha above 0, dropout "
                 "from 0 to below 1"
             )
+        if self.targets is not None and not len(self.targets):
+            raise TrainingError("LoRA(targets=[]) names no module: leave targets out for all linear layers")
 
 
 @contextmanager
