@@ -11,6 +11,7 @@ from bough.spaces import UNIT, Space
 
 
 def _summed(c: Context, axis: Space, exact: bool) -> None:
+    """Note that an op sums over an axis; `exact`: units that are zero on both sides add nothing."""
     c.consume(axis)
     if not exact:
         c.renormalizes(axis)

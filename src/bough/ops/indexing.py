@@ -1,9 +1,10 @@
-"""Ops that pick by indices, and ops that make tensors from nothing."""
+"""Operators that select by indices, and operators that create tensors."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bough.ops import numbers
@@ -11,9 +12,12 @@ from bough.ops.context import Context, Typing, argument
 from bough.ops.spec import rule, traits
 from bough.spaces import UNIT, Space
 
+_MASKS = (torch.bool, torch.uint8)  # dtypes of indices that are masks
+
 
 def _indexed(c: Context, x: Typing, index: list[Any]) -> tuple[list[int], list[Space], int]:
-    """(dims indexed, the axes of the picked values, where they go)."""
+    """Return (dims of `x` that are indexed, axes of the selected values, their position in the result), as in NumPy's
+    advanced indexing: the selected axes stand where the indices stood if these are neighbours, and first otherwise."""
     dims: list[int] = []
     broadcast: list[Space] = []
     d = 0
@@ -22,7 +26,7 @@ def _indexed(c: Context, x: Typing, index: list[Any]) -> tuple[list[int], list[S
             d += 1
             continue
         t = c.of(i)
-        boolean = i.dtype in _BOOLS()
+        boolean = i.dtype in _MASKS
         width = len(t.axes) if boolean else 1
         dims += range(d, d + width)
         d += width
@@ -34,12 +38,6 @@ def _indexed(c: Context, x: Typing, index: list[Any]) -> tuple[list[int], list[S
             elif axes[-k].size == broadcast[-k].size:
                 c.unify(broadcast[-k], axes[-k])
     return dims, list(broadcast), dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0
-
-
-def _BOOLS() -> tuple[Any, ...]:
-    import torch
-
-    return (torch.bool, torch.uint8)
 
 
 def _pick(c: Context, x: Typing, dims: list[int], index: list[Any], reads: bool) -> None:
@@ -70,7 +68,7 @@ def _index(c: Context, call: Any, result: Any) -> Typing:
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
 def _index_put(c: Context, call: Any, result: Any) -> Typing:
     x, values = c.of(call.args[0]), c.of(call.args[2])
-    if len(call.args[1]) == 1 and call.args[1][0].dtype in _BOOLS() and call.args[2].numel() == 1:
+    if len(call.args[1]) == 1 and call.args[1][0].dtype in _MASKS and call.args[2].numel() == 1:
         return _fill(c, x, c.of(call.args[1][0]))
     dims, picked, at = _indexed(c, x, call.args[1])
     _pick(c, x, dims, call.args[1], reads=False)

@@ -21,16 +21,16 @@ _SHARPNESS = 8  # how strongly a limit that is missed by a few percent loses wei
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
-    """Removes the step of least importance lost per cost saved, over the limits still missed, until all are met.
+    """Removes, step by step, what loses the least importance per cost saved, until all limits are met.
 
-    What a step saves is computed at the widths reached so far, of peak memory too: there, every moment above the limit
-    counts. Then steps are put back, those removed last first.
+    The saving of a step is computed at the widths reached so far. For peak memory, every op above the limit counts. Once
+    the limits are met, steps are put back while they stay met, the last ones first.
 
-    Unless `relative` is False, importance is lost in shares of its group's, see `Column.losses`.
+    Importance is counted relative to the sum of its group (see `Column.losses`), unless `relative` is False.
 
-    Of several limits the savings add up, as shares of each limit. Those that the plan ends below then weigh less, and the
-    plan is made again. So it is at the prices that steps have in the plan found, for those of the first steps were of a net
-    that was larger. Each up to `rounds` times: the best is kept.
+    With several limits, savings are added up as shares of each limit. Two repetitions, each up to `rounds` times, improve the
+    plan, and the best one is kept: with smaller weights for limits that the plan undercuts, and with the savings that steps
+    have at the widths of the plan found, because the first steps were priced at the widths of the dense model.
     """
 
     relative: bool = True
@@ -46,12 +46,12 @@ class Greedy:
 
 
 def cheapest(problem: Problem, lost: Arrays, rounds: int) -> Taken:
-    """The plan of `Greedy`."""
+    """Return the plan of `Greedy`."""
     return improved(problem, lost, _weighed(problem, lost, rounds), rounds, lambda found: _at_prices(problem, lost, found))
 
 
 def _weighed(problem: Problem, lost: Arrays, rounds: int) -> Taken:
-    """The best of the greedy plans that are made with limits weighed again by how close the plan before came to them."""
+    """Return the best of several greedy plans, each with limits weighed by how close the plan before came to them."""
     best = found = greedy(problem, lost)
     for _ in range(rounds if len(problem.limits) > 1 else 0):
         for name, ratio in problem.ratios(found).items():

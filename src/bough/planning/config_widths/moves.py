@@ -1,9 +1,9 @@
 """Which fields of a config set which groups' widths: found by asking the class, not by knowing families.
 
-Fields are made smaller by a prime factor, alone and together, and the class is built. Where all that is smaller in the
-build are sizes that some groups' cut by the same factor explains, fields and groups form a `Move`: they change in
-proportion. What a family asks of its numbers (a hidden size that is a multiple of the heads, key-value heads that divide
-the heads) needs no rule here: what breaks it can not be built, or is no cut.
+Fields are divided by a prime factor, alone and together with others, and the class builds a model of each. If exactly those
+sizes are smaller in it that a cut of some groups by the same factor makes smaller, the fields and these groups form a `Move`:
+they change in proportion. Conditions of a model family (a hidden size that is a multiple of the heads, key-value heads that
+divide the heads) need no rule here: a config that breaks them cannot be built, or gives other sizes than a cut.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Fields = tuple[Field, ...]
 class Move:
     """Fields of the config and groups that change in proportion.
 
-    `derives`: the class derives other floats then (a scale from a head's width), which have to be made up for.
+    `derives`: the class computes other floats at these sizes (a scale from a head's width), which are then corrected.
     """
 
     fields: Fields
@@ -36,12 +36,12 @@ class Move:
 
 
 class Moves:
-    """The moves of a model made from a config: `chosen`, of which each group has one at most.
+    """The moves of a model made from a config; `chosen` are those that are used, at most one for each group.
 
     Attributes:
-        values: field -> the integer it holds, or, of `explicit` ones, stands for.
-        explicit: fields that are None, or absent, and what they stand for.
-        start: the class built as it is.
+        values: field -> its integer; for `explicit` fields, the integer that the class uses.
+        explicit: fields that are None or absent -> the integer that the class uses in their place.
+        start: the model that the class builds from the unchanged config.
     """
 
     def __init__(self, graph: Graph, recipe: Recipe, widths: Widths) -> None:
@@ -57,11 +57,11 @@ class Moves:
         self.chosen = self._disjoint()
 
     def build(self, fields: Mapping[Field, int]) -> Build | None:
-        """The class built with these fields; those left out are as they are."""
+        """Build the class with these fields; the others are unchanged."""
         return self._recipe.build({**self.explicit, **fields})
 
     def unsaid(self, group: str) -> str:
-        """Why no move has `group`."""
+        """Return why no move has `group`."""
         for fields, but in (
             (self._beside, "and also what has to stay"),
             (self._touched, "only along with others"),
