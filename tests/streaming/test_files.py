@@ -122,7 +122,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(damage, message, copy, tmp_
 
 
 def test_what_is_refused(source, tmp_path):
-    with pytest.raises(PlanError, match="Wanda needs data, and prune_checkpoint passes no data"):
+    with pytest.raises(PlanError, match="Wanda needs data: give data=batches"):
         bough.prune_checkpoint(source, BUDGET, tmp_path / "out", importance="wanda")
     with pytest.raises(CheckpointError, match="is the folder of the original"):
         bough.prune_checkpoint(source, BUDGET, source)
