@@ -4,9 +4,10 @@
 
 *Files*: a Llama of 7 B shapes in bfloat16 with random weights is written shard by shard, copied with `cp` (and synced), and
 pruned to 70 % of its parameters by `bough.prune_checkpoint` in a fresh process, whose peak memory and time are measured.
-*Kills*: a smaller checkpoint is pruned in a process that is killed (SIGKILL) at random moments and started again; its files are
-held against those of a run that nobody killed, byte for byte. *Plans*: the configs of 70 B, 405 B and 235 B (128 experts a
-layer) are traced and planned to 70 % on the meta device, with random scores.
+*Data*: a checkpoint of 3.5 GB is pruned by scores on data (Wanda, 256 tokens), with the weights of one block in memory.
+*Kills*: a smaller checkpoint is pruned in a process that is killed (SIGKILL) at random moments and started again; its files
+are held against those of a run that nobody killed, byte for byte. *Plans*: the configs of 70 B, 405 B and 235 B (128 experts
+a layer) are traced and planned to 70 % on the meta device, with random scores.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from tests.zoo.shim import declare_torchvision_ops
 LLAMA: dict[str, dict[str, int]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 32, "vocab_size": 32000},
+    "3b": {"hidden_size": 2560, "intermediate_size": 6912, "num_hidden_layers": 20, "num_attention_heads": 20,
+           "num_key_value_heads": 20, "vocab_size": 32000},
     "300m": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 20, "num_attention_heads": 16,
              "num_key_value_heads": 8, "vocab_size": 32000},
     "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
@@ -95,13 +98,20 @@ def synced() -> None:
         Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-def prune(source: str, out: str) -> None:
+def windows() -> list[dict[str, torch.Tensor]]:
+    """Calibration data: 4 windows of 64 random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return [{"input_ids": torch.randint(0, 32000, (1, 64), generator=generator)} for _ in range(4)]
+
+
+def prune(source: str, out: str, on_data: bool = False) -> None:
     """In a fresh process: prune, and tell time and memory."""
     declare_torchvision_ops()
     import bough
 
     start = time.perf_counter()
-    result = bough.prune_checkpoint(source, bough.Budget(params=BUDGET), out)
+    options: dict[str, Any] = {"importance": "wanda", "data": windows()} if on_data else {}
+    result = bough.prune_checkpoint(source, bough.Budget(params=BUDGET), out, **options)
     os.sync()
     print(json.dumps({
         "seconds": time.perf_counter() - start, "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
@@ -143,6 +153,18 @@ def files(folder: Path, size: str) -> dict[str, Any]:
     again = None if "error" in found else _loads(out)
     shutil.rmtree(out, ignore_errors=True)
     return {**found, "cp_seconds": copied, "times_cp": found.get("seconds", 0) / copied, "config_fits_files": again}
+
+
+def on_data(folder: Path, size: str) -> dict[str, Any]:
+    """Prune one checkpoint by scores on data."""
+    source, out = folder / size, folder / f"{size}-small"
+    if not (source / "config.json").exists():
+        write_checkpoint(source, size)
+    shutil.rmtree(out, ignore_errors=True)
+    found = harness.measure("benchmarks.streaming", ["--on-data", str(source), str(out)], 3600)
+    again = None if "error" in found else _loads(out)
+    shutil.rmtree(out, ignore_errors=True)
+    return {**found, "config_fits_files": again}
 
 
 def _loads(folder: Path) -> bool:
@@ -197,16 +219,23 @@ def main() -> None:
     parser.add_argument("--plans", nargs="*", default=["70b", "405b", "235b"])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--prune", nargs=2, default=None)
+    parser.add_argument("--on-data", nargs=2, default=None)
+    parser.add_argument("--data", nargs="*", default=["3b"])
     parser.add_argument("--plan", default=None)
     given = parser.parse_args()
     if given.prune:
         prune(*given.prune)
+        return
+    if given.on_data:
+        prune(*given.on_data, on_data=True)
         return
     if given.plan:
         plan(given.plan)
         return
     for size in given.sizes:
         record("files", size, files(given.folder, size))
+    for size in given.data:
+        record("data", size, on_data(given.folder, size))
     for size in given.plans:
         record("plans", size, harness.measure("benchmarks.streaming", ["--plan", size], 600))
     if given.kills:

@@ -165,6 +165,6 @@ def test_the_command_line(source, tmp_path):
     printed = json.loads(run(*words, "--out", str(tmp_path / "other"), "--json"))
     assert printed["bytes_after"] == sum(t.numel() * 2 for t in tensors(tmp_path / "other").values())
     assert printed["after"]["params"] <= 0.6 * printed["before"]["params"]
-    for more, message in ((("--data", "a:b"), "--data needs the loaded model"), (("--weights", "x"), "--weights needs")):
+    for more, message in ((("--loss", "a:b"), "--loss needs the loaded model"), (("--weights", "x"), "--weights needs")):
         with pytest.raises(PlanError, match=message):
             run(*words, "--out", str(tmp_path / "third"), *more)

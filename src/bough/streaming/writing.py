@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from bough.storage.atomic import explained, sync
 from bough.storage.safetensors_file import TensorFile, header_bytes
 from bough.storage.tensors import raw_bytes
 from bough.streaming.pieces import Piece, cut_rows
+from bough.streaming.write_behind import WAITING, WriteBehind
 
 _CHUNK = 1 << 23  # bytes that are read at a time
 
@@ -34,20 +35,13 @@ def write_cut_file(
         CheckpointError: `source` can not be read.
         WriteError: `target` can not be written; no part of it is left.
     """
-    part, digest = target.with_name(f".{target.name}.part"), hashlib.sha256()
-    buffer = torch.empty(_CHUNK, dtype=torch.uint8)
+    part = target.with_name(f".{target.name}.part")
+    buffers = cycle([torch.empty(_CHUNK, dtype=torch.uint8) for _ in range(WAITING + 3)])  # waiting, written, and read
     try:
-        with explained(target), TensorFile(source) as file, open(part, "wb", buffering=0) as out:
-
-            def write(content: bytes | memoryview) -> None:
-                digest.update(content)
-                left = memoryview(content)
-                while left:
-                    left = left[out.write(left) :]
-
-            write(header_bytes([(p.name, p.entry.code, p.shape) for p in pieces], metadata))
+        with explained(target), TensorFile(source) as file, open(part, "wb", buffering=0) as out, WriteBehind(out) as behind:
+            behind.write(header_bytes([(p.name, p.entry.code, p.shape) for p in pieces], metadata))
             for piece in pieces:
-                _copy(file, piece, buffer, write, on_read)
+                _copy(file, piece, buffers, behind.write, on_read)
         with explained(target):
             sync(part)
             os.replace(part, target)
@@ -55,12 +49,13 @@ def write_cut_file(
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    return digest.hexdigest()
+    return behind.hexdigest()
 
 
 def _copy(
-    file: TensorFile, piece: Piece, buffer: Tensor, write: Callable[[memoryview], None], on_read: Callable[[int], object]
-) -> None:
+    file: TensorFile, piece: Piece, buffers: Iterator[Tensor], write: Callable[[memoryview], None],
+    on_read: Callable[[int], object],
+) -> None:  # fmt: skip
     entry = piece.entry
     rows = entry.shape[0] if entry.shape else 1
     width = (entry.end - entry.start) // max(rows, 1)
@@ -69,6 +64,6 @@ def _copy(
         last = min(first + step, rows)
         kept = piece.kept[0] if piece.kept else None
         if kept is None or ((kept >= first) & (kept < last)).any():
-            value = cut_rows(piece, file.rows(entry, first, last, out=buffer), first)
+            value = cut_rows(piece, file.rows(entry, first, last, out=next(buffers)), first)
             write(raw_bytes(value).numpy().data)
         on_read((last - first) * width)

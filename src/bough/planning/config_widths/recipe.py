@@ -157,7 +157,7 @@ class _EmptyHasNoMemory(TorchFunctionMode):
         given = dict(kwargs or {})
         if func is torch.empty:
             given["device"] = "meta"
-        elif getattr(func, "__name__", "") in _FILLING:
+        elif getattr(func, "__name__", "") in _FILLING or getattr(func, "__module__", "") == "torch.nn.init":
             filled = args[0] if args else given.get("tensor")
             if isinstance(filled, Tensor) and filled.device.type == "meta":
                 return filled
