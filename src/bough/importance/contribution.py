@@ -43,8 +43,8 @@ class REAP:
         ...         outputs = torch.relu(x @ self.up) @ self.down  # [experts, tokens, width]
         ...         return torch.einsum("be,ebd->bd", self.gate(x).softmax(-1), outputs)
         >>> graph = bough.trace(Mixture(), torch.randn(2, 4))
-        >>> bough.score(graph, REAP(), [torch.randn(16, 4)])["gate/expert"].shape
-        (3,)
+        >>> [len(units) for units in bough.score(graph, REAP(), [torch.randn(16, 4)]).values()]  # experts, neurons
+        [3, 8]
     """
 
     needs_data: ClassVar[bool] = True
