@@ -4,7 +4,7 @@
 
 *Files*: a Llama of 7 B shapes in bfloat16 with random weights is written shard by shard, copied with `cp` (and synced), and
 pruned to 70 % of its parameters by `bough.prune_checkpoint` in a fresh process, whose peak memory and time are measured.
-*Data*: a checkpoint of 3.5 GB is pruned by scores on data (Wanda, 256 tokens), with the weights of one block in memory.
+*Data*: a checkpoint of 3.5 GB is pruned by scores on data (Wanda, 32 tokens), with the weights of one block in memory.
 *Kills*: a smaller checkpoint is pruned in a process that is killed (SIGKILL) at random moments and started again; its files
 are held against those of a run that nobody killed, byte for byte. *Plans*: the configs of 70 B, 405 B and 235 B (128 experts
 a layer) are traced and planned to 70 % on the meta device, with random scores.
@@ -99,9 +99,9 @@ def synced() -> None:
 
 
 def windows() -> list[dict[str, torch.Tensor]]:
-    """Calibration data: 4 windows of 64 random tokens."""
+    """Calibration data: 4 windows of 8 random tokens."""
     generator = torch.Generator().manual_seed(0)
-    return [{"input_ids": torch.randint(0, 32000, (1, 64), generator=generator)} for _ in range(4)]
+    return [{"input_ids": torch.randint(0, 32000, (1, 8), generator=generator)} for _ in range(4)]
 
 
 def prune(source: str, out: str, on_data: bool = False) -> None:
