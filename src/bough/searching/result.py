@@ -64,9 +64,15 @@ class SearchResult:
         front = self.front
         if not front:
             failed = next((p.error for p in self.points if p.error), None)
-            why = f"the first failure: {failed}" if failed else f"the bounds are {self.goals.at_least} and {self.goals.at_most}"
+            why = f"the first failure: {failed}" if failed else self._closest()
             raise SearchError(f"none of {len(self.points)} candidates meets the bounds; {why}")
         return front[0]
+
+    def _closest(self) -> str:
+        """Say by how much the candidate that comes closest to its bounds misses them."""
+        closest = min(self.points, key=lambda p: max(p.violations.values(), default=0.0))
+        missed = "; ".join(f"{name} by {100 * v:.1f} %" for name, v in closest.violations.items() if v > 0)
+        return f"the closest misses {missed}: raise the budget or trials, or relax the bounds"
 
     def plan(self, point: Point) -> Plan:
         """Return the plan of a point.
