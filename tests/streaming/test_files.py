@@ -105,7 +105,7 @@ def no_config(folder):
 
 @pytest.mark.parametrize(("damage", "message"), [
     (no_shard, r"copy lacks model-00001-of-\d+\.safetensors, which model\.safetensors\.index\.json names"),
-    (truncated, r"model-00001-of-\d+\.safetensors is truncated: it has \d+ bytes, and its header tells of \d+"),
+    (truncated, r"model-00001-of-\d+\.safetensors is truncated: it has \d+ bytes, and its header says \d+"),
     (no_header, r"model-00001-of-\d+\.safetensors is damaged: its header can not be read"),
     (wrong_index, r"index\.json is wrong: model\.norm\.weight\.twice of \S+ is in the index and not in the file"),
     (no_index, r"index\.json is damaged"),

@@ -165,7 +165,7 @@ def require_format(path: str | os.PathLike[str], target: str | None = None) -> N
         >>> require_format("model.txt")
         Traceback (most recent call last):
         ...
-        bough.errors.ExportError: export(path='model.txt'): the file must end in .onnx or .pte
+        bough.errors.ExportError: export(path='model.txt'): the file must end in .onnx or .pte or .tflite
     """
     kind = Path(path).suffix.removeprefix(".")
     if target is not None:

@@ -20,6 +20,9 @@ class GroupKind(StrEnum):
     HIDDEN = "hidden"  # of a residual stream or an embedding
     NEURON = "neuron"
 
+    def __repr__(self) -> str:
+        return repr(self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
