@@ -166,7 +166,7 @@ def check(o):
 
 
 @given(options())
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_cut_equals_silenced(o):
     check(o)
 

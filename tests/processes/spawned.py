@@ -15,7 +15,7 @@ from torch import distributed
 torch.set_num_threads(1)
 folder, rank, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 store = f"file://{folder}/store"
-distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=count, timeout=timedelta(seconds=60))
+distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=count, timeout=timedelta(seconds=300))
 results = []
 for function, arguments in pickle.loads((folder / "calls").read_bytes()):
     try:
@@ -27,7 +27,7 @@ distributed.destroy_process_group()
 """
 
 
-def in_processes(count, folder, calls, timeout=90):
+def in_processes(count, folder, calls, timeout=600):
     """Run calls, one after the other, in each of `count` gloo processes.
 
     Args:
