@@ -58,7 +58,9 @@ def test_several_processes_without_the_flag(folder, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     found = run(*PRUNE, "--out", folder / "three")
     assert found.exit_code == 1
-    assert "2 processes were started, and each would do all the work and write --out: give --distributed" in str(found.exception)
+    assert "2 processes were started, and each would do all the work and write --out: give --distributed" in str(
+        found.exception
+    )
     assert not (folder / "three").exists()
 
 
