@@ -87,7 +87,7 @@ def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Part]:
     meta = {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in state.items()}
     owners = {t.untyped_storage()._cdata: n for n, t in meta.items()}
     with _NoCopies():
-        converted: dict[str, Any] = revert_weight_conversion(model, dict(meta))  # type: ignore[arg-type]
+        converted: dict[str, Any] = revert_weight_conversion(model, dict(meta))
     found: dict[str, Part] = {}
     for name, view in converted.items():
         owner = owners.get(view.untyped_storage()._cdata)
