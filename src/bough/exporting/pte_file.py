@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 
 import torch
 from torch.export import ExportedProgram
 
 from bough.errors import ExportError
+from bough.exporting.conversion import conversion
 from bough.exporting.flat import FlatModel
 
 
@@ -33,25 +32,14 @@ def write_pte(program: ExportedProgram, flat: FlatModel, path: Path) -> tuple[st
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    level = logging.root.manager.disable
-    try:
-        logging.disable(logging.WARNING)  # of each operator that is not lowered
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            edge = to_edge_transform_and_lower(
-                _constants_folded(program),
-                partitioner=[XnnpackPartitioner()],
-                compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            )
-            left = _left(edge.exported_program())
-            path.write_bytes(edge.to_executorch().buffer)
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise ExportError(
-            f"{type(flat.model).__name__} can not be written for ExecuTorch: {type(error).__name__}: {first.strip()[:400]}"
-        ) from error
-    finally:
-        logging.disable(level)
+    with conversion(flat, "ExecuTorch"):
+        edge = to_edge_transform_and_lower(
+            _constants_folded(program),
+            partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        left = _left(edge.exported_program())
+        path.write_bytes(edge.to_executorch().buffer)
     return (f"in portable kernels, which are slow: {', '.join(f'{n} ({count})' for n, count in left.items())}",) if left else ()
 
 

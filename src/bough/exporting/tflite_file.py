@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import logging
 import operator
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx
 
 from bough.errors import ExportError
+from bough.exporting.conversion import conversion
 from bough.exporting.dynamic import DynamicDims
 from bough.exporting.flat import FlatModel
 
@@ -37,19 +36,9 @@ def write_tflite(flat: FlatModel, examples: tuple[Tensor, ...], dims: DynamicDim
         raise ExportError(f"a .tflite file has fixed shapes, and dims of {', '.join(dims)} should vary: export it without them")
     import litert_torch
 
-    level = logging.root.manager.disable
-    try:
-        logging.disable(logging.WARNING)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            litert_torch.convert(_weights_quantized_in_place(flat).eval(), examples).export(str(path))
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise ExportError(
-            f"{type(flat.model).__name__} can not be written for LiteRT: {type(error).__name__}: {first.strip()[:400]}"
-        ) from error
-    finally:
-        logging.disable(level)
+    out, err = io.StringIO(), io.StringIO()
+    with conversion(flat, "LiteRT"), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        litert_torch.convert(_weights_quantized_in_place(flat).eval(), examples).export(str(path))
 
 
 def _weights_quantized_in_place(flat: FlatModel) -> FlatModel:

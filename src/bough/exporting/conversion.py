@@ -1,0 +1,33 @@
+"""The conversion of a model by another library: without its warnings, and with one clear error where it fails."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bough.errors import ExportError
+from bough.exporting.flat import FlatModel
+
+
+@contextmanager
+def conversion(flat: FlatModel, runtime: str) -> Iterator[None]:
+    """Silence warnings, logged ones too, while a model is converted for `runtime`.
+
+    Raises:
+        ExportError: the conversion raised any exception, of which the first line is given.
+    """
+    level = logging.root.manager.disable
+    try:
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise ExportError(
+            f"{type(flat.model).__name__} can not be written for {runtime}: {type(error).__name__}: {first.strip()[:400]}"
+        ) from error
+    finally:
+        logging.disable(level)
