@@ -272,6 +272,11 @@ def test_keep_and_minimum_take_modules():
     shared = bough.trace(Residual().eval(), torch.randn(4, 5))
     with pytest.raises(PlanError, match=r"^keep=\{'block.up': 0.5\} leaves nothing to cut: stem also computes the units"):
         bough.plan(shared, bough.score(shared, "l2"), keep={"block.up": 0.5})
+    one = bough.plan(shared, bough.score(shared, "l2"), keep={"stem": 0.5}).groups
+    for together in ({"stem": 0.5, "block.up": 0.5}, {"block.up": 0.5, shared.model.stem: 0.5}):
+        assert bough.plan(shared, bough.score(shared, "l2"), keep=together).groups == one
+    with pytest.raises(PlanError, match="stem also computes the units of group 'stem'.* ask the same of each"):
+        bough.plan(shared, bough.score(shared, "l2"), keep={"stem": 0.5, "block.up": 0.25})
     with pytest.raises(PlanError, match="keep names 'mud', which is no group"):
         bough.plan(graph, scores, keep={"mud": 0.5})
     with pytest.raises(PlanError, match="minimum"):

@@ -17,8 +17,8 @@ from bough.tracing.selection import groups_computed, groups_named, label_of, sel
 def by_group(graph: Graph, given: Mapping[Any, float], option: str) -> dict[str, float]:
     """Return what is asked of groups and of modules as what is asked of groups and of lists of layers; the last one counts.
 
-    A module stands for the groups whose units nothing else computes. The name of a list of layers with a whole number stays:
-    it asks for a number of layers.
+    A module stands for the groups whose units nothing else computes, or only modules of which the same is asked. The name of
+    a list of layers with a whole number stays: it asks for a number of layers.
 
     Args:
         graph: of the model.
@@ -36,7 +36,8 @@ def by_group(graph: Graph, given: Mapping[Any, float], option: str) -> dict[str,
             names: Iterable[str] = (entry,)
         else:
             shown = f"{option}={{{label_of(graph.model, entry)!r}: {n!r}}}"
-            names = sorted(groups_computed(graph, selectors(entry, option), option, shown))
+            alike = [e for e, m in given.items() if type(m) is type(n) and m == n and e not in lists]
+            names = sorted(groups_computed(graph, selectors(entry, option), option, shown, alike))
         for name in names:
             found.pop(name, None)
             found[name] = n

@@ -167,7 +167,9 @@ def _tensors_within(graph: Graph, names: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name, aliases in _aliases(graph) if any(map(covered, aliases)))
 
 
-def groups_computed(graph: Graph, entries: Sequence[Selector], option: str, shown: str) -> frozenset[str]:
+def groups_computed(
+    graph: Graph, entries: Sequence[Selector], option: str, shown: str, beside: Sequence[Selector] = ()
+) -> frozenset[str]:
     """Return the groups that the entries name, or whose units are computed by nothing but the modules that they name.
 
     Args:
@@ -175,6 +177,7 @@ def groups_computed(graph: Graph, entries: Sequence[Selector], option: str, show
         entries: names, patterns, modules or types of modules.
         option: the argument that was given the entries, for messages about one of them.
         shown: all that was given, for messages.
+        beside: further entries, whose modules may compute the units together with those of `entries`.
 
     Raises:
         PlanError: an entry names nothing, or there is no such group.
@@ -183,13 +186,15 @@ def groups_computed(graph: Graph, entries: Sequence[Selector], option: str, show
     tensors = frozenset(t for n in named for t in n.tensors)
     asked = frozenset(name for n in named for name in n.groups)
     makers = _makers(graph)
-    selected = frozenset(g.name for g in graph.groups if g.name in asked or makers[g.name] <= tensors)
+    covered = tensors.union(*(_resolved(graph, entry, option).tensors for entry in beside))
+    selected = frozenset(g for g, made in makers.items() if g in asked or (made & tensors and made <= covered))
     if selected or not graph.groups:
         return selected
-    others = {name: min(made - tensors) for name, made in makers.items() if made & tensors}
-    why = "they compute no units that can be cut"
+    others = {name: min(made - covered) for name, made in makers.items() if made & tensors}
+    why, alike = "they compute no units that can be cut", "" if option == "only" else ", and ask the same of each"
     for name, parameter in list(others.items())[:1]:
-        why = f"{parameter.rpartition('.')[0] or parameter} also computes the units of {name}: name all that computes a group"
+        module = parameter.rpartition(".")[0] or parameter
+        why = f"{module} also computes the units of group {name!r}: name all that computes it{alike}"
     raise PlanError(f"{shown} leaves nothing to cut: {why}")
 
 
