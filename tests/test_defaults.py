@@ -46,6 +46,12 @@ def test_with_data_the_default_is_as_good_as_the_best_candidate_by_hand():
     assert (result.choice.importance, result.choice.allocation) == (best.importance, best.allocation)
 
 
+@pytest.mark.parametrize("data", [[], iter([]), DataLoader([], batch_size=2)], ids=lambda d: type(d).__name__)
+def test_data_without_batches_is_an_error(data):
+    with pytest.raises(PlanError, match=r"^the data gives no batches"):
+        bough.prune(net(), X[:2], HALF, data=data)
+
+
 class Residual(nn.Module):
     """A stream of 16 units that five layers read, with wide layers beside it that can lose units at no cost."""
 

@@ -1,5 +1,6 @@
 """`verify` says equal where the cut model is the masked original, and only there."""
 
+import copy
 import gc
 import math
 import random
@@ -102,6 +103,16 @@ def test_mutations_are_caught_at_every_scale(norm, scale):
         report = bough.verify(model, small, plan, x)
         assert not report.equal, f"{mutate.__name__} is not seen: {report}"
         assert "NOT equal" in str(report)
+
+
+def test_other_weights_are_named_as_the_cause():
+    model, x = built(nn.Identity, 1.0), torch.randn(6, 5)
+    plan = planned(model, x)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.a.weight += 0.1
+    assert "has other weights than the model that was pruned" in bough.verify(other, bough.cut(model, plan), plan, x).cause
+    assert bough.verify(other, bough.cut(other, plan), plan, x).equal
 
 
 def pointwise(linear):

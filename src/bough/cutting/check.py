@@ -82,10 +82,17 @@ def check_weights(model: nn.Module, plan: Plan) -> None:
     Raises:
         PlanError: the model has other weights.
     """
+    other = "" if _was_cut(model, plan) else other_weights(model, plan)
+    if other:
+        raise PlanError(other)
+
+
+def other_weights(model: nn.Module, plan: Plan) -> str:
+    """Return the sentence that a model has other weights than those from which a plan was made; "" where it may have them."""
     digest = None if plan.weights is None else weights_digest(model)
-    if digest is None or digest == plan.weights or _was_cut(model, plan):
-        return
-    raise PlanError(
+    if digest is None or digest == plan.weights:
+        return ""
+    return (
         f"{type(model).__name__} has other weights than the model that was pruned (digest {digest}, and {plan.weights} in the "
         "plan): give that model, with its weights loaded; where its weights are random, set the seed before it is built"
     )

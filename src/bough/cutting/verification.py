@@ -105,7 +105,8 @@ class Verification:
             there to the weights' precision. It is no part of `max_error`: the masked original has the same rounded weights.
         fallback: why the comparison was not made in the precision asked for; "" if it was.
         drawn: a second comparison with drawn weights, of what the output does not show with the model's own weights.
-        cause: why the models differ, where that was found, such as random numbers in `forward`; "" otherwise.
+        cause: why the models differ, where that was found, such as random numbers in `forward` or an original with other
+            weights than the plan was made from; "" otherwise.
         calls: the number of calls that were compared.
         only_run: calls that return no tensor and no number, of which nothing was compared: both models make them.
         unreached: modules and tensors that no call reached, of which nothing was compared.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bough.arguments import check_arguments
 from bough.calls import Call, as_calls
+from bough.cutting.check import other_weights
 from bough.cutting.cut import copied, masked, zero_cut
 from bough.cutting.drawn import draw, perturb
 from bough.cutting.names import original_names
@@ -141,7 +142,7 @@ class _Comparison:
         unreached = tuple(name for name in parts if beside.get(name) not in reached)
         errors, cause, again = candidate.judged(expected, actual), "", None
         if not all(e.equal for e in errors):
-            cause = candidate.randomness()
+            cause = candidate.randomness() or other_weights(self.model, plan)
         elif why := candidate.unseen(actual, errors):
             del candidate  # the next one takes its memory
             again = self._drawn_check(why)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bough.calibration import Data, as_data, batch_size, keeps_statistics, process_count, synthesize
+from bough.errors import PlanError
 from bough.graph import Graph
 from bough.tracing.capture.tree import tensors_within
 
@@ -38,6 +39,9 @@ def sample_of(graph: Graph, data: Data | Iterable[Any] | None, *, everything: bo
 
     Of `data`, the first batches: up to 1,024 samples or 256 MiB. Without data, synthetic inputs where batch norms keep
     statistics and making them takes no longer than about half a minute.
+
+    Raises:
+        PlanError: the data gives no batches.
     """
     if data is None:
         return _synthetic(graph)
@@ -46,6 +50,10 @@ def sample_of(graph: Graph, data: Data | Iterable[Any] | None, *, everything: bo
         batches, origin = list(given.batches) if given.once else given.batches, "the data"
     else:
         batches, origin = _first(given.batches)
+    if isinstance(batches, list) and not batches:
+        raise PlanError(
+            "the data gives no batches: give batches, such as a DataLoader of a dataset with samples"
+        )
     whole = replace(given, batches=batches)
     if given.distributed:  # candidates are compared in one process only
         return Sample(whole, whole, whole, f"{origin} of {process_count()} processes", real=True)
