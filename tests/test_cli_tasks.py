@@ -60,6 +60,9 @@ TASKS = {
     "three": lambda: (train(), validation(), None, of_three),
     "keyword": lambda: (train(), validation(), None, named),
     "no_function": lambda: (train(), validation(), None, 0.5),
+    "dict": lambda: {"train": train(), "evaluate": of_model},
+    "misspelled": lambda: {"train": train(), "eval": of_model},
+    "no_train": lambda: {"evaluate": of_model},
     "no_data": lambda: (None, validation()),
     "five": lambda: (train(), None, None, None, None),
     "text": lambda: (train(), None, None, lambda model: "good"),
@@ -73,6 +76,7 @@ globals().update({f"task_{name}": make for name, make in TASKS.items()})
     [
         ("model", "model", 0.25),
         ("model_beside_validation", "model", 0.25),
+        ("dict", "model", 0.25),
         ("both", "3 batches", 0.5),
         ("either", "model", 0.25),
         ("either_with_validation", "3 batches", 0.5),
@@ -94,6 +98,8 @@ def test_both_forms_of_evaluate_are_called(name, seen, value):
         ("keyword", r"evaluate is called as evaluate\(model, validation\) or evaluate\(model\)"),
         ("no_function", "float as evaluate: a function is wanted"),
         ("no_data", "NoneType as train"),
+        ("misspelled", "a dict that names eval: a task has train, validation, loss, evaluate"),
+        ("no_train", "a dict that has no train"),
         ("five", "returned 5 things"),
     ],
 )

@@ -3,9 +3,9 @@
     def task():
         return train, validation, loss, evaluate
 
-`train` is a Dataset or a DataLoader. The others may be None or left out: `validation` is a DataLoader, `loss(output, batch)`
-a mean over the batch, and the metric `evaluate(model, validation)`, or `evaluate(model)` where the validation data is at hand;
-unless given, it is the share of right answers.
+or a dict of these names. `train` is a Dataset or a DataLoader. The others may be None or left out: `validation` is a
+DataLoader, `loss(output, batch)` a mean over the batch, and the metric `evaluate(model, validation)`, or `evaluate(model)`
+where the validation data is at hand; unless given, it is the share of right answers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from bough.recovery.training import logits_of, run_batch
 
 Metric = Callable[[nn.Module], float]
 
+_PARTS = ("train", "validation", "loss", "evaluate")
 CONTRACT = (
     "module:callable that returns (train, validation, loss, evaluate), the last three optional: loss(output, batch); "
     "evaluate(model, validation) or evaluate(model)"
@@ -43,19 +44,35 @@ def task_of(reference: str) -> Task:
     Raises:
         ModelReferenceError: it returns something else.
     """
-    made = call(reference)
-    parts = made if isinstance(made, tuple) else (made,)
-    if not 1 <= len(parts) <= 4:
-        raise ModelReferenceError(f"{reference} returned {len(parts)} things: (train, validation, loss, evaluate) are wanted")
-    train, validation, loss, evaluate = (*parts, None, None, None)[:4]
-    if not (hasattr(train, "__iter__") or hasattr(train, "__getitem__")):
-        raise ModelReferenceError(f"{reference} returned {type(train).__name__} as train: a Dataset or a DataLoader is wanted")
-    if validation is not None and not hasattr(validation, "__iter__"):
-        raise ModelReferenceError(f"{reference} returned {type(validation).__name__} as validation: a DataLoader is wanted")
-    for name, function in (("loss", loss), ("evaluate", evaluate)):
-        if function is not None and not callable(function):
-            raise ModelReferenceError(f"{reference} returned {type(function).__name__} as {name}: a function is wanted")
+    train, validation, loss, evaluate = _parts(reference)
+    checks: tuple[tuple[str, Any, Callable[[Any], bool], str], ...] = (
+        ("train", train, lambda data: hasattr(data, "__iter__") or hasattr(data, "__getitem__"), "a Dataset or a DataLoader"),
+        ("validation", validation, lambda data: hasattr(data, "__iter__"), "a DataLoader"),
+        ("loss", loss, callable, "a function"),
+        ("evaluate", evaluate, callable, "a function"),
+    )
+    for name, given, fits, wanted in checks:
+        if (given is not None or name == "train") and not fits(given):
+            raise ModelReferenceError(
+                f"{reference} returned {type(given).__name__} as {name}: {wanted} is wanted; a task is ({', '.join(_PARTS)})"
+            )
     return Task(train, loss, _metric(reference, evaluate, validation))
+
+
+def _parts(reference: str) -> tuple[Any, Any, Any, Any]:
+    """Return the four parts of the task that a reference's callable returns, None for those that it leaves out."""
+    made = call(reference)
+    if isinstance(made, dict):
+        unknown = [str(name) for name in made if name not in _PARTS]
+        if unknown or "train" not in made:
+            wrong = f"names {', '.join(unknown)}" if unknown else "has no train"
+            raise ModelReferenceError(f"{reference} returned a dict that {wrong}: a task has {', '.join(_PARTS)}")
+        made = tuple(made.get(name) for name in _PARTS)
+    parts = made if isinstance(made, tuple) else (made,)
+    if not 1 <= len(parts) <= len(_PARTS):
+        raise ModelReferenceError(f"{reference} returned {len(parts)} things: ({', '.join(_PARTS)}) are wanted")
+    train, validation, loss, evaluate = (*parts, None, None, None)[:4]
+    return train, validation, loss, evaluate
 
 
 def _metric(reference: str, evaluate: Callable[..., Any] | None, validation: Any) -> Metric | None:

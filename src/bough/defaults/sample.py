@@ -51,9 +51,7 @@ def sample_of(graph: Graph, data: Data | Iterable[Any] | None, *, everything: bo
     else:
         batches, origin = _first(given.batches)
     if isinstance(batches, list) and not batches:
-        raise PlanError(
-            "the data gives no batches: give batches, such as a DataLoader of a dataset with samples"
-        )
+        raise PlanError("the data gives no batches: give batches, such as a DataLoader of a dataset with samples")
     whole = replace(given, batches=batches)
     if given.distributed:  # candidates are compared in one process only
         return Sample(whole, whole, whole, f"{origin} of {process_count()} processes", real=True)
