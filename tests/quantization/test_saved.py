@@ -45,3 +45,9 @@ def test_from_pruning_to_an_int8_file(tmp_path):
     assert made["precision"] == "int8"
     assert made["inputs"]["input"][0] == "batch"
     assert made["size"] == out.stat().st_size
+    with pytest.raises(
+        CheckpointError, match="has a quantized program, no checkpoint: load_quantized or `--quantized` reads it"
+    ):
+        run("export", model, "--checkpoint", q, "--out", str(tmp_path / "b.onnx"))
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        run("export", model, "--checkpoint", small, "--out", str(tmp_path / "nowhere" / "b.onnx"))

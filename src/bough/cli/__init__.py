@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 
 from bough.errors import BoughError
 
@@ -25,6 +26,8 @@ def main() -> None:
 
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = words != sys.argv[1:] or os.environ.get("BOUGH_DEBUG", "0") not in ("", "0")
+    if not debug:
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries, for those who call them
     try:
         app(words)
     except (BoughError, OSError) as error:

@@ -30,7 +30,8 @@ def writable(out: Path | None, *, folder: bool) -> None:
     if folder and in_the_way:
         raise CheckpointError(f"{out} can not be a folder: there is a file in the way, {in_the_way}")
     if not folder and (out.is_dir() or not out.parent.is_dir()):
-        raise CheckpointError(f"{out} can not be written: {out.parent} is no folder, or {out.name} is one")
+        problem = f"{out.name} is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise CheckpointError(f"{out} can not be written: {problem}")
     there = next(p for p in ((out, *out.parents) if folder else out.parents) if p.is_dir())
     try:
         with tempfile.NamedTemporaryFile(dir=there, prefix=".bough-") as tried:

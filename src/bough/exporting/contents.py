@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bough.errors import CheckpointError
 from bough.planning import Plan
+from bough.quantization.saved import REPORT
 from bough.sparsity.sparse_files import is_encoded, read_encoded
 from bough.storage import file_digest
 from bough.storage.schema import Invalid, flag, items, one_of, read_json, record, row, shown, table, text, whole
@@ -48,6 +49,8 @@ def checksum(contents: Mapping[str, Any]) -> str:
 def read_contents(place: Path) -> Contents:
     path = place / PLAN
     if not path.is_file():
+        if (place / REPORT).is_file():
+            raise CheckpointError(f"{place} has a quantized program, no checkpoint: load_quantized or `--quantized` reads it")
         raise CheckpointError(f"{place} has no checkpoint: {PLAN} is missing")
     try:
         data = read_json(path.read_bytes())

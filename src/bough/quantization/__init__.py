@@ -1,8 +1,9 @@
 """INT8: after training, by measured ranges; simulated, to be trained; and of linear layers alone, without data."""
 
+from bough.quantization.library import require_torchao
 from bough.quantization.linear import LinearQuantized, quantize_linear
 from bough.quantization.qat import QAT
-from bough.quantization.quantize import quantize, require_torchao, weight_bytes
+from bough.quantization.quantize import quantize, weight_bytes
 from bough.quantization.quantized import Quantized, QuantizedLayer
 from bough.quantization.saved import load_quantized, save_quantized
 

@@ -13,6 +13,7 @@ from bough.arguments import check_arguments
 from bough.calls import as_calls
 from bough.errors import QuantizationError
 from bough.measuring import eval_mode, signal_to_noise
+from bough.quantization.library import require_torchao
 from bough.tracing.capture.randomness import unchanged_rng
 from bough.tracing.capture.tree import tensors_within
 from bough.tracing.capture.wrapped import unwrap
@@ -68,10 +69,9 @@ def quantize_linear(model: nn.Module, example_inputs: Any, *, kind: str = "dynam
     check_arguments(quantize_linear, locals())
     if kind not in KINDS:
         raise QuantizationError(f"quantize_linear(kind={kind!r}): use {' or '.join(map(repr, KINDS))}")
-    try:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise QuantizationError(f"quantize_linear needs {error.name}: pip install bough[quantize]") from None
+    require_torchao("quantize_linear")
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+
     inner = unwrap(model)
     layers = tuple(name for name, module in inner.named_modules() if isinstance(module, nn.Linear))
     if not layers:

@@ -17,6 +17,7 @@ from bough.calls import FORWARD, as_calls
 from bough.cutting.program import Inputs
 from bough.errors import QuantizationError
 from bough.measuring import eval_mode, largest_error, signal_to_noise
+from bough.quantization.library import require_torchao
 from bough.quantization.program import capture, in_pieces, module_of, tensor_of
 from bough.quantization.quantized import Quantized, QuantizedLayer
 from bough.quantization.ranges import OBSERVERS
@@ -274,14 +275,6 @@ def _limit(mixed: float | str | None, evaluate: Metric | None) -> _Limit | None:
     if evaluate is None:
         raise QuantizationError(f"quantize(mixed={mixed}) is the largest loss of a metric: give evaluate, or mixed='20 dB'")
     return _Limit(loss=float(mixed))
-
-
-def require_torchao() -> None:
-    """Raise a QuantizationError unless torchao is installed."""
-    try:
-        import torchao.quantization.pt2e  # noqa: F401
-    except ImportError as error:
-        raise QuantizationError(f"quantize needs {error.name}: pip install bough[quantize]") from None
 
 
 def _one_call(example_inputs: Any) -> Inputs:

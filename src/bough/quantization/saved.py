@@ -13,6 +13,7 @@ from torch import fx
 
 from bough.calls import as_calls
 from bough.errors import CheckpointError
+from bough.quantization.library import require_torchao
 from bough.quantization.program import batch_that_varies, plain
 from bough.quantization.quantized import Quantized
 from bough.storage import file_digest, make_folder, write_files
@@ -85,10 +86,7 @@ def load_quantized(folder: str | os.PathLike[str]) -> fx.GraphModule:
         True
     """
     place = Path(folder)
-    try:
-        import torchao.quantization.pt2e  # noqa: F401 - registers the operators of the program
-    except ImportError as error:
-        raise CheckpointError(f"loading a quantized program needs {error.name}: pip install bough[quantize]") from None
+    require_torchao("loading a quantized program", CheckpointError)
     try:
         report = json.loads((place / REPORT).read_text(encoding="utf-8"))
         stored = (place / PROGRAM).read_bytes()
