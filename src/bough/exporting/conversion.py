@@ -12,11 +12,11 @@ from bough.exporting.flat import FlatModel
 
 
 @contextmanager
-def conversion(flat: FlatModel, runtime: str) -> Iterator[None]:
-    """Silence warnings, logged ones too, while a model is converted for `runtime`.
+def conversion(flat: FlatModel, kind: str) -> Iterator[None]:
+    """Silence warnings, logged ones too, while a model is converted to a file of a kind, such as "ONNX".
 
     Raises:
-        ExportError: the conversion raised any exception, of which the first line is given.
+        ExportError: the conversion raised any exception; the first line of its cause is given, or of itself if it has none.
     """
     level = logging.root.manager.disable
     try:
@@ -25,9 +25,10 @@ def conversion(flat: FlatModel, runtime: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        cause = error.__cause__ or error
+        first = next((line for line in str(cause).splitlines() if line.strip()), "no reason given")
         raise ExportError(
-            f"{type(flat.model).__name__} can not be written for {runtime}: {type(error).__name__}: {first.strip()[:400]}"
+            f"{type(flat.model).__name__} can not be written as {kind}: {type(cause).__name__}: {first.strip()[:400]}"
         ) from error
     finally:
         logging.disable(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from bough.errors import ExportError
+from bough.exporting.conversion import conversion
 from bough.exporting.dynamic import DynamicDims
 from bough.exporting.flat import FlatModel
 from bough.exporting.onnx_qdq import translations, use_unsigned_integers
@@ -35,19 +35,11 @@ def write_onnx(program: ExportedProgram, flat: FlatModel, dims: DynamicDims, pat
     Raises:
         ExportError: torch's exporter does not know an operator of the model, or fails.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made: Any = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, input_names=list(flat.input_names),
-                output_names=list(flat.output_names), custom_translation_table=translations(), verbose=False,
-            )  # fmt: skip
-    except Exception as error:
-        cause = error.__cause__ or error
-        first = next((line for line in str(cause).splitlines() if line.strip()), "no reason given")
-        raise ExportError(
-            f"{type(flat.model).__name__} can not be written as ONNX: {type(cause).__name__}: {first.strip()[:400]}"
-        ) from error
+    with conversion(flat, "ONNX"):
+        made: Any = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, input_names=list(flat.input_names),
+            output_names=list(flat.output_names), custom_translation_table=translations(), verbose=False,
+        )  # fmt: skip
     use_unsigned_integers(made.model)
     _name_dims(made.model, dims)
     made.model.graph.sort()

@@ -32,7 +32,7 @@ def write_pte(program: ExportedProgram, flat: FlatModel, path: Path) -> tuple[st
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    with conversion(flat, "ExecuTorch"):
+    with conversion(flat, "a .pte file"):
         edge = to_edge_transform_and_lower(
             _constants_folded(program),
             partitioner=[XnnpackPartitioner()],

@@ -37,7 +37,7 @@ def write_tflite(flat: FlatModel, examples: tuple[Tensor, ...], dims: DynamicDim
     import litert_torch
 
     out, err = io.StringIO(), io.StringIO()
-    with conversion(flat, "LiteRT"), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with conversion(flat, "a .tflite file"), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         litert_torch.convert(_weights_quantized_in_place(flat).eval(), examples).export(str(path))
 
 
