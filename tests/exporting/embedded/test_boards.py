@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from bough.exporting.embedded import export_embedded
-from tests.exporting.embedded.nets import Residual, randomized, run_make
+from tests.exporting.embedded.nets import Last, Residual, randomized, run_make
 
 CROSS, EMULATOR = shutil.which("arm-none-eabi-gcc"), shutil.which("qemu-system-arm")
 CMSIS_NN = os.environ.get("CMSIS_NN", "")
@@ -36,6 +37,15 @@ def test_firmware_gives_the_bytes_of_the_reference(exported, core):
     numbers = run_make(exported.folder, f"qemu-{core}")
     assert numbers["runs"] == numbers["equal"] == 10
     assert numbers["ticks_per_run"] > 0
+
+
+@needs_boards
+def test_firmware_of_a_recurrent_net_gives_the_bytes_of_the_reference(tmp_path):
+    torch.manual_seed(0)
+    data = torch.randn(10, 6, 5)
+    export_embedded(Last(nn.GRU).eval(), ((data[:1],), {}), tmp_path / "c", data=[data])
+    for core in ("m4", "m55"):
+        assert run_make(tmp_path / "c", f"qemu-{core}")["equal"] == 10
 
 
 @needs_boards

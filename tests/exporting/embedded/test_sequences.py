@@ -7,18 +7,7 @@ from torch import nn
 import bough
 from bough.exporting import footprint
 from bough.exporting.embedded import export_embedded
-from tests.exporting.embedded.nets import COMPILER, run_make
-
-
-class Last(nn.Module):
-    """What a linear layer makes of a recurrent layer's last step."""
-
-    def __init__(self, kind) -> None:
-        super().__init__()
-        self.layer, self.head = kind(5, 11, batch_first=True), nn.Linear(11, 3)
-
-    def forward(self, x):
-        return self.head(self.layer(x)[0][:, -1])
+from tests.exporting.embedded.nets import COMPILER, Last, run_make
 
 
 class Keywords(nn.Module):
