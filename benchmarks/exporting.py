@@ -2,10 +2,10 @@
 
     python -m benchmarks.exporting --suites timm small --models resnet18 vit_tiny
 
-Each model is cut to half of its MACs (magnitude, no refit) and exported in a fresh process with a time limit; each file is run
-and compared as `bough.export` does. One JSON line a model goes to the out file, where a later run finds what is done. INT8 is
-calibrated by the ranges of random inputs, as weights are random, too: its figures say that files work, not what INT8 costs
-trained models.
+Besides the models of the zoo there are a U-Net and a step of a Llama with a cache, in the suite "others". Each model is cut to
+half of its MACs (magnitude, no refit) and exported in a fresh process with a time limit; each file is run and compared as
+`bough.export` does. One JSON line a model goes to the out file, where a later run finds what is done. INT8 is calibrated by the
+ranges of random inputs, as weights are random, too: its figures say that files work, not what INT8 costs trained models.
 """
 
 from __future__ import annotations
@@ -22,8 +22,31 @@ import torch
 
 import bough
 from benchmarks import harness, zoo
+from benchmarks.tasks.dense_prediction import UNet
+from tests.zoo.transformers_text import GROUPED, Built, built, ids
 
 OUT = harness.ROOT / "benchmarks" / "results" / "exporting.jsonl"
+
+
+def unet() -> tuple[torch.nn.Module, torch.Tensor]:
+    return UNet().eval(), torch.randn(2, 3, 64, 64)
+
+
+def llama_step() -> Built:
+    """A token of each of two sentences, after five that a cache holds."""
+    model = built("llama", "CausalLM", **GROUPED)
+    with torch.no_grad():
+        cache = model(ids(5), use_cache=True).past_key_values
+    return model, {"input_ids": ids(1), "past_key_values": cache, "use_cache": True}
+
+
+OTHERS = {"unet": unet, "llama_step": llama_step}
+SUITES = (*zoo.TABLES, "others")
+
+
+def builders(suite: str) -> dict[str, Any]:
+    """Return {model name: function that makes it and its inputs}."""
+    return OTHERS if suite == "others" else zoo.suite(suite)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -59,8 +82,8 @@ def quantized(model: Any, inputs: Any) -> tuple[Any, dict[str, Any]]:
 
 def work(suite: str, name: str, seed: int) -> dict[str, Any]:
     """Prune and export one model."""
-    model, inputs, _ = zoo.build(suite, name, seed)
-    model, inputs = model.float(), zoo.suite(suite)[name]()[1]
+    make = builders(suite)[name]
+    model, inputs = zoo.built(make, seed)[0].float(), make()[1]
     small = bough.prune(model, inputs, bough.Budget(macs="50%"), importance="l2", refit=False).model
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +99,7 @@ def work(suite: str, name: str, seed: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="files of pruned models of the zoo")
-    parser.add_argument("--suites", nargs="+", default=list(zoo.TABLES), choices=zoo.TABLES)
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="only these of the suites")
     parser.add_argument("--timeout", type=float, default=1200, help="wall seconds for one model")
     parser.add_argument("--seed", type=int, default=0)
@@ -91,7 +114,7 @@ def main() -> int:
         return 0
     done = set() if args.again else {(r["suite"], r["model"]) for r in read(args.out)}
     for suite in args.suites:
-        for name in zoo.suite(suite):
+        for name in builders(suite):
             if (suite, name) in done or (args.models and name not in args.models):
                 continue
             worker = ["--worker", suite, name, "--seed", str(args.seed)]

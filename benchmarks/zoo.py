@@ -60,8 +60,13 @@ def cause(error: BaseException) -> str:
 
 def build(suite_name: str, name: str, seed: int) -> tuple[nn.Module, Any, bool]:
     """(model with random weights in eval mode, its inputs, whether both are in float64): float32 where only that runs."""
+    return built(suite(suite_name)[name], seed)
+
+
+def built(make: Callable[[], tuple[nn.Module, Any]], seed: int) -> tuple[nn.Module, Any, bool]:
+    """What `build` gives, of the model that a function makes."""
     torch.manual_seed(seed)
-    model, inputs = suite(suite_name)[name]()
+    model, inputs = make()
     model, precise = randomize(model.eval(), seed), to_double(inputs)
     if runs(model, precise) is None:
         return model, precise, True
