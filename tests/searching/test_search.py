@@ -11,6 +11,7 @@ import bough
 from bough.calibration import as_data
 from bough.defaults.discrepancy import discrepancy, outputs_on
 from bough.errors import ArgumentError, SearchError
+from bough.exporting import footprint
 from bough.latency import required_points
 from bough.planning import Options
 from bough.searching import METHODS, search_space
@@ -293,15 +294,30 @@ def test_latency_is_met_as_measured(method):
     }
     found = searched(measure=measure, **options)
     limit = 0.6 * whole
-    assert all(p.latency == pytest.approx(measure(found.model(p))) for p in found.points)
-    assert found.points[0].latency > limit  # the first start point is planned by the table alone
-    assert found.best.latency <= limit
-    assert all(p.latency <= limit for p in found.front)
+    assert all(p.measured["latency"] == pytest.approx(measure(found.model(p))) for p in found.points)
+    assert found.points[0].measured["latency"] > limit  # the first start point is planned by the table alone
+    assert found.best.measured["latency"] <= limit
+    assert all(p.measured["latency"] <= limit for p in found.front)
     assert any(p.origin.startswith("start") and p.origin.endswith("corrected") for p in found.points)
-    best = max(p.metrics["closeness"] for p in found.points if p.latency <= limit)
+    best = max(p.metrics["closeness"] for p in found.points if p.measured["latency"] <= limit)
     assert found.best.metrics["closeness"] == best
-    assert "measured ms" in str(found)
-    assert all(p.latency is None for p in searched(**options).points)
+    assert "measured latency" in str(found)
+    assert not any(p.measured for p in searched(**options).points)
+
+
+def test_arena_and_constants_are_those_of_each_candidates_c_export():
+    net = build(depth=2)
+
+    def export_bytes(model):
+        found = footprint(model, ((X[:1],), {}))
+        return {"peak_memory": found.arena, "flash": found.flash}
+
+    budget = bough.Budget(peak_memory="100%", flash="85%", precision="int8")
+    options = {"budget": budget, "importance": "l2", "trials": 3, "start": ["greedy"], "method": "random"}
+    found = bough.search(net, X[:1], lambda model: float(model[0].out_features), **options)
+    assert found.best.measured == export_bytes(found.model(found.best))
+    assert found.best.measured["flash"] <= 0.85 * export_bytes(net)["flash"]
+    assert "measured flash" in str(found)
 
 
 def test_divergence_decides_between_equal_metrics():

@@ -15,16 +15,15 @@ from bough.cutting import Verification, cut, rebuild, verify
 from bough.cutting.cut import plain_copy
 from bough.cutting.verification import check_on_mismatch, require_equal
 from bough.defaults import Choice, Chosen, Sample, candidates, choose, choose_layers, sample_of
-from bough.errors import ExportError, PlanError, TraceError
+from bough.errors import PlanError, TraceError
 from bough.exporting import Footprint
-from bough.graph import Graph
 from bough.importance import Criterion, DataCriterion, resolve_criterion
 from bough.importance.score import with_data_reached
 from bough.latency import LatencyTable
 from bough.planning import Allocator, Budget, OnConflict, Options, Plan
 from bough.planning.allocation import LeastError, allocator
 from bough.recovery import Refit, refit_
-from bough.targeting import Limits, for_microcontroller, of_this_machine, placed, targeted
+from bough.targeting import export_limits, of_this_machine, placed, targeted
 from bough.tracing import observed, trace
 from bough.tracing.selection import Selection
 from bough.tracing.typing.ties import Ties
@@ -156,7 +155,7 @@ def prune(
     refits = sample is not None and (on_conflict != OnConflict.REBUILD if refit is None else refit)
     open_to = candidates(criterion, allocation, getattr(criterion, "gives_errors", False), sample is not None)
     graph = with_data_reached(graph, (c.importance for c in open_to))
-    limits, notes = _limits(graph, budget, options)
+    limits, notes = export_limits(graph, budget, options)
     within = limits.budget if limits else budget
     if by_layers:
         chosen = choose_layers(graph, within, options, criterion, sample)
@@ -184,16 +183,6 @@ def prune(
                 raise
             notes = (f"not refitted: {error}", *notes)
     return Result(small, plan, report, seconds, refitted, _choice(chosen, sample, refitted, notes), bytes_of_c)
-
-
-def _limits(graph: Graph, budget: Budget, options: Options) -> tuple[Limits | None, tuple[str, ...]]:
-    """Return what a budget for a microcontroller allows the C export; None, with a note, where there is none of the model."""
-    if not for_microcontroller(budget, options):
-        return None, ()
-    try:
-        return Limits.of(graph, budget), ()
-    except ExportError as error:
-        return None, (f"peak_memory and flash are met by the closed form alone, as the model has no C export: {error}",)
 
 
 def _choice(chosen: Chosen, sample: Sample | None, refitted: Refit | None, notes: tuple[str, ...]) -> Choice:

@@ -92,14 +92,14 @@ class _Scale:
 
 def _table(found: SearchResult, costs: Sequence[str]) -> str:
     """Return the table of the front."""
-    metrics, latency = list(found.dense), any(p.latency is not None for p in found.front)
-    heads = ["point", *metrics, *map(_label, costs), *(["measured latency"] if latency else []), "from"]
+    metrics, measured = list(found.dense), list(dict.fromkeys(name for p in found.front for name in p.measured))
+    heads = ["point", *metrics, *map(_label, costs), *(f"measured {_label(name)}" for name in measured), "from"]
     rows = [["dense", *(f"{found.dense[m]:.6g}" for m in metrics), *(_shown(c, found.original[c]) for c in costs)]]
-    rows[0] += ["", ""] if latency else [""]
+    rows[0] += [""] * (len(measured) + 1)
     for p in found.front:
-        seconds = [] if not latency else ["" if p.latency is None else shown("latency", p.latency)]
+        values = [_shown(name, p.measured[name]) if name in p.measured else "" for name in measured]
         kept = [f"{_shown(c, p.cost[c])} ({p.cost[c] / found.original[c]:.1%})" for c in costs]
-        rows.append([str(p.number), *(f"{p.metrics[m]:.6g}" for m in metrics), *kept, *seconds, p.origin])
+        rows.append([str(p.number), *(f"{p.metrics[m]:.6g}" for m in metrics), *kept, *values, p.origin])
     head = "".join(f"<th class=n>{escape(h)}</th>" for h in heads)
     body = "".join(f"<tr>{''.join(f'<td class=n>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,8 +1,9 @@
-"""What is known of a candidate's model besides the user's metrics: its latency as measured, and how far its outputs are off."""
+"""What is known of a candidate's model besides the user's metrics: costs as measured, and how far its outputs are off."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -10,36 +11,61 @@ from torch import Tensor, nn
 from bough.calibration import Data, batch_size
 from bough.cost import Cost
 from bough.defaults.discrepancy import discrepancy, outputs_on
-from bough.graph import Graph
+from bough.errors import SearchError
+from bough.exporting import footprint
+from bough.graph import Graph, shown
 from bough.planning import Budget
+from bough.targeting import Limits
 
 _SAMPLES = 256  # on which outputs are compared
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredLatency:
-    """The bound on latency as it is measured.
+class MeasuredCosts:
+    """Costs that are measured of a candidate's model, where the closed form only predicts them, and the bounds on them.
 
     Attributes:
-        measure: model -> seconds.
-        dense: seconds of the dense model.
-        limit: largest seconds that are allowed.
+        measure: model -> {field of `Cost`: value}.
+        limits: {field of `Cost`: largest value that is allowed}.
     """
 
-    measure: Callable[[nn.Module], float]
-    dense: float
-    limit: float
+    measure: Callable[[nn.Module], Mapping[str, float]]
+    limits: Mapping[str, float]
 
-    @classmethod
-    def of(cls, measure: Callable[[nn.Module], float], model: nn.Module, budget: Budget, original: Cost) -> MeasuredLatency:
-        """Measure the dense model, of which a percentage in the budget is a share."""
-        dense = float(measure(model))
-        return cls(measure, dense, budget.limits(replace(original, latency=dense))["latency"])
+    def violations(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return by how much each bound is missed, as a share of the bound; zero or less where it is met."""
+        return {f"measured {name} <= {shown(name, limit)}": values[name] / limit - 1 for name, limit in self.limits.items()}
 
-    @property
-    def bound(self) -> str:
-        """The name of the bound among violations."""
-        return f"measured latency <= {self.limit:.4g} s"
+
+def measured_latency(
+    measure: Callable[[nn.Module], float], model: nn.Module, budget: Budget, original: Cost
+) -> MeasuredCosts:  # fmt: skip
+    """Return the bound on latency as `measure` gives it; a percentage in the budget is of the dense model as measured.
+
+    Raises:
+        SearchError: `measure` does not give the seconds of a model.
+    """
+
+    def seconds(candidate: nn.Module) -> dict[str, float]:
+        value = float(measure(candidate))
+        if not 0 < value < math.inf:
+            raise SearchError(f"measure(model) gave {value!r}: the seconds of a model are wanted")
+        return {"latency": value}
+
+    limits = budget.limits(replace(original, latency=seconds(model)["latency"]))
+    return MeasuredCosts(seconds, {"latency": limits["latency"]})
+
+
+def measured_export(graph: Graph, limits: Limits) -> MeasuredCosts:
+    """Return the bounds on arena and constants of a candidate's C export, as peak memory and flash."""
+    call = graph.calls[0]
+
+    def export_bytes(candidate: nn.Module) -> dict[str, float]:
+        found = footprint(candidate, (call.args, call.kwargs))
+        return {"peak_memory": found.arena, "flash": found.flash}
+
+    allowed = {"peak_memory": limits.arena, "flash": limits.flash}
+    return MeasuredCosts(export_bytes, {name: limit for name, limit in allowed.items() if limit < math.inf})
 
 
 class Divergence:

@@ -20,7 +20,7 @@ class Point:
         values: of the objectives, in their order; empty where it failed.
         violations: by how much bounds on metrics are missed, as shares; zero or less where they are met.
         divergence: how far the outputs are from the dense model's on the unlabelled data; None without data.
-        latency: seconds as measured; None where nothing measures.
+        measured: costs as measured of the model, per field of `Cost`; empty where nothing measures.
         seconds: spent on "make" (cut and refit), "evaluate", "diverge" and "measure".
         worker: who evaluated it: host, process and a random part.
         error: why there is no metric.
@@ -35,7 +35,7 @@ class Point:
     values: tuple[float, ...] = ()
     violations: Mapping[str, float] = field(default_factory=dict)
     divergence: float | None = None
-    latency: float | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     worker: str = ""
     error: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from bough.searching.surrogate import Surrogate
 FOUND = "found"  # the user attribute of a trial with what came of it
 _LOOKS = (1, 4, 16)  # mutations that are compared by their scores, before one is evaluated
 _BY_SURROGATE = 0.5  # share of the local search's proposals that are the surrogate's own, while it has new ones
-_NEAREST = 5  # candidates whose measured latency corrects the predicted one
+_NEAREST = 5  # candidates whose measured costs correct the predicted ones
+_LEAST_RATIO = 0.01  # of a measured cost to the predicted one
 _CORRECTED = 3  # times as many start points as without measurements, at most
 _TRIES = 200  # proposals that are known already, before the space is gone through one by one
 
@@ -38,11 +39,11 @@ class Proposals(BaseSampler):
 
     def __init__(
         self, space: SearchSpace, goals: Goals, minimized: list[str], method: str, seed: int, population: int,
-        starts: Callable[[SearchSpace], Sequence[tuple[str, Choice]]], latency: float | None = None,
+        starts: Callable[[SearchSpace], Sequence[tuple[str, Choice]]], measured: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         self._given, self._space, self._goals, self._minimized = space, space, goals, minimized
         self._method, self._seed, self._population, self._starts = method, seed, population, starts
-        self._latency = latency  # the largest that may be measured, in seconds
+        self._measured = measured or {}  # the largest values that may be measured, by field of `Cost`
         self._started = {"": list(starts(space))}
         self.distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, int(n)) for name, n in zip(space.names, space.highest, strict=True)
@@ -163,29 +164,28 @@ class Proposals(BaseSampler):
         return Surrogate.of(self._space, [self.choice_of(t.params) for t in done], [_divergence(t) for t in done])
 
     def _corrected(self, trials: Sequence[FrozenTrial]) -> SearchSpace:
-        """Return the space whose limit on predicted latency is such that what is measured meets the bound."""
-        ratio = self._ratio(trials)
-        if self._latency is None or ratio is None:
-            return self._given
-        return self._given.limited({"latency": self._latency / ratio})
+        """Return the space whose limits on predicted costs are such that what is measured meets the bounds."""
+        ratios = {name: self._ratio(trials, name) for name in self._measured}
+        corrected = {name: self._measured[name] / ratio for name, ratio in ratios.items() if ratio is not None}
+        return self._given.limited(corrected) if corrected else self._given
 
-    def _ratio(self, trials: Sequence[FrozenTrial]) -> float | None:
-        """Return measured over predicted latency, in percent steps: the median of the candidates nearest the bound."""
-        if self._latency is None:
-            return None
-        known = [t.user_attrs[FOUND] for t in trials if t.user_attrs.get(FOUND, {}).get("latency") is not None]
-        near = sorted(known, key=lambda f: abs(np.log(f["latency"] / self._latency)))[:_NEAREST]
-        return round(float(np.median([f["latency"] / f["cost"]["latency"] for f in near])), 2) if near else None
+    def _ratio(self, trials: Sequence[FrozenTrial], name: str) -> float | None:
+        """Return a cost as measured over its prediction, in percent steps: the median of the candidates nearest the bound."""
+        found = [t.user_attrs.get(FOUND, {}) for t in trials]
+        known = [(f["measured"][name], f["cost"][name]) for f in found if name in f.get("measured", {})]
+        near = sorted(known, key=lambda pair: abs(pair[0] - self._measured[name]))[:_NEAREST]
+        return max(round(float(np.median([m / predicted for m, predicted in near])), 2), _LEAST_RATIO) if near else None
 
     def _start_points(self, trials: Sequence[FrozenTrial]) -> Sequence[tuple[str, Choice]]:
-        """Return the start points, then those for the limit on latency that measurements have corrected, once it differs."""
-        key = "" if self._space is self._given else f"{self._space.limits['latency']:.6g}"
+        """Return the start points, then those for the limits that measurements have corrected, once these differ."""
+        key = "" if self._space is self._given else " ".join(f"{self._space.limits[name]:.6g}" for name in self._measured)
         first = self._started[""]
         tried = sum(str(t.user_attrs.get(MADE, {}).get("origin", "")).startswith("start") for t in trials)
         if not key or tried < len(first) or tried >= _CORRECTED * max(len(first), 1):
             return first
         if key not in self._started:
-            self._started[key] = [(f"{origin}, latency corrected", c) for origin, c in self._starts(self._space)]
+            names = ", ".join(self._measured)
+            self._started[key] = [(f"{origin}, {names} corrected", c) for origin, c in self._starts(self._space)]
         return [*first, *self._started[key]]
 
     def _inner(self, rng: np.random.Generator) -> BaseSampler:

@@ -12,6 +12,7 @@ from torch import nn
 
 from bough.arguments import check_arguments
 from bough.errors import SearchError
+from bough.graph import shown
 from bough.planning import Plan
 from bough.searching.goals import Goals
 from bough.searching.makers import Maker
@@ -118,7 +119,7 @@ class SearchResult:
         if failed:
             lines.append(f"{len(failed)} failed, such as by: {failed[0].error}")
         if unmet:
-            lines.append(f"{unmet} miss a bound on a metric")
+            lines.append(f"{unmet} miss a bound on a metric or on a measured cost")
         if self.lost:
             lines.append(f"{self.lost} trials of workers that ended early were run again")
         return [*lines, *self.notes, *(f"not cut: {name}: {why}" for name, why in (self.frozen or {}).items())]
@@ -130,9 +131,9 @@ def table(
     """Return the lines of a table of points: metrics, and costs as shares of the dense model; at most so many points."""
     metrics = list(dense)
     costs = [c for c in original if c in goals.directions or c in ("params", "macs", "peak_memory", "latency")]
-    extra = [n for n in ("divergence", "latency") if any(getattr(p, n) is not None for p in front)]
-    shown = {"divergence": "divergence", "latency": "measured ms"}
-    rows = [["point", *metrics, *(f"{c} kept" for c in costs), *(shown[n] for n in extra), "from"]]
+    measured = list(dict.fromkeys(name for p in front for name in p.measured))
+    extra = ["divergence"] * any(p.divergence is not None for p in front) + [f"measured {name}" for name in measured]
+    rows = [["point", *metrics, *(f"{c} kept" for c in costs), *extra, "from"]]
     rows.append(["dense", *(f"{dense[m]:.4g}" for m in metrics), *("100.0%" for _ in costs), *("" for _ in extra), ""])
     for p in front[:most]:
         kept = (f"{p.cost[c] / original[c]:.1%}" if original[c] else "" for c in costs)
@@ -142,6 +143,8 @@ def table(
 
 
 def _extra(point: Point, names: Sequence[str]) -> list[str]:
-    """Return what is known of a point besides metrics and costs, as text."""
-    known = {"divergence": point.divergence, "latency": None if point.latency is None else 1e3 * point.latency}
-    return ["" if (value := known[n]) is None else f"{value:.4g}" for n in names]
+    """Return what is known of a point besides metrics and predicted costs, as text."""
+    known = {f"measured {name}": shown(name, value) for name, value in point.measured.items()}
+    if point.divergence is not None:
+        known["divergence"] = f"{point.divergence:.4g}"
+    return [known.get(name, "") for name in names]

@@ -27,7 +27,7 @@ from bough.importance import Criterion, DataCriterion, resolve_criterion, score
 from bough.importance.score import with_data_reached
 from bough.planning import Allocator, Budget, Options
 from bough.planning.budget import priced
-from bough.searching.assessment import Divergence, MeasuredLatency
+from bough.searching.assessment import Divergence, MeasuredCosts, measured_export, measured_latency
 from bough.searching.building import search_space, subnet_space
 from bough.searching.goals import Goals, goals_of
 from bough.searching.live import shown, write_front
@@ -36,6 +36,7 @@ from bough.searching.result import SearchResult
 from bough.searching.space import SearchSpace
 from bough.searching.start_points import START, start_points
 from bough.supernet import Supernet
+from bough.targeting import export_limits
 from bough.tracing import trace
 from bough.tracing.capture.tree import tensors_within
 from bough.tracing.selection import Selection
@@ -91,7 +92,8 @@ def search(
         model, example_inputs, ignore, only, tie: as for `trace`. Of a supernet (see `bough.supernet`) the subnets are searched:
             nothing is cut or refitted, and batch norms are recomputed on `data`; example inputs are not needed (None).
         evaluate: model -> a metric, or a dict of metrics, of data that the model is not tested on.
-        budget: upper bounds on costs that all candidates meet.
+        budget: upper bounds on costs that all candidates meet. Peak memory at int8, with flash or round_to="cortex-m", is of
+            each candidate's C export (see `meet_arena`), but for supernets, of which the closed form counts.
         objectives: {metric of `evaluate`, or field of `Cost`: "max" or "min"}; a metric, such as a measured latency, takes the
             place of the cost of its name. By default the first metric is maximized, and without a budget MACs are minimized.
         at_least, at_most: {metric: bound} that a result has to meet, known only once a candidate is evaluated.
@@ -155,6 +157,7 @@ def search(
     prices = _prices(budget, options, [n for n in objectives or () if n in ("energy", "flash")])
     fits = batches is not None and not isinstance(model, Supernet) if refit is None else refit
     maker: Maker
+    checks, said = list[MeasuredCosts](), tuple[str, ...]()
     if isinstance(model, Supernet):
         given = [importance, refit or None, recalibrate or None, make, ignore or None, only, tie, layers or None]
         _check_supernet(given, planning)
@@ -166,7 +169,8 @@ def search(
         graph = with_data_reached(trace(model, example_inputs, ignore=ignore, only=only, tie=tie), [resolved])
         scores = score(graph, resolved, batches)
         criterion, errors = named(resolved), bool(getattr(resolved, "gives_errors", False))
-        space, frozen = search_space(graph, scores, options, budget=budget, prices=prices, layers=layers, errors=errors)
+        within, checks, said = _export_checks(graph, budget, options)
+        space, frozen = search_space(graph, scores, options, budget=within, prices=prices, layers=layers, errors=errors)
         maker = make or CutMaker(graph, scores, options, batches, fits, recalibrate, example_inputs)
         start = ((*START, "error") if errors else START) if start is None else start
     settings = {
@@ -176,18 +180,18 @@ def search(
         "tie": str(sorted(map(str, tie_names(graph.model, tie or {}).items()))), **(about or {}),
     }  # fmt: skip
     identity = identity_of(graph, list(tensors_within([(c.args, c.kwargs) for c in graph.calls])), settings)
-    timing = None
     if measure is not None:
         assert budget is not None
-        timing = MeasuredLatency.of(measure, graph.model, budget, space.pricing.original)
+        checks.append(measured_latency(measure, graph.model, budget, space.pricing.original))
     diverges = None if batches is None or make is not None else Divergence(graph, batches)
     run = Run(
-        space, maker, evaluate, identity, trials, method, screen, population, tuple(start), seed, progress, timing, diverges
-    )
+        space, maker, evaluate, identity, trials, method, screen, population, tuple(start), seed, progress, tuple(checks),
+        diverges,
+    )  # fmt: skip
     return run_search(
         run, graph, lambda metrics: goals_of(
             objectives, at_least, at_most, metrics, [*space.pricing.original.to_dict()], budget is not None
-        ), storage, name, heartbeat, frozen, prices.notes(),
+        ), storage, name, heartbeat, frozen, (*prices.notes(), *said),
     )  # fmt: skip
 
 
@@ -200,7 +204,7 @@ class Run:
         maker: candidate -> model.
         evaluate, trials, method, screen, population, start, seed, progress: see `search`.
         identity: what distinguishes the search from others.
-        timing: the bound on latency as it is measured.
+        checks: costs that are measured of each candidate's model, and their bounds.
         diverges: model -> how far its outputs are from the dense model's.
     """
 
@@ -215,7 +219,7 @@ class Run:
     start: tuple[str | Allocator, ...] = START
     seed: int = 0
     progress: bool = False
-    timing: MeasuredLatency | None = None
+    checks: tuple[MeasuredCosts, ...] = ()
     diverges: Divergence | None = None
 
 
@@ -236,7 +240,8 @@ def run_search(
         _, skipped = start_points(run.space, run.start, minimized)
         proposals = Proposals(
             run.space, goals, minimized, run.method, run.seed, run.population,
-            lambda space: start_points(space, run.start, minimized)[0], None if run.timing is None else run.timing.limit,
+            lambda space: start_points(space, run.start, minimized)[0],
+            {name: limit for check in run.checks for name, limit in check.limits.items()},
         )  # fmt: skip
         identity = {
             **run.identity,
@@ -260,7 +265,7 @@ def run_search(
 
             Worker(
                 where, study, run.space, goals, proposals, run.maker, run.evaluate, tuple(dense), run.trials, run.screen, after,
-                run.timing, run.diverges,
+                run.checks, run.diverges,
             ).run()  # fmt: skip
         found = result()
         if folder is not None:
@@ -310,6 +315,16 @@ def _prices(budget: Budget | None, options: Options, wanted: list[str]) -> Price
         return Prices(None, options.table, energy, flash)
     found = priced(budget, options.table, energy)
     return Prices(found.precision, found.table, found.energy, flash)
+
+
+def _export_checks(
+    graph: Graph, budget: Budget | None, options: Options
+) -> tuple[Budget | None, list[MeasuredCosts], tuple[str, ...]]:  # fmt: skip
+    """Return the budget for the closed form, the checks of candidates' C exports where the budget is for these, and notes."""
+    limits, notes = (None, ()) if budget is None else export_limits(graph, budget, options)
+    if limits is None:
+        return budget, [], notes
+    return limits.budget, [measured_export(graph, limits)], notes
 
 
 def _require_optuna() -> None:

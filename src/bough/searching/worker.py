@@ -14,7 +14,7 @@ from torch import nn
 
 from bough.comparing.run import Evaluate, measured
 from bough.errors import BoughError, SearchError
-from bough.searching.assessment import Divergence, MeasuredLatency
+from bough.searching.assessment import Divergence, MeasuredCosts
 from bough.searching.candidate import Candidate
 from bough.searching.goals import Goals
 from bough.searching.makers import Maker
@@ -42,7 +42,7 @@ class Worker:
         trials: how many candidates the study evaluates in all.
         screen: (model, share of the evaluation data) -> estimate of the first objective, for the local search.
         after: called whenever a trial is done.
-        timing: the bound on latency as it is measured.
+        checks: costs that are measured of each candidate's model, and their bounds.
         diverges: model -> how far its outputs are from the dense model's.
     """
 
@@ -57,7 +57,7 @@ class Worker:
     trials: int
     screen: Screen | None = None
     after: Callable[[], None] = lambda: None
-    timing: MeasuredLatency | None = None
+    checks: tuple[MeasuredCosts, ...] = ()
     diverges: Divergence | None = None
 
     def run(self) -> None:
@@ -99,22 +99,21 @@ class Worker:
         except Exception as error:
             return {**found, "error": str(error) if isinstance(error, BoughError) else f"{type(error).__name__}: {error}"}
         values, violations = self.goals.values(metrics, cost), self.goals.violations(metrics)
-        if self.timing is not None:
-            violations[self.timing.bound] = known["latency"] / self.timing.limit - 1
+        for check in self.checks:
+            violations |= check.violations(known["measured"])
         return {**found, "metrics": metrics, "values": values, "violations": violations, **known}
 
     def _assessed(self, model: nn.Module, seconds: dict[str, float]) -> dict[str, Any]:
         """Return what is known of a model besides the user's metrics."""
-        known: dict[str, Any] = {}
+        known: dict[str, Any] = {"measured": {}}
         if self.diverges is not None:
             with _timed(seconds, "diverge"):
                 value = self.diverges(model)
             known["divergence"] = value if math.isfinite(value) else None
-        if self.timing is not None:
+        if self.checks:
             with _timed(seconds, "measure"):
-                known["latency"] = float(self.timing.measure(model))
-            if not 0 < known["latency"] < math.inf:
-                raise SearchError(f"measure(model) gave {known['latency']!r}: the seconds of a model are wanted")
+                for check in self.checks:
+                    known["measured"] |= check.measure(model)
         return known
 
     def _check_failures(self) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from bough.arguments import check_arguments
 from bough.cost import Prices
 from bough.cutting import cut
-from bough.errors import BudgetError
+from bough.errors import BudgetError, ExportError
 from bough.exporting import Footprint, footprint
 from bough.graph import Graph
 from bough.planning import Budget, Options, Plan, planned
@@ -87,7 +87,20 @@ class Limits:
         return max(found.arena / self.arena, found.flash / self.flash)
 
 
-def for_microcontroller(budget: Budget, options: Options) -> bool:
+def export_limits(graph: Graph, budget: Budget, options: Options) -> tuple[Limits | None, tuple[str, ...]]:
+    """Return what a budget for microcontrollers allows the C export: None for other budgets.
+
+    Where the model has no C export, the limits are None, too, and a note says why.
+    """
+    if not _for_microcontroller(budget, options):
+        return None, ()
+    try:
+        return Limits.of(graph, budget), ()
+    except ExportError as error:
+        return None, (f"peak_memory and flash are met by the closed form alone, as the model has no C export: {error}",)
+
+
+def _for_microcontroller(budget: Budget, options: Options) -> bool:
     """Return whether a budget is for the C export: INT8 with peak memory and, beside it, flash or widths for Cortex-M."""
     return (
         budget.peak_memory is not None
