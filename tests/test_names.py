@@ -50,3 +50,29 @@ def test_keys_give_their_paths_back(name):
     for path in ((name, "heads"), ("", "sizes", name), (name, name, name)):
         assert path_of(key_of(path)) == path
     assert key_of(("blocks.0", "attn", "heads")) == "blocks.0:attn:heads"
+
+
+class Stack(nn.Module):
+    """Layers with a list that has one item for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer_kinds = ["relu", "tanh", "relu"]
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in self.layer_kinds)
+
+    def forward(self, x):
+        for kind, layer in zip(self.layer_kinds, self.layers, strict=True):
+            x = x + getattr(torch, kind)(layer(x))
+        return x
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lists_with_an_item_for_each_layer(name):
+    net = nn.Sequential()
+    net.add_module("enter", nn.Linear(5, 8))
+    net.add_module(name, Stack())
+    net, x = randomize(net).eval(), torch.randn(2, 5, dtype=torch.float64)
+    graph = bough.trace(net, x)
+    plan = bough.plan(graph, bough.score(graph, "l2"), keep=1.0, drop=[f"{name}.layers.1"])
+    assert bough.cut(net, plan).get_submodule(name).layer_kinds == ["relu", "relu"]
+    assert bough.verify(net, bough.cut(net, plan), plan, x).equal

@@ -60,7 +60,7 @@ def check(model: nn.Module, plan: Plan) -> None:
         except (AttributeError, KeyError, IndexError, ValueError):
             raise PlanError(f"this plan was made for another model: it sets {key}, which does not exist here") from None
     for key, items in plan.sequences.items():
-        there = read(model, tuple(key.split(":")))
+        there = read(model, path_of(key))
         problem = index_problem(items, len(there)) if isinstance(there, (list, tuple)) else "is for a list"
         if items and problem is not None:
             raise PlanError(f"this plan is damaged: of the items of {key} it keeps {items}, which {problem}")
