@@ -165,7 +165,7 @@ def attribute_numbers(module: nn.Module, inner: bool = True) -> Iterator[tuple[P
 
 
 def _values_within(value: Any, path: Path, depth: int, seen: set[int]) -> Iterator[tuple[Path, Any]]:
-    """`held_values` of one value at `path`; `seen` are the ids of the objects that were gone through."""
+    """Yield the numbers and lists of one value at `path`; `seen` are the ids of the objects that were gone through."""
     kind = type(value)
     if kind is int:
         yield path, value
