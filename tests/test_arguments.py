@@ -196,7 +196,7 @@ CALLS = dict([
          progress=False),
     call(latency, model=MODEL, example_inputs=lambda: X, repeats=1, warmup=0, backend="eager"),
     call(bough.prune_checkpoint, source=lambda: llama()[0], budget=BUDGET, out=lambda: f"{tempfile.mkdtemp()}/out",
-         importance="l2", data=None, allocation="global", round_to=1, minimum=1, drop=(), ignore=(), only=None,
+         importance="l2", data=None, refit=False, allocation="global", round_to=1, minimum=1, drop=(), ignore=(), only=None,
          exact_only=False, overwrite=False, progress=False),
     call(bough.save_pretrained, result=lambda: llama()[1].model, plan=lambda: llama()[1].plan,
          folder=lambda: f"{tempfile.mkdtemp()}/out", source=None, overwrite=False),

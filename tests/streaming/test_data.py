@@ -33,7 +33,7 @@ def blocks_of(folder):
     model = architecture(folder)
     names, shards = Names(model), read_shards(folder)
     graph = bough.trace(model, example_inputs(model.config))
-    return ResidentBlocks(graph, folder, StreamedWeights(shards, placed(names, shards), names))
+    return ResidentBlocks(graph, StreamedWeights(shards, placed(names, shards), names))
 
 
 @pytest.mark.parametrize("family", ["llama_tied", "qwen2", "gpt2", "t5"])

@@ -39,7 +39,7 @@ from bough.calibration.processes import (
     process_rank,
     require_equal_in_processes,
 )
-from bough.calibration.staged_run import Observed, StagedRun, TapPoint
+from bough.calibration.staged_run import MAX_PAUSED, Observed, StagedRun, TapPoint
 from bough.calibration.sums import Sums
 from bough.calibration.synthetic import keeps_statistics, synthesize
 from bough.calibration.taps import Reader, Tap, preserve_state, tapped
@@ -47,6 +47,7 @@ from bough.calibration.thread_state import in_state_of_caller
 from bough.calibration.unfolding import Unfolded, unfold, unfold_output, unfold_pair, unit_columns
 
 __all__ = [
+    "MAX_PAUSED",
     "TINY",
     "ActivationStatistics",
     "BlockwiseData",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bough.calibration.batches import batch_size
 from bough.calibration.data import Data, Loss, check_sums
-from bough.calibration.staged_run import StagedRun, current_run, is_staged
+from bough.calibration.staged_run import MAX_PAUSED, StagedRun, current_run, is_staged
 from bough.calibration.sums import SAMPLES, Sums
 from bough.calibration.taps import Tap, preserve_state, tapped
 from bough.errors import PlanError, TraceError
@@ -23,9 +23,6 @@ _WHOLE = (
     "the criterion runs the whole model, for a loss or gradients, and the model is loaded block by block: use a criterion on "
     "activations, such as wanda, flap or block_influence, or load the model and use bough.prune"
 )
-
-MAX_PAUSED = 256
-"""Maximum number of batches whose runs are paused at a time; more batches are run in several turns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,13 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from bough.calibration.data import Data
-from bough.calibration.staged_run import Observed, StagedRun, TapPoint, current_run
+from bough.calibration.staged_run import MAX_PAUSED, Observed, StagedRun, TapPoint, current_run
 from bough.calibration.taps import Tap, tapped
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
-
-MAX_PAUSED = 256
-"""Maximum number of batches whose runs are paused at a time; each takes two threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +22,13 @@ class StagedModel:
 
     Attributes:
         graph: of the model.
-        stops: the tap point at which the run pauses, one per stage, in the order of the run.
-        needed: for each observed tap point, the last stage that reads its tensors.
+        stops: the tap point at which the run pauses, one per stage, in the order of the run; None for a stage in which the
+            run stays where it is.
+        needed: for each observed tap point, the last stage that reads its tensors; all stops are among the points.
     """
 
     graph: Graph
-    stops: tuple[TapPoint, ...]
+    stops: tuple[TapPoint | None, ...]
     needed: Mapping[TapPoint, int]
 
 
@@ -109,7 +107,8 @@ class PairedRuns:
         for run, model in zip(pair, self.models, strict=True):
             for point in [p for p in run.observed if model.needed[p] < stage]:
                 del run.observed[point]
-            run.advance(stage)
+            if model.stops[stage] is not None:
+                run.advance(stage)
         return pair[0].observed, pair[1].observed
 
 
@@ -120,15 +119,17 @@ def _close(pair: tuple[StagedRun, StagedRun]) -> None:
 
 def _taps(model: StagedModel) -> Iterator[Tap]:
     """Yield the taps that record the tensors of a model's tap points and pause its runs."""
-    stages: dict[TapPoint, int] = {point: stage for stage, point in enumerate(model.stops)}
     for point, last in model.needed.items():
+        stages = frozenset(stage for stage, stop in enumerate(model.stops) if stop == point)
 
-        def read(op: OpRecord, tensors: Sequence[Tensor], point: TapPoint = point, last: int = last) -> None:
+        def read(
+            op: OpRecord, tensors: Sequence[Tensor], point: TapPoint = point, last: int = last, stages: Any = stages
+        ) -> None:
             run = current_run()
             if last >= run.stage:
-                pauses_here = stages.get(point) == run.stage  # otherwise later operators may change the tensors in place
+                pauses_here = run.stage in stages  # otherwise later operators may change the tensors in place
                 run.observed[point] = [t.detach() if pauses_here else t.detach().clone() for t in tensors]
-            if stages.get(point) == run.stage:
+            while run.stage in stages:  # adjacent stages may pause at the same point
                 run.pause()
 
         yield Tap(point[0], read, results=point[1])

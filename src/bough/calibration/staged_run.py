@@ -25,6 +25,10 @@ Observed = Mapping[TapPoint, list[Tensor]]
 """Tensors observed in a run, by tap point."""
 
 
+MAX_PAUSED = 256
+"""Maximum number of batches whose runs are paused at a time; each run takes a thread."""
+
+
 class _RunClosed(BaseException):
     """Unwinds a run that was closed; not an Exception, so that `except Exception` in a model does not catch it."""
 

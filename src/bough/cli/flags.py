@@ -25,7 +25,7 @@ _SAID = {
     r"with bough\.save\(\.\.\., overwrite=True\)": "with --overwrite",
 }
 _CALLS = re.compile(
-    r"\b(?:bough\.)?(?:prune|plan|score|compare|refit|finetune|distill|iterate|Training|Distillation)\(([a-z_]+=[^()]*)\)"
+    r"\b(?:bough\.)?(?:prune(?:_checkpoint)?|plan|score|compare|refit|finetune|distill|iterate|Training|Distillation)\(([a-z_]+=[^()]*)\)"
 )
 _ARGUMENT = re.compile(r"(?<![\w.-])([a-z_]+)=(?:(True|False)\b|(?=[\w'\"\[{(.-]))")
 _SUBJECT = re.compile(r"^([a-z_]+): ")

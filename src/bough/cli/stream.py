@@ -16,7 +16,7 @@ from bough.cli.references import is_reference, with_options
 from bough.errors import ModelReferenceError, PlanError
 from bough.report.tables import costs_table, show
 
-_TAKEN = ("round_to", "minimum", "drop", "exact_only", "uniform", "allocation", "importance", "data", "ignore", "only")
+_TAKEN = ("round_to", "minimum", "drop", "exact_only", "uniform", "allocation", "importance", "data", "refit", "ignore", "only")
 
 
 def prune_stream(
@@ -57,6 +57,8 @@ def prune_stream(
     show(costs_table({"before": result.plan.original.to_dict(), "after": result.plan.cost.to_dict()}))
     for line in (*(f"cut: {n}: {k} of {size}" for n, (k, size) in result.plan.groups.items() if k < size), *result.plan.notes):
         typer.echo(line)
+    if result.refit is not None:
+        typer.echo(str(result.refit))
     for name in result.unknown:
         typer.echo(f"not written: {name}, which is no part of the model")
     typer.echo("not verified by numbers: the cut model was not run; names and shapes are those of the config")

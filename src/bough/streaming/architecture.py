@@ -25,8 +25,8 @@ def example_inputs(config: Any) -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(1, getattr(config, "num_channels", 3), side, side)}
 
 
-def architecture(folder: Path, device: torch.device = _META) -> nn.Module:
-    """Return the model that a folder's `config.json` describes, in eval mode; on the meta device, shapes without memory.
+def architecture(folder: Path) -> nn.Module:
+    """Return the model that a folder's `config.json` describes on the meta device, in eval mode.
 
     Raises:
         ModelReferenceError: transformers is not installed.
@@ -47,6 +47,6 @@ def architecture(folder: Path, device: torch.device = _META) -> nn.Module:
     if known is None:
         raise CheckpointError(f"{folder / 'config.json'} is of {names[0]}, which transformers {transformers.__version__} lacks")
     build = known._from_config if names else known.from_config
-    with device:
+    with _META:
         model: nn.Module = build(config, dtype=config.dtype or torch.float32)
     return model.eval()

@@ -35,6 +35,11 @@ class Part:
         """The shape of the part."""
         return tuple(d[1] - d[0] for d in self.dims if isinstance(d, tuple))
 
+    @property
+    def index(self) -> tuple[int | slice, ...]:
+        """The index that selects the part of the parameter."""
+        return tuple(d if isinstance(d, int) else slice(*d) for d in self.dims)
+
 
 class Names:
     """The names of a model's tensors in checkpoints.

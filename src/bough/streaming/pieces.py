@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class Piece:
         shape: its shape there.
         kept: of each dim, the indices kept.
         scales: (dim, indices among those kept, factor) to multiply by, in this order; dim -1: the whole tensor.
+        file: the file that has the tensor; None for the checkpoint's own file.
     """
 
     entry: Entry
@@ -39,6 +41,7 @@ class Piece:
     shape: tuple[int, ...]
     kept: tuple[Kept, ...]
     scales: tuple[tuple[int, NDArray[np.int64], float], ...]
+    file: Path | None = None
 
     @property
     def size(self) -> int:
@@ -57,6 +60,21 @@ class Pieces:
     def size(self) -> int:
         """Bytes of the cut model's checkpoint."""
         return sum(p.size for pieces in self.by_file.values() for p in pieces)
+
+    def replaced(self, tensors: Mapping[str, tuple[Path, Entry]]) -> Pieces:
+        """Return the pieces with some of them read from other files, where they are as they will be written.
+
+        Args:
+            tensors: {name in the cut model's checkpoint: (file, the tensor in it)}.
+        """
+
+        def new(piece: Piece) -> Piece:
+            if piece.name not in tensors:
+                return piece
+            file, entry = tensors[piece.name]
+            return replace(piece, entry=entry, kept=(None,) * len(entry.shape), scales=(), file=file)
+
+        return replace(self, by_file={file: tuple(map(new, pieces)) for file, pieces in self.by_file.items()})
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -25,6 +25,7 @@ from bough.streaming.architecture import architecture, example_inputs
 from bough.streaming.names import Names
 from bough.streaming.pieces import Pieces, Placed, pieces_of, placed
 from bough.streaming.progress import ByteProgress
+from bough.streaming.refit import CheckpointRefit, RefittedFiles, StreamedRefit, require_few_batches
 from bough.streaming.resident import ResidentBlocks
 from bough.streaming.run_folder import RunFolder
 from bough.streaming.shards import Shards, read_shards
@@ -44,6 +45,7 @@ class StreamedResult:
         resumed: whether an earlier run that ended early was continued.
         unknown: tensors of the original's files that are no part of the model (transformers ignores them); they are not
             in the new files.
+        refit: errors of each refitted weight, and the weights that were not refitted; None without `refit=True`.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class StreamedResult:
     bytes_after: int
     resumed: bool
     unknown: tuple[str, ...]
+    refit: StreamedRefit | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data, without the plan's indices."""
@@ -59,6 +62,7 @@ class StreamedResult:
             "folder": str(self.folder), "before": self.plan.original.to_dict(), "after": self.plan.cost.to_dict(),
             "bytes_before": self.bytes_before, "bytes_after": self.bytes_after, "resumed": self.resumed,
             "unknown": list(self.unknown), "groups": self.plan.groups, "notes": list(self.plan.notes),
+            "refit": None if self.refit is None else self.refit.to_dict(),
         }  # fmt: skip
 
 
@@ -69,6 +73,7 @@ def prune_checkpoint(
     *,
     importance: str | Criterion | DataCriterion = "group",
     data: Data | Iterable[Any] | None = None,
+    refit: bool = False,
     allocation: str | Allocator = "global",
     round_to: int | str = 1,
     minimum: float | Mapping[Any, float] = 1,
@@ -92,8 +97,10 @@ def prune_checkpoint(
         out: the new folder; made if absent.
         importance: the criterion, as for `score`. Of those on data, the ones that read statistics of activations, such as
             "wanda", "flap" and "block_influence"; not those that need a loss, gradients or second moments.
-        data: batches, for a criterion on data. They run block by block, with the weights of one block in memory, and the
-            inputs of the next block of all batches.
+        data: batches, for a criterion on data, and for `refit`. They run block by block, with the weights of one block in
+            memory, and the inputs of the next block of all batches.
+        refit: whether the weights of layers whose inputs the cut has changed are solved for, as `bough.refit` does, on at most
+            256 batches; one block of the dense model and one of the cut model are in memory.
         allocation, round_to, minimum, drop, ignore, only, exact_only: as for `plan`.
         overwrite: replace a checkpoint that is in `out`, and an unfinished run of other arguments.
         progress: whether to show a progress bar of bytes.
@@ -102,7 +109,7 @@ def prune_checkpoint(
         CheckpointError: a file of `source` is missing, truncated, damaged, or does not fit the config; or `out` has a
             checkpoint, an unfinished run of other arguments, or is in use.
         WriteError: a file can not be written, such as on a full disk; the same call continues.
-        BudgetError, PlanError, TraceError: as `plan` and `trace` do; the criterion needs data.
+        BudgetError, PlanError, TraceError: as `plan` and `trace` do; the criterion or `refit` needs data.
 
     Example:
         >>> import tempfile, bough, transformers
@@ -119,7 +126,7 @@ def prune_checkpoint(
     origin, place = folder_path(source, "prune_checkpoint"), folder_path(out, "prune_checkpoint")
     criterion = resolve_criterion(importance)
     batches = None if data is None else as_data(data, "prune_checkpoint")
-    _check_data(criterion, batches)
+    _check_data(criterion, batches, refit)
     options = Options(
         allocation=allocation, round_to=round_to, minimum=minimum, drop=drop, ignore=ignore, only=only, exact_only=exact_only,
         uniform=True,
@@ -127,12 +134,12 @@ def prune_checkpoint(
     if origin.resolve() == place.resolve():
         raise CheckpointError(f"{place} is the folder of the original, which is not overwritten: give another folder")
     shards = read_shards(origin)
-    run = RunFolder.of(place, origin, shards, (repr(criterion), repr(budget), repr(options), str(data is not None)))
+    run = RunFolder.of(place, origin, shards, (repr(criterion), repr(budget), repr(options), str(data is not None), str(refit)))
     if not overwrite and not run.exists():
         refuse_checkpoint(place)
     with exclusive(run.folder, CheckpointError):
         try:
-            return _Pruning(origin, shards, run, progress).result(criterion, batches, budget, options, overwrite)
+            return _Pruning(origin, shards, run, progress, refit).result(criterion, batches, budget, options, overwrite)
         except WriteError:
             raise
         except BoughError:
@@ -148,6 +155,7 @@ class _Pruning:
     shards: Shards
     run: RunFolder
     progress: bool
+    refit: bool
 
     def result(
         self, criterion: Any, data: Data | None, budget: Budget, options: Options, overwrite: bool
@@ -161,15 +169,32 @@ class _Pruning:
         why = config_mismatch(small)
         if why is not None:
             raise PlanError(f"the config can not express the plan ({why}); use bough.prune of the loaded model, and bough.save")
-        pieces = pieces_of(plan, names, Names(small), self.shards, where)
+        after = Names(small)
+        pieces, refitted = pieces_of(plan, names, after, self.shards, where), None
+        if self.refit and data is not None:
+            files = RefittedFiles(self.run.refitted)
+            refitted = files.ended() or self._refitted((model, small), (names, after), where, plan, pieces, files, data)
+            pieces = pieces.replaced(files.tensors())
         self._write(pieces)
         self.run.finish(plan, small, pieces)
-        return StreamedResult(self.run.place, plan, self.shards.size, pieces.size, resumed, pieces.unknown)
+        return StreamedResult(self.run.place, plan, self.shards.size, pieces.size, resumed, pieces.unknown, refitted)
+
+    def _refitted(
+        self, models: tuple[nn.Module, nn.Module], names: tuple[Names, Names], where: Placed, plan: Plan, pieces: Pieces,
+        files: RefittedFiles, data: Data,
+    ) -> StreamedRefit:  # fmt: skip
+        """Refit the cut model block by block."""
+        self.run.check_space(2 * pieces.size)  # the refitted tensors, and the files that are then written
+        with ByteProgress("refit", self.progress) as bar:
+            weights = StreamedWeights(self.shards, where, names[0], on_read=bar.advance)
+            refit = CheckpointRefit(models, names, plan, self.shards, weights, pieces, files, bar.advance)
+            bar.total = refit.size()
+            return refit.run(data)
 
     def _planned(
         self, model: nn.Module, names: Names, where: Placed, criterion: Any, data: Data | None, budget: Budget, options: Options
     ) -> Plan:  # fmt: skip
-        if data is not None:
+        if data is not None and getattr(criterion, "needs_data", False):
             graph, scores = self._scored_on_data(model, names, where, criterion, data)
         else:
             graph, scores = self._scored_by_weights(model, names, where, criterion)
@@ -193,7 +218,7 @@ class _Pruning:
         """Return the graph, and scores from data that runs block by block."""
         with ByteProgress("score", self.progress) as bar:
             graph = with_data_reached(trace(model, example_inputs(model.config)), [criterion])
-            blocks = ResidentBlocks(graph, self.origin, StreamedWeights(self.shards, where, names, on_read=bar.advance))
+            blocks = ResidentBlocks(graph, StreamedWeights(self.shards, where, names, on_read=bar.advance))
             bar.total = blocks.size()
             return graph, check_scores(blocks.graph, criterion(blocks.graph, blocks.data(data)), criterion)
 
@@ -206,11 +231,15 @@ class _Pruning:
                 self.run.write(file, pieces.by_file[file], self.shards.headers[file].metadata, bar.advance)
 
 
-def _check_data(criterion: Any, data: Data | None) -> None:
-    """Raise PlanError if a criterion and the data do not go together."""
+def _check_data(criterion: Any, data: Data | None, refit: bool) -> None:
+    """Raise PlanError if a criterion, the data and `refit` do not go together."""
     name = type(criterion).__name__
+    if refit:
+        if data is None:
+            raise PlanError("prune_checkpoint(refit=True) needs data: unlabelled batches, such as data=loader")
+        require_few_batches(data)
     if not getattr(criterion, "needs_data", False):
-        if data is not None:
+        if data is not None and not refit:
             raise PlanError(f"{name} reads no data: leave data out, or use a criterion on data, such as importance='wanda'")
         return
     if data is None:

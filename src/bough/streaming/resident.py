@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from bough.calibration import BlockwiseData, Data, stages_of
 from bough.graph import Graph
 from bough.ops import spec
-from bough.streaming.architecture import architecture
+from bough.streaming.cut_weights import CutWeights
 from bough.streaming.weights import StreamedWeights
 
 
@@ -25,8 +24,7 @@ class ResidentBlocks:
     traced graph. What a stage loads are the parameters that its operators read. Parameters that are not loaded are NaN.
 
     Args:
-        graph: of the model on the meta device.
-        folder: of the checkpoint, with `config.json`.
+        graph: of the model of transformers on the meta device.
         weights: where parameters are read from.
 
     Attributes:
@@ -34,9 +32,9 @@ class ResidentBlocks:
         stops: the operators before which a stage ends.
     """
 
-    def __init__(self, graph: Graph, folder: Path, weights: StreamedWeights) -> None:
+    def __init__(self, graph: Graph, weights: StreamedWeights | CutWeights) -> None:
         self._weights = weights
-        model = _without_parameters(folder)
+        model = _without_parameters(graph.model)
         self.graph = replace(graph, model=model)
         self.stops = _stops(graph)
         state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
@@ -61,16 +59,16 @@ class ResidentBlocks:
 
     def data(self, data: Data) -> BlockwiseData:
         """Return data whose passes load the weights stage by stage."""
-        return BlockwiseData(data.batches, data.forward, stops=self.stops, resident=self._resident)
+        return BlockwiseData(data.batches, data.forward, stops=self.stops, resident=self.resident)
 
     @contextmanager
-    def _resident(self, stage: int) -> Iterator[None]:
+    def resident(self, stage: int) -> Iterator[None]:
         """Load the parameters of a stage, and drop them on exit."""
         loaded = [self._parameters[name] for name in self._names[stage]]
         try:
             for name, parameter in zip(self._names[stage], loaded, strict=True):
                 parameter.data = self._weights.tensor(name).to(parameter.dtype)
-            with _caches_dropped():
+            with caches_dropped():
                 yield
         finally:
             for parameter in loaded:
@@ -78,7 +76,7 @@ class ResidentBlocks:
 
 
 @contextmanager
-def _caches_dropped() -> Iterator[None]:
+def caches_dropped() -> Iterator[None]:
     """Have caches of transformers forget keys and values once these are returned; they would be those of all layers."""
     from transformers import cache_utils
 
@@ -118,10 +116,10 @@ def _reads_weights(graph: Graph, index: int) -> bool:
     return any(n and graph.states[n].parameter for n in op.states) and not spec(op.name).rearranges and op.name != "_to_copy"
 
 
-def _without_parameters(folder: Path) -> nn.Module:
-    """Return the model of a folder's config, with all buffers, and with parameters that take no memory."""
+def _without_parameters(like: Any) -> nn.Module:
+    """Return a new model of the same class and config, with all buffers, and with parameters that take no memory."""
     with _parameters_on_meta():
-        model = architecture(folder, torch.device("cpu"))
+        model: nn.Module = type(like)._from_config(like.config, dtype=like.config.dtype or torch.float32).eval()
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -59,6 +59,11 @@ class RunFolder:
         """The run's own folder."""
         return self.place / _NAME
 
+    @property
+    def refitted(self) -> Path:
+        """The folder of refitted tensors."""
+        return self.folder / "refit"
+
     def exists(self) -> bool:
         """Return whether a run was begun here and has not ended."""
         return (self.folder / _JOB).is_file()

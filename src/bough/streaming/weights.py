@@ -69,8 +69,7 @@ class StreamedWeights:
             return self._read(tensors[0])
         value = torch.empty(self._names.parameters[first], dtype=self._entries[tensors[0]].dtype)
         for part in tensors:
-            place = self._placed.parts[part][0].dims
-            value[tuple(d if isinstance(d, int) else slice(*d) for d in place)] = self._read(part)
+            value[self._placed.parts[part][0].index] = self._read(part)
         return value
 
     def reduce(self, name: str, dim: int, reduction: Reduction) -> Tensor:

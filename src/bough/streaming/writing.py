@@ -25,7 +25,7 @@ def write_cut_file(
     """Write the pieces of a file, in the file's order, and return the sha256 of what was written.
 
     Args:
-        source: the file to cut.
+        source: the file to cut, for the pieces that name no other file.
         target: the new file; put in place when it is complete and synced.
         pieces: what is kept of the tensors.
         metadata: texts in the header.
@@ -56,6 +56,10 @@ def _copy(
     file: TensorFile, piece: Piece, buffers: Iterator[Tensor], write: Callable[[memoryview], None],
     on_read: Callable[[int], object],
 ) -> None:  # fmt: skip
+    if piece.file is not None and piece.file != file.path:
+        with TensorFile(piece.file) as other:
+            _copy(other, piece, buffers, write, on_read)
+        return
     entry = piece.entry
     rows = entry.shape[0] if entry.shape else 1
     width = (entry.end - entry.start) // max(rows, 1)

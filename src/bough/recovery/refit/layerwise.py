@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,15 +14,14 @@ from bough.calibration import (
     InputAxis,
     Observed,
     PairedRuns,
-    StagedModel,
+    Sums,
     Tap,
-    TapPoint,
     first_batches,
     first_process_object,
     process_count,
     process_rank,
     require_equal_in_processes,
-    tapped,
+    tapped_pass,
     unfold,
     unfold_output,
 )  # fmt: skip
@@ -32,44 +31,14 @@ from bough.planning import Plan
 from bough.recovery.correspondence import folded_factors, kept_units, name_after_cut, select_kept
 from bough.recovery.refit.consumers import Consumer, ResidualInput, find_consumers
 from bough.recovery.refit.mean_errors import MeanErrors
+from bough.recovery.refit.parameter_views import ParameterView, view_of
+from bough.recovery.refit.records import RefitOptions, RefittedLayer
 from bough.recovery.refit.ridge import FOLDS, NormalEquations, Solution
+from bough.recovery.refit.stages import BlockEnd, Stage, blocks_of_stages, residual_of, staged_dense, staged_small
 from bough.spaces import Space, indices
 from bough.tracing.flow import channel_scale
 
 _FEW_ROWS = 10  # rows per input of a layer, below which the solution may overfit the sample
-
-
-@dataclass(frozen=True, slots=True)
-class RefitOptions:
-    """Options of `refit_` that decide what is solved."""
-
-    ridge: float | None
-    sites: int
-    everything: bool
-    skips: bool
-    biases_only: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RefittedLayer:
-    """Record of a refitted weight.
-
-    Attributes:
-        name: of the parameter.
-        before, after: E|Y - X W - b|^2 as a share of the variance of Y (of E|Y|^2 if no constant can be added).
-        ridge: the strength that was used; None if only the bias was solved for.
-        note: a caveat; "" if there is none.
-    """
-
-    name: str
-    before: float
-    after: float
-    ridge: float | None
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain values, for JSON."""
-        return asdict(self)
 
 
 @dataclass(slots=True)
@@ -90,8 +59,11 @@ class LayerwiseRefit:
         plan: by which it was cut.
         data: calibration data.
         options: of `refit_`.
+        ends: of the blocks in which both models are loaded, but for the last one; none if both are loaded as a whole.
+        probe: the first batch, as data for a pass through the cut model; made from `data` unless given.
 
     Attributes:
+        blocks: the stages of each block.
         layers: records of the refitted weights.
         skipped: weights that are not refitted, with the reason.
         running_means: buffers of batch norms that took a constant, with their new values.
@@ -100,7 +72,10 @@ class LayerwiseRefit:
         PlanError: no weight can be refitted, or the data is empty.
     """
 
-    def __init__(self, dense: Graph, small: Graph, plan: Plan, data: Data, options: RefitOptions) -> None:
+    def __init__(
+        self, dense: Graph, small: Graph, plan: Plan, data: Data, options: RefitOptions, ends: Sequence[BlockEnd] = (),
+        probe: Data | None = None,
+    ) -> None:  # fmt: skip
         self.dense, self.small, self.plan, self.data, self.options = dense, small, plan, data, options
         self.kept = kept_units(dense, plan)
         search = find_consumers(dense, small, plan, self.kept, options.everything)
@@ -110,14 +85,15 @@ class LayerwiseRefit:
             **search.skipped,
             **dict.fromkeys(sorted(without), "it has no bias of its own that could take a mean"),
             **dict.fromkeys(sorted(written), "forward itself changes this weight"),
+            **(_used_several_times(search.consumers) if ends else {}),
         }
         self.layers: list[RefittedLayer] = []
         self.running_means: list[tuple[Tensor, Tensor]] = []
         self.weights: dict[str, _WeightState] = {}
-        self._tensors: dict[int, list[Tensor]] = {}  # arguments of each consumer in one run
+        self._arguments: dict[int, list[Tensor | ParameterView]] = {}  # of each consumer in one run
         begin = first_batches(data, 2)
         self._is_single_batch = len(begin) == 1 and (not data.distributed or process_count() == 1)
-        self._locate_weights(search.consumers, begin[0])
+        self._locate_weights(search.consumers, Data(begin[:1], data.forward) if probe is None else probe)
         consumers = [c for c in search.consumers if c.name in self.weights]
         if not consumers:
             cause = "No product of an activation and a weight reads what is cut." if plan.kept else "The plan cuts nothing."
@@ -129,95 +105,88 @@ class LayerwiseRefit:
             require_equal_in_processes(
                 [(c.name, c.small.op) for c in consumers], "the weights that its data reaches: refit in one process"
             )
-        self.stages = self._group_into_stages(consumers)
+        self.blocks = blocks_of_stages(consumers, ends, small, options.skips)
 
-    def _group_into_stages(self, consumers: Sequence[Consumer]) -> list[list[Consumer]]:
-        """Group adjacent consumers of the same input, unless the output of one is added to a value computed from another's."""
-        stages: list[list[Consumer]] = []
-        for c in consumers:
-            first, residual = stages[-1][0] if stages else None, self._residual(c)
-            same_input = first is not None and self._input_value(first) == self._input_value(c)
-            if first is not None and same_input and (residual is None or residual.small[0] < first.small.op):
-                stages[-1].append(c)
-            else:
-                stages.append([c])
-        return stages
-
-    def _input_value(self, c: Consumer) -> int:
-        return self.small.ops[c.small.op].inputs[c.small.argument]
-
-    def _locate_weights(self, consumers: Sequence[Consumer], batch: Any) -> None:
+    def _locate_weights(self, consumers: Sequence[Consumer], probe: Data) -> None:
         """Run the cut model on a batch and keep the weight that each consumer reads, if it is a view of a parameter."""
-        storages = {p.untyped_storage()._cdata for p in self.small.model.parameters()}
-        observed = self._tensors
+        names = {c.small.op: c.name for c in consumers}
 
         def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-            observed[op.index] = [t.detach() for t in tensors]
+            candidates = [self.small.tensor(n) for n in dict.fromkeys((names[op.index], *op.states)) if n]
+            self._arguments[op.index] = [view_of(t, candidates) or t.detach() for t in tensors]
 
-        with torch.no_grad(), tapped(self.small, [Tap(c.small.op, read) for c in consumers]):
-            self.data.run(self.small, batch)
+        tapped_pass(self.small, probe, [Tap(c.small.op, read) for c in consumers], Sums(), "refit")
         for c in consumers:
-            if c.small.op not in observed:
+            if c.small.op not in self._arguments:
                 self.skipped[c.name] = "the data does not reach it"
                 continue
-            weight = self._weight(c)
-            is_expanded = any(s == 0 and n > 1 for s, n in zip(weight.stride(), weight.shape, strict=True))
-            if weight.untyped_storage()._cdata not in storages or is_expanded:
+            arguments = self._arguments[c.small.op]
+            arguments[c.small.argument] = _without_memory(arguments[c.small.argument])
+            weight = arguments[_weight_argument(c.small)]
+            if not isinstance(weight, ParameterView) or weight.is_expanded:
                 self.skipped[c.name] = "the weight is computed from a parameter, and not a view of it"
             elif c.name not in self.skipped:
                 sums = MeanErrors() if self.options.biases_only else NormalEquations()
                 state = self.weights.setdefault(c.name, _WeightState(sums))
                 state.consumers.append(c)
-                if self._weight(state.consumers[0]).data_ptr() != weight.data_ptr():
+                first = self._arguments[state.consumers[0].small.op][_weight_argument(state.consumers[0].small)]
+                if not isinstance(first, ParameterView) or first.offset != weight.offset:
                     self.skipped[c.name] = "several ops read parts of it"
         for name in self.weights.keys() & self.skipped.keys():
             del self.weights[name]
 
-    def _weight(self, c: Consumer) -> Tensor:
-        """Return the weight as the consumer's operator reads it."""
-        return self._tensors[c.small.op][_weight_argument(c.small)]
+    def _tensors(self, c: Consumer) -> list[Tensor]:
+        """Return the arguments of a consumer's operator, with its weights as they are now."""
+        return [a.tensor if isinstance(a, ParameterView) else a for a in self._arguments[c.small.op]]
 
     def run(self, memory: int) -> None:
-        """Refit stage by stage.
+        """Refit all blocks of models that are loaded as a whole.
 
         Args:
             memory: bytes that half-finished runs, kept between stages, may take.
         """
         run_memory = sum(g.cost().peak_memory for g in (self.dense, self.small))
-        models = (self._staged_dense(), self._staged_small())
-        with PairedRuns(models, self.data, int(memory // max(run_memory, 1))) as runs:
-            for number, stage in enumerate(self.stages):
-                for batch, (dense, small) in enumerate(runs.at_stage(number)):
-                    for c in stage:
-                        self._accumulate(c, batch, dense, small[stage[0].small.op, False], small)
-                used_before = [self._solve(c) for c in stage]
-                if any(used_before):
-                    runs.restart()
+        with self.runs(int(memory // max(run_memory, 1))) as runs:
+            for block in range(len(self.blocks)):
+                self.solve_block(runs, block)
 
-    def _staged_small(self) -> StagedModel:
-        """Return the stages of the cut model: it pauses before the first consumer of each."""
-        stops = tuple((stage[0].small.op, False) for stage in self.stages)
-        needed = {point: i for i, point in enumerate(stops)}
-        for i, stage in enumerate(self.stages):
-            needed.update({(r.small[0], True): i for c in stage if (r := self._residual(c))})
-        return StagedModel(self.small, stops, needed)
+    def runs(self, max_paused: int) -> PairedRuns:
+        """Return runs of both models, to be entered; see `PairedRuns`."""
+        stages = [stage for block in self.blocks for stage in block]
+        models = (f(g, stages, self.options.skips) for f, g in ((staged_dense, self.dense), (staged_small, self.small)))
+        return PairedRuns(tuple(models), self.data, max_paused)  # type: ignore[arg-type]
 
-    def _staged_dense(self) -> StagedModel:
-        """Return the stages of the dense model: it pauses after the last consumer of each."""
-        stops = tuple((max(c.dense.op for c in stage), True) for stage in self.stages)
-        needed: dict[TapPoint, int] = {}
-        for i, stage in enumerate(self.stages):
-            for c in stage:
-                needed[c.dense.op, True] = i
-                if c.routed:
-                    needed[c.dense.op, False] = i
-                if residual := self._residual(c):
-                    needed[residual.dense[0], True] = i
-        return StagedModel(self.dense, stops, needed)
+    def solve_block(self, runs: PairedRuns, block: int) -> None:
+        """Refit the weights of a block, and advance the runs to its end."""
+        for number, stage in self._numbered(block):
+            for batch, (dense, small) in enumerate(runs.at_stage(number)):
+                for c in stage.consumers:
+                    self._accumulate(c, batch, dense, small[stage.consumers[0].small.op, False], small)
+            used_before = [self._solve(c) for c in stage.consumers]
+            if any(used_before):
+                runs.restart()
+
+    def pass_block(self, runs: PairedRuns, block: int, layers: Sequence[RefittedLayer], skipped: Mapping[str, str]) -> None:
+        """Advance the runs to the end of a block whose weights were refitted before.
+
+        Args:
+            runs: of both models.
+            block: number of the block.
+            layers, skipped: what was recorded of the block.
+        """
+        self.layers.extend(layers)
+        self.skipped.update(skipped)
+        for number, stage in self._numbered(block):
+            if not stage.consumers:
+                for _ in runs.at_stage(number):
+                    pass
+
+    def _numbered(self, block: int) -> list[tuple[int, Stage]]:
+        """Return the stages of a block with their numbers among all stages."""
+        return list(enumerate(self.blocks[block], sum(map(len, self.blocks[:block]))))
 
     def _residual(self, c: Consumer) -> ResidualInput | None:
-        """Return the value to which a consumer's output is added, if its error is to be compensated for."""
-        return c.residual if self.options.skips else None
+        return residual_of(c, self.options.skips)
 
     def _accumulate(self, c: Consumer, batch: int, dense: Observed, x: Sequence[Tensor], small: Observed) -> None:
         """Add a batch to a consumer's sums.
@@ -230,7 +199,7 @@ class LayerwiseRefit:
             small: tensors observed in the cut model's run.
         """
         op, dense_op = self.small.ops[c.small.op], self.dense.ops[c.dense.op]
-        tensors = list(self._tensors[c.small.op])
+        tensors = self._tensors(c)
         y = self._select(dense[c.dense.op, True][0], dense_op.results[0]) * self._folded_factors(c, dense_op)
         if c.routed:
             tensors = [t if i == _weight_argument(c.small) else dense[c.dense.op, False][i] for i, t in enumerate(tensors)]
@@ -269,7 +238,7 @@ class LayerwiseRefit:
     def _folded_factors(self, c: Consumer, op: OpRecord) -> Tensor | float:
         """Return the factors that the plan has folded into the weight, one per kept output."""
         scales = [s for s in self.plan.scales if name_after_cut(s.name, self.plan) == c.name]
-        return folded_factors(op, scales, self.kept).to(self._weight(c)) if scales else 1.0
+        return folded_factors(op, scales, self.kept).to(self._tensors(c)[_weight_argument(c.small)]) if scales else 1.0
 
     def _residual_error(self, residual: ResidualInput, dense: Observed, small: Observed) -> Tensor | float:
         """Return the difference between the dense model's residual input and the cut model's, before the norm in between."""
@@ -295,7 +264,7 @@ class LayerwiseRefit:
 
     def _unfolded_weight(self, c: Consumer) -> Tensor:
         """Return the weight as [blocks, d, outputs]."""
-        return unfold(c.small, self.small.ops[c.small.op], self._tensors[c.small.op], 1).w
+        return unfold(c.small, self.small.ops[c.small.op], self._tensors(c), 1).w
 
     def _solve(self, c: Consumer) -> bool:
         """Solve and write a weight once all its consumers are observed; return whether runs have used the old one before."""
@@ -307,7 +276,7 @@ class LayerwiseRefit:
         by_shift = {use.shift: use for use in state.consumers if use.shift}
         zeros = torch.zeros(len(start), start.shape[-1], dtype=torch.float64, device=start.device)
         shifts = {
-            name: zeros if use.constant is None else self._tensors[use.small.op][use.constant].double().reshape(zeros.shape)
+            name: zeros if use.constant is None else self._tensors(use)[use.constant].double().reshape(zeros.shape)
             for name, use in by_shift.items()
         }
         del self.weights[c.name]
@@ -340,9 +309,9 @@ class LayerwiseRefit:
 
     def _write_weight(self, c: Consumer, blocks: Tensor) -> None:
         """Write a weight [blocks, d, outputs] to the parameter, by unfolding the positions of its elements."""
-        tensor = self._weight(c)
+        tensor = self._tensors(c)[_weight_argument(c.small)]
         numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
-        arguments = [numbered if i == _weight_argument(c.small) else t for i, t in enumerate(self._tensors[c.small.op])]
+        arguments = [numbered if i == _weight_argument(c.small) else t for i, t in enumerate(self._tensors(c))]
         flat = torch.empty(tensor.numel(), dtype=torch.float64, device=tensor.device)
         flat[unfold(c.small, self.small.ops[c.small.op], arguments, 1).w.long().flatten()] = blocks.flatten()
         tensor.copy_(flat.view(tensor.shape))
@@ -350,12 +319,24 @@ class LayerwiseRefit:
     def _write_constant(self, c: Consumer, constant: Tensor) -> None:
         """Write a constant to the bias, or subtract it from the running mean of the batch norm."""
         if c.constant is not None:
-            bias = self._tensors[c.small.op][c.constant]
+            bias = self._tensors(c)[c.constant]
             bias.copy_(constant.reshape(bias.shape))
         else:
             mean = self.small.tensor(c.shift)
             mean -= constant.flatten()
             self.running_means.append((mean, mean.clone()))
+
+
+def _used_several_times(consumers: Sequence[Consumer]) -> dict[str, str]:
+    """Return the weights that several operators read, with the reason why models that are loaded block by block keep them."""
+    count = Counter(c.name for c in consumers)
+    return {n: "several operators read it, and the models are loaded block by block" for n, k in count.items() if k > 1}
+
+
+def _without_memory(argument: Tensor | ParameterView) -> Tensor:
+    """Return zeros in the shape of an activation, with the memory of one element."""
+    like = argument.tensor if isinstance(argument, ParameterView) else argument
+    return like.new_zeros(()).expand(like.shape)
 
 
 def _inverse_squares(squares: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ from bough.errors import PlanError
 from bough.graph import Graph
 from bough.planning import Plan
 from bough.recovery.correspondence import check_cut_shapes
-from bough.recovery.refit.layerwise import LayerwiseRefit, RefitOptions, RefittedLayer
+from bough.recovery.refit.layerwise import LayerwiseRefit
+from bough.recovery.refit.records import RefitOptions, RefittedLayer, table_of
 from bough.tracing import trace
 from bough.tracing.capture.execution import model_tensors
 from bough.tracing.capture.wrapped import traceable
@@ -56,12 +57,7 @@ class Refit:
         return {"layers": [x.to_dict() for x in self.layers], "skipped": dict(self.skipped)}
 
     def __str__(self) -> str:
-        lines = [f"{'refitted':56} {'error':>9} {'after':>9} {'ridge':>7}"]
-        for x in self.layers:
-            ridge = "-" if x.ridge is None else f"{x.ridge:.0e}"
-            lines.append(f"{x.name:56} {x.before:9.2%} {x.after:9.2%} {ridge:>7}{f'  ({x.note})' if x.note else ''}")
-        lines += [f"not refitted: {name}: {why}" for name, why in self.skipped.items()]
-        return "\n".join(lines)
+        return table_of(self.layers, self.skipped)
 
     __repr__ = __str__
 
