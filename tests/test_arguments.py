@@ -188,7 +188,7 @@ CALLS = dict([
          scale=1.0),
     call(bough.EnergyModel.of, name="int8"),
     call(bough.LatencyTable, device="", backend="", quantum=1, op_seconds=0.0, byte_seconds=0.0, points={}, scale=1.0,
-         factors={}),
+         factors={}, op_overhead=0.0),
     call(bough.LatencyTable.from_json, text=TABLE.to_json()),
     call(bough.LatencyTable.load, path="nowhere"),
     call(bough.Plan.from_json, text=PLAN.to_json()),
@@ -257,7 +257,7 @@ ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "class": "method build_model",
     "number": "accumulate activation_byte activation_bytes alpha batch_size bins byte_seconds ceiling clip damping dim "
     "dropout energy epochs every features flash growth heartbeat latency log_every lr mac macs memory minimum "
-    "op_seconds p params patience peak_memory periods permutations plans population probes quantum random "
+    "op_overhead op_seconds p params patience peak_memory periods permutations plans population probes quantum random "
     "points rank repeats ridge round_to rounds samples save_every scale seconds seed sites size step steps strength "
     "stride temperature tolerance trials updates warmup weight_byte weight_bytes weight_decay widths window",
     "list": "batches data depth drop dropped ignore kernels layers regularizers source start targets tokens",

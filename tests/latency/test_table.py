@@ -11,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 from torch import nn
 
 import bough
+from bough.cost.traffic import moving
 from bough.errors import BudgetError, PlanError, TraceError
-from bough.latency import LatencyTable, required_points, to_csv
+from bough.latency import LatencyLine, LatencyTable, required_points, to_csv
 from bough.latency.grids import Grid, GridLookup
 from bough.latency.op_shapes import is_timed, op_shapes, sized
 from bough.latency.op_timing import Place, SingleOp
@@ -27,6 +29,7 @@ from bough.targeting.correction import correct_table, fitted
 from tests.zoo.small import ZOO
 
 OP, BYTE = 2e-6, 1e-9
+X = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
 
 
 def cubed(key, widths):
@@ -121,10 +124,10 @@ def test_the_ops_of_a_table_run_alone_and_give_the_shapes_they_gave(graph):
 
 
 def test_json_and_csv_round_trip(graph, tmp_path):
-    table = table_of(graph, scale=1.25, factors={"linear": 1.5})
+    table = table_of(graph, scale=1.25, factors={"linear": 1.5}, op_overhead=1e-6)
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table
-    empty = LatencyTable("a chip", "its compiler", 2, OP, BYTE, {}, 1.25, {"linear": 1.5})
+    empty = LatencyTable("a chip", "its compiler", 2, OP, BYTE, {}, 1.25, {"linear": 1.5}, 1e-6)
     assert empty.with_csv(table.to_csv()) == table
     asked = to_csv([(key, w, None) for key, w in required_points(graph, 2)])
     with pytest.raises(PlanError, match=r"line 2 of the CSV can not be read"):
@@ -388,6 +391,9 @@ def test_factors_are_by_name_and_add_up():
     factors = {name: 1.0 + i for i, name in enumerate(parts)}
     expected = sum(factors[name] * seconds[0] for name, seconds in parts.items())
     assert table_of(graph, factors=factors).seconds(graph)[0] == pytest.approx(expected)
+    ops = len(list(moving(graph)))
+    slower = table_of(graph, factors=factors, op_overhead=1e-5, scale=2.0)
+    assert slower.seconds(graph)[0] == pytest.approx(2 * (expected + 1e-5 * ops))
 
 
 def test_correcting_finds_what_a_machine_takes():
@@ -408,6 +414,58 @@ def test_correcting_finds_what_a_machine_takes():
     scaled = table.scaled(float(machine.seconds(graph)[0] / table.seconds(graph)[0]))
     wrong, before = (np.abs(t.seconds(graph, *counts) / machine.seconds(graph, *counts) - 1).max() for t in (found, scaled))
     assert wrong < 0.05 < 0.15 < before
+
+
+def test_correcting_finds_an_overhead_of_each_op():
+    """Measured is 1.2 times the table's sum, and an overhead that is most of the time of small models."""
+    torch.manual_seed(0)
+    graph = bough.trace(nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(64, 64), nn.ReLU())), nn.Linear(64, 4)), X)
+    table = table_of(graph, quantum=8)
+    names = [g.name for g in graph.groups]
+    machine = replace(table, scale=1.2, op_overhead=float(table.seconds(graph)[0]) / 9)
+
+    def measure(model):
+        counts = dict(zip(names, (m.out_features for m in model if isinstance(m, nn.Linear)), strict=False))
+        return float(machine.seconds(graph, counts)[0])
+
+    found = correct_table(graph, table, measure, plans=16)
+    rng = np.random.default_rng(0)
+    counts = [{n: 8 * int(rng.integers(1, 9)) for n in names} for _ in range(20)]
+    assert found.seconds(graph, *counts) == pytest.approx(machine.seconds(graph, *counts), rel=0.03)
+    negative = correct_table(graph, table, lambda model: 1e-3 * sum(p.numel() for p in model.parameters()) ** 2)
+    assert negative.op_overhead == 0.0
+
+
+@given(st.data())
+def test_a_line_is_that_of_nonnegative_least_squares(data):
+    """Where it rises, by a hundredth of the ratio at least; otherwise the ratio of least squares is taken."""
+    positive = st.floats(0.1, 10)
+    rows = data.draw(st.lists(st.tuples(st.integers(1, 50), positive, positive), min_size=1, max_size=6))
+    ops, predicted, measured = np.array(rows).T
+    line = LatencyLine.fitted(ops, predicted, measured)
+    x = np.stack([ops, predicted], axis=1) / measured[:, None]
+    overhead, slope = nnls(x, np.ones(len(x)))[0]
+
+    def error(*coefficients):
+        return float(np.square(x @ coefficients - 1).sum())
+
+    for exact, rounded in zip((line.op_overhead, line.slope), (line.rounded().op_overhead, line.rounded().slope), strict=True):
+        assert rounded == pytest.approx(exact, rel=0.0051)
+    ratio = nnls(x[:, 1:], np.ones(len(x)))[0][0]
+    if line.op_overhead > 0:
+        assert line.slope > 0.01 * ratio
+        assert error(line.op_overhead, line.slope) == pytest.approx(error(overhead, slope), abs=1e-6)
+    else:
+        assert line.slope == pytest.approx(ratio)
+        distinct = np.linalg.cond(x) < 1e2
+        assert overhead == pytest.approx(0, abs=1e-6) or slope <= 0.0101 * ratio or not distinct
+
+
+def test_a_table_on_a_line_predicts_what_the_line_says(graph):
+    table, rng = table_of(graph, scale=1.5, factors={"linear": 2.0}, op_overhead=1e-6), np.random.default_rng(0)
+    line, ops = LatencyLine(3e-6, 0.4), table.part(graph).ops
+    counts = [{g.name: int(rng.integers(1, g.size + 1)) for g in graph.groups} for _ in range(5)]
+    assert table.on_line(line).seconds(graph, *counts) == pytest.approx(3e-6 * ops + 0.4 * table.seconds(graph, *counts))
 
 
 @pytest.mark.parametrize(("round_to", "step"), [(None, 4), (8, 8), (1, 1)])

@@ -16,6 +16,7 @@ from bough.latency.grids import Grid, GridLookup, Widths
 from bough.latency.op_shapes import OpShape, is_timed, op_shapes
 
 OTHER = "other"  # the name of all ops that are not timed by themselves
+OVERHEAD = "overhead"  # the name of the term that is the same for each op
 
 
 class OpTimes(Protocol):
@@ -37,6 +38,8 @@ class OpTimes(Protocol):
     def scale(self) -> float: ...
     @property
     def factors(self) -> Mapping[str, float]: ...
+    @property
+    def op_overhead(self) -> float: ...
 
 
 class LatencyForm:
@@ -44,9 +47,10 @@ class LatencyForm:
 
     Attributes:
         scopes: for each term, the groups that it depends on.
-        names: for each term, the name of its op; `OTHER` for ops that are not timed by themselves.
+        names: for each term, the name of its op; `OTHER` for ops that are not timed by themselves, `OVERHEAD` for what
+            all ops take besides.
         overhead: seconds that no plan removes: for each op with prunable widths its time at the smallest measured widths,
-            for each other op the table's `op_seconds`.
+            for each other op the table's `op_seconds`; and for each op its `op_overhead`.
         ops: number of ops.
 
     Raises:
@@ -71,15 +75,17 @@ class LatencyForm:
         self._widths = builder.build()
         self._untimed = _untimed_ops(table, graph)
         ops = [tuple(sorted({columns[a] for s in x.letters for a in s.atoms if a in columns})) for x in shapes]
-        self.scopes = [*ops, *self._untimed.scopes]
-        self.names = [*(s.name for s in shapes), *(OTHER for _ in self._untimed.scopes)]  # of each term
-        factors = [table.factors.get(name, 1.0) for name in self.names]
-        self.matrix = np.concatenate([np.ones((1, len(shapes))), self._untimed.matrix], axis=1) * factors * table.scale
         untimed = sum(not is_timed(op) for op, _ in moving(graph))
+        self.ops = len(shapes) + untimed
+        self.scopes = [*ops, *self._untimed.scopes, ()]
+        self.names = [*(s.name for s in shapes), *(OTHER for _ in self._untimed.scopes), OVERHEAD]  # of each term
+        factors = [*(table.factors.get(name, 1.0) for name in self.names[:-1]), 1.0]
+        seconds = [np.ones((1, len(shapes))), self._untimed.matrix, np.full((1, 1), table.op_overhead * self.ops)]
+        self.matrix = np.concatenate(seconds, axis=1) * factors * table.scale
         fastest = [float(grids[s.key].times.min()) if s.letters else table.op_seconds for s in shapes]
         timed = sum(seconds * factor for seconds, factor in zip(fastest, factors, strict=False))
-        self.overhead = table.scale * (timed + untimed * table.op_seconds * table.factors.get(OTHER, 1.0))
-        self.ops = len(shapes) + untimed
+        other = untimed * table.op_seconds * table.factors.get(OTHER, 1.0)
+        self.overhead = table.scale * (timed + other + self.ops * table.op_overhead)
 
     def seconds_by_op(self, counts: Counts) -> dict[str, NDArray[np.float64]]:
         """Return the seconds [plans] that all ops of a name take together, by name, at counts [plans, groups]."""
@@ -89,7 +95,7 @@ class LatencyForm:
     def terms(self, counts: Counts) -> NDArray[np.float64]:
         """Return the terms [terms, plans] at counts [plans, groups]."""
         widths = self._widths.matrix @ self._widths.terms(counts)
-        return np.concatenate([self._lookup(widths[self._rows]), self._untimed.terms(counts)])
+        return np.concatenate([self._lookup(widths[self._rows]), self._untimed.terms(counts), np.ones((1, counts.shape[0]))])
 
 
 def _untimed_ops(table: OpTimes, graph: Graph) -> Polynomials:

@@ -18,6 +18,7 @@ from bough.errors import PlanError, TraceError
 from bough.graph import Graph
 from bough.latency.form import LatencyForm
 from bough.latency.grids import Widths
+from bough.latency.line import LatencyLine
 from bough.latency.op_timing import OpTimer, Place
 from bough.latency.points import from_csv, required_points, to_csv
 from bough.storage import schema, write_text
@@ -31,7 +32,8 @@ _FIELDS = schema.record(
         "quantum": schema.whole(1), "op_seconds": schema.number, "byte_seconds": schema.number, "scale": schema.number,
         "factors": schema.table(schema.number),
         "points": schema.table(schema.items(schema.row(schema.items(schema.whole()), schema.number))),
-    }
+    },
+    {"op_overhead": schema.number},
 )  # fmt: skip
 
 
@@ -49,6 +51,8 @@ class LatencyTable:
         points: {key of an op's shape: {widths of its letters: seconds}}, see `bough.latency.op_shapes`.
         scale: ratio of the measured time of a whole model to the sum over its ops.
         factors: the same ratio by name of op ("other": all ops that are not timed by themselves), see `correct_table`.
+        op_overhead: seconds that each op of a whole model takes besides, whatever its widths, see `correct_table`; times
+            `scale`, as all times.
 
     Example:
         >>> import torch, bough
@@ -71,6 +75,7 @@ class LatencyTable:
     points: Mapping[str, Mapping[Widths, float]] = field(default_factory=dict)
     scale: float = 1.0
     factors: Mapping[str, float] = field(default_factory=dict)
+    op_overhead: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -100,10 +105,15 @@ class LatencyTable:
         """Return the table with all times multiplied by `factor`."""
         return replace(self, scale=self.scale * factor)
 
+    def on_line(self, line: LatencyLine) -> LatencyTable:
+        """Return the table that predicts what the line says of this table's predictions."""
+        scale = self.scale * line.slope
+        return replace(self, scale=scale, op_overhead=self.op_overhead + line.op_overhead / scale)
+
     def to_json(self) -> str:
         """Return the table as JSON text."""
         data = {"format": FORMAT, "version": VERSION, "device": self.device, "backend": self.backend}
-        numbers = {k: getattr(self, k) for k in ("quantum", "op_seconds", "byte_seconds", "scale")}
+        numbers = {k: getattr(self, k) for k in ("quantum", "op_seconds", "byte_seconds", "scale", "op_overhead")}
         points = {key: [[list(w), t] for w, t in sorted(times.items())] for key, times in self.points.items()}
         return json.dumps({**data, **numbers, "factors": dict(self.factors), "points": points}, indent=1)
 
@@ -214,6 +224,7 @@ class LatencyTable:
         if bad:
             raise PlanError(f"a latency of {bad[2]} seconds, of {bad[0]} at widths {list(bad[1])}: times are not negative")
         numbers = {"op_seconds": self.op_seconds, "byte_seconds": self.byte_seconds, "scale": self.scale, **self.factors}
+        numbers["op_overhead"] = self.op_overhead
         for name, value in numbers.items():
             if not 0 <= value < math.inf:
                 raise PlanError(f"this latency table is damaged: {name} is {value}")

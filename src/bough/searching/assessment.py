@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -27,10 +27,12 @@ class MeasuredCosts:
     Attributes:
         measure: model -> {field of `Cost`: value}.
         limits: {field of `Cost`: largest value that is allowed}.
+        dense: {field of `Cost`: value of the dense model}, where that was measured.
     """
 
     measure: Callable[[nn.Module], Mapping[str, float]]
     limits: Mapping[str, float]
+    dense: Mapping[str, float] = field(default_factory=dict)
 
     def violations(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return by how much each bound is missed, as a share of the bound; zero or less where it is met."""
@@ -52,8 +54,9 @@ def measured_latency(
             raise SearchError(f"measure(model) gave {value!r}: the seconds of a model are wanted")
         return {"latency": value}
 
-    limits = budget.limits(replace(original, latency=seconds(model)["latency"]))
-    return MeasuredCosts(seconds, {"latency": limits["latency"]})
+    dense = seconds(model)
+    limits = budget.limits(replace(original, latency=dense["latency"]))
+    return MeasuredCosts(seconds, {"latency": limits["latency"]}, dense)
 
 
 def measured_export(graph: Graph, limits: Limits) -> MeasuredCosts:

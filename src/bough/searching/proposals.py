@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from bough.searching.corrections import Corrections, MeasuredCandidate
 from bough.searching.goals import Goals
 from bough.searching.mutation import costs_of, exchanged, mutated
 from bough.searching.pareto import pareto
@@ -21,8 +22,6 @@ from bough.searching.surrogate import Surrogate
 FOUND = "found"  # the user attribute of a trial with what came of it
 _LOOKS = (1, 4, 16)  # mutations that are compared by their scores, before one is evaluated
 _BY_SURROGATE = 0.5  # share of the local search's proposals that are the surrogate's own, while it has new ones
-_NEAREST = 5  # candidates whose measured costs correct the predicted ones
-_LEAST_RATIO = 0.01  # of a measured cost to the predicted one
 _CORRECTED = 3  # times as many start points as without measurements, at most
 _TRIES = 200  # proposals that are known already, before the space is gone through one by one
 
@@ -39,12 +38,12 @@ class Proposals(BaseSampler):
 
     def __init__(
         self, space: SearchSpace, goals: Goals, minimized: list[str], method: str, seed: int, population: int,
-        starts: Callable[[SearchSpace], Sequence[tuple[str, Choice]]], measured: Mapping[str, float] | None = None,
+        starts: Callable[[SearchSpace], Sequence[tuple[str, Choice]]], corrections: Corrections,
     ) -> None:  # fmt: skip
-        self._given, self._space, self._goals, self._minimized = space, space, goals, minimized
+        self._goals, self._minimized, self._corrections = goals, minimized, corrections
         self._method, self._seed, self._population, self._starts = method, seed, population, starts
-        self._measured = measured or {}  # the largest values that may be measured, by field of `Cost`
-        self._started = {"": list(starts(space))}
+        self._given = self._space = corrections.space([])
+        self._started = {self._given: list(starts(self._given))}
         self.distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, int(n)) for name, n in zip(space.names, space.highest, strict=True)
         }
@@ -164,29 +163,25 @@ class Proposals(BaseSampler):
         return Surrogate.of(self._space, [self.choice_of(t.params) for t in done], [_divergence(t) for t in done])
 
     def _corrected(self, trials: Sequence[FrozenTrial]) -> SearchSpace:
-        """Return the space whose limits on predicted costs are such that what is measured meets the bounds."""
-        ratios = {name: self._ratio(trials, name) for name in self._measured}
-        corrected = {name: self._measured[name] / ratio for name, ratio in ratios.items() if ratio is not None}
-        return self._given.limited(corrected) if corrected else self._given
-
-    def _ratio(self, trials: Sequence[FrozenTrial], name: str) -> float | None:
-        """Return a cost as measured over its prediction, in percent steps: the median of the candidates nearest the bound."""
-        found = [t.user_attrs.get(FOUND, {}) for t in trials]
-        known = [(f["measured"][name], f["cost"][name]) for f in found if name in f.get("measured", {})]
-        near = sorted(known, key=lambda pair: abs(pair[0] - self._measured[name]))[:_NEAREST]
-        return max(round(float(np.median([m / predicted for m, predicted in near])), 2), _LEAST_RATIO) if near else None
+        """Return the space whose predicted costs are corrected by those that were measured."""
+        known = [(t, t.user_attrs[FOUND]) for t in trials if t.user_attrs.get(FOUND, {}).get("measured")]
+        return self._corrections.space(
+            [
+                MeasuredCandidate(self._given.candidate(self.choice_of(t.params)).left_out, found["cost"], found["measured"])
+                for t, found in known
+            ]
+        )
 
     def _start_points(self, trials: Sequence[FrozenTrial]) -> Sequence[tuple[str, Choice]]:
-        """Return the start points, then those for the limits that measurements have corrected, once these differ."""
-        key = "" if self._space is self._given else " ".join(f"{self._space.limits[name]:.6g}" for name in self._measured)
-        first = self._started[""]
+        """Return the start points, then those for the costs that measurements have corrected."""
+        first = self._started[self._given]
         tried = sum(str(t.user_attrs.get(MADE, {}).get("origin", "")).startswith("start") for t in trials)
-        if not key or tried < len(first) or tried >= _CORRECTED * max(len(first), 1):
+        if self._space is self._given or tried < len(first) or tried >= _CORRECTED * max(len(first), 1):
             return first
-        if key not in self._started:
-            names = ", ".join(self._measured)
-            self._started[key] = [(f"{origin}, {names} corrected", c) for origin, c in self._starts(self._space)]
-        return [*first, *self._started[key]]
+        if self._space not in self._started:
+            names = ", ".join(self._corrections.names)
+            self._started[self._space] = [(f"{origin}, {names} corrected", c) for origin, c in self._starts(self._space)]
+        return [*first, *self._started[self._space]]
 
     def _inner(self, rng: np.random.Generator) -> BaseSampler:
         seed = int(rng.integers(2**31))

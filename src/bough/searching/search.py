@@ -29,6 +29,7 @@ from bough.planning import Allocator, Budget, Options
 from bough.planning.budget import priced
 from bough.searching.assessment import Divergence, MeasuredCosts, measured_export, measured_latency
 from bough.searching.building import search_space, subnet_space
+from bough.searching.corrections import Corrections
 from bough.searching.goals import Goals, goals_of
 from bough.searching.live import shown, write_front
 from bough.searching.makers import CutMaker, Maker, SubnetMaker
@@ -240,8 +241,7 @@ def run_search(
         _, skipped = start_points(run.space, run.start, minimized)
         proposals = Proposals(
             run.space, goals, minimized, run.method, run.seed, run.population,
-            lambda space: start_points(space, run.start, minimized)[0],
-            {name: limit for check in run.checks for name, limit in check.limits.items()},
+            lambda space: start_points(space, run.start, minimized)[0], Corrections(run.space, run.checks),
         )  # fmt: skip
         identity = {
             **run.identity,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bough.cost import Cost, shown
 from bough.errors import BudgetError
+from bough.latency import LatencyLine
 from bough.planning.allocation import Column
 from bough.planning.allocation.greedy import cumulated
 from bough.planning.allocation.problem import SLACK
@@ -78,11 +79,12 @@ class SearchSpace:
         other.limits = {n: min(m[n] for m in (self.limits, limits) if n in m) for n in {**self.limits, **limits}}
         return other
 
-    def limited(self, limits: Mapping[str, float]) -> SearchSpace:
-        """Return the space with other limits on some costs, in place of its own; itself if no candidate would meet them."""
+    def corrected(self, line: LatencyLine | None, limits: Mapping[str, float]) -> SearchSpace | None:
+        """Return the space with latencies on a line and other limits on some costs; None if no candidate would meet them."""
         other = copy(self)
+        other.pricing = self.pricing if line is None else self.pricing.corrected(line)
         other.limits = {**self.limits, **limits}
-        return other if other.feasible(other.highest)[0] else self
+        return other if other.feasible(other.highest)[0] else None
 
     def size(self) -> float:
         """Return the number of choices, whether they meet the limits or not; inf where it is beyond floats."""
