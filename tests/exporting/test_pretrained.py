@@ -127,7 +127,8 @@ def test_the_command_line_says_where_from_pretrained_can_not_load(llama, tmp_pat
     printed = run("prune", f"hf:{tmp_path / 'source'}", "--budget", "params=95%", "--importance", "l2", "--no-refit", *only,
                "--overwrite", "--out", str(out))  # fmt: skip
     assert "with --uniform it can" in printed
-    assert sorted(p.name for p in out.iterdir()) == ["model.safetensors", "plan.json"]  # nothing of the other plan is left
+    names = ["model.safetensors", "per_layer_config.json", "plan.json"]  # nothing of the other plan is left
+    assert sorted(p.name for p in out.iterdir()) == names
 
 
 def test_a_folder_is_checked_when_it_is_loaded_and_not_replaced_unasked(llama, tmp_path):

@@ -20,6 +20,7 @@ from bough.cutting import cut_, rebuild
 from bough.errors import CheckpointError
 from bough.exporting.contents import (
     FORMAT,
+    PER_LAYER,
     PLAN,
     VERSION,
     WEIGHTS,
@@ -30,12 +31,12 @@ from bough.exporting.contents import (
     read_weights,
 )
 from bough.exporting.pretrained_tensors import pretrained_tensors
-from bough.planning import Plan
+from bough.planning import Plan, per_layer_config
 from bough.recovery import check_cut_shapes
 from bough.sparsity.attached_masks import without_masks
 from bough.sparsity.formats import format_named
 from bough.sparsity.sparse_files import write_encoded
-from bough.storage import file_digest, make_folder, write_files
+from bough.storage import file_digest, make_folder, write_files, write_text
 from bough.storage.state import packed, storable, unpacked
 from bough.tracing.capture.wrapped import unwrap
 
@@ -73,6 +74,9 @@ def save(  # type: ignore[misc]
     `finetune`, `distill` or a loop of your own, as `save(model, plan, folder)`. Tensors that share memory are written once.
     What modules return from `get_extra_state` is saved too: numbers, text, tensors, and lists, tuples and dicts of them. A
     wrapper around the model (`torch.compile`, `DataParallel`, ...) is not part of the checkpoint.
+
+    For a model of transformers whose layers differ after the cut, `per_layer_config.json` says in which fields of the config,
+    in the form of transformers' own `config.per_layer_config`, if that can express it; `load` does not read the file.
 
     Both files are complete on the disk before the first is renamed.
 
@@ -138,6 +142,8 @@ def save(  # type: ignore[misc]
     make_folder(place)
     forget_pretrained(place, but=(WEIGHTS,))
     write_files([(place / WEIGHTS, write_weights), (place / PLAN, write_plan)])
+    if overrides := per_layer_config(inner):
+        write_text(place / PER_LAYER, json.dumps(overrides, indent=2) + "\n")
     return place
 
 

@@ -23,7 +23,7 @@ from bough.storage.schema import Invalid, flag, items, one_of, read_json, record
 
 FORMAT, VERSION = "bough-checkpoint", 2
 PRETRAINED, PRETRAINED_VERSION = "bough-pretrained", 1
-PLAN, WEIGHTS = "plan.json", "model.safetensors"
+PLAN, WEIGHTS, PER_LAYER = "plan.json", "model.safetensors", "per_layer_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,9 @@ def pretrained_contents(plan: Plan, files: Mapping[str, str], *, training: bool)
 def forget_pretrained(place: Path, but: Collection[str] = ()) -> None:
     """Delete from a folder the plan of a model of transformers, its config, and the files that belong to it except `but`.
 
-    Nothing is deleted where the folder has no such plan, or a damaged one.
+    Where the folder has no such plan, or a damaged one, only the fields of layers that `save` wrote are deleted.
     """
+    (place / PER_LAYER).unlink(missing_ok=True)
     with suppress(CheckpointError):
         files = read_contents(place).files
         if files is None:

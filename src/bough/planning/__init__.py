@@ -3,6 +3,7 @@
 from bough.planning.allocation import Allocator
 from bough.planning.attributes import Stale, stale_lines
 from bough.planning.budget import Budget
+from bough.planning.config_widths.per_layer import per_layer_config
 from bough.planning.config_widths.recipe import config_mismatch
 from bough.planning.draft import uncut_plan as uncut_plan
 from bough.planning.options import OnConflict, Options
@@ -18,6 +19,7 @@ __all__ = [
     "Scale",
     "Stale",
     "config_mismatch",
+    "per_layer_config",
     "plan",
     "planned",
     "stale_lines",
