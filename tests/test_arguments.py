@@ -112,10 +112,9 @@ CALLS = dict([
          allocations=["global"], seeds=[0], data=None, loss=None, refit=False, ignore=(), only=None, tie=None, folder=None,
          about=None, lower_is_better=False, progress=False),
     call(bough.search, model=MODEL, example_inputs=lambda: X, evaluate=error, budget=BUDGET, objectives=None, at_least=None,
-         at_most=None, trials=1, method="random", screen=None, measure=None, population=2, start=(), layers=(), importance="l2",
-         data=None,
-         refit=False, recalibrate=False, make=None, ignore=(), only=None, tie=None, storage=None, name="search", heartbeat=1,
-         about=None, seed=0, progress=False),
+         at_most=None, noise=None, trials=1, method="random", screen=None, measure=None, population=2, start=(), layers=(),
+         importance="l2", data=None, refit=False, recalibrate=False, make=None, ignore=(), only=None, tie=None,
+         storage=None, name="search", heartbeat=1, about=None, seed=0, progress=False),
     call(bough.perplexity, model=lambda: nn.Embedding(7, 7), tokens=[1, 2, 3], window=2, stride=None, batch_size=1),
     call(bough.sensitivity, graph=GRAPH, scores=SCORES, evaluate=error, widths=[0.5]),
     call(bough.correct_table, graph=GRAPH, table=TABLE, measure=lambda model: 1.0, plans=1, seed=0, round_to=1),
@@ -250,7 +249,7 @@ def outcome(function, name, value):
 ACCEPTED = {  # what makes sense, or is not looked at until it is used
     "None": "about accelerator allocation at_least at_most budget callback checkpoint clip data device dim distillation "
     "dtype energy evaluate example_inputs flash folder forward graph groups importance kernels latency loss lora macs "
-    "make measure match methods names objectives only onto optimizer otherwise params path patience pattern peak_memory "
+    "make measure match methods names noise objectives only onto optimizer otherwise params path patience pattern peak_memory "
     "precision quantization recover refit rewind_to ridge round_to save_every screen source start storage stride student "
     "table targets tie train training within",
     "string": "backend checkpoint device folder importance method name out path source start storage",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.tasks.mlperf import tflite_layers
-from benchmarks.tasks.task import Task, accuracy, accuracy_of_part, cross_entropy, pairs
+from benchmarks.tasks.task import Task, accuracy, cross_entropy, pairs, right_in_part
 
 CALIBRATION, VALIDATION = 300, 300  # clips; the rest, 400, are the test
 FILE = "mlperf_tiny/kws_ref_model_float32.tflite"
@@ -65,5 +65,5 @@ def keywords(load: ModuleType, test: int, split: int = 0) -> Task:
     return Task(
         pretrained(Path(load.__file__).parent / FILE), pairs(fit, known, 64), cross_entropy,
         lambda model: {"accuracy": accuracy(model, tested, truth), "clips": len(truth)},
-        lambda model: accuracy(model, unseen, wanted), "macs", choose_part=accuracy_of_part(unseen, wanted),
+        lambda model: accuracy(model, unseen, wanted), "macs", choose_samples=right_in_part(unseen, wanted),
     )  # fmt: skip

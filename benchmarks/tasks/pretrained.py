@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from benchmarks.cifar import Augmented, images, predicted, test_images
-from benchmarks.tasks.task import Task, accuracy, accuracy_of_part, cross_entropy, label_loss, pairs
+from benchmarks.tasks.task import Task, accuracy, cross_entropy, label_loss, pairs, right_in_part
 from bough import recovery
 from tests.zoo.shim import declare_torchvision_ops
 
@@ -39,7 +39,7 @@ def mobilenet(load: ModuleType, test: int) -> Task:
         model, pairs(train, truth, 32), cross_entropy,
         lambda small: {"agreement": accuracy(small, x, dense), "images": len(x)},
         lambda small: accuracy(small, train[:256], same), "macs", metric="agreement",
-        choose_part=accuracy_of_part(train[:256], same),
+        choose_samples=right_in_part(train[:256], same),
     )  # fmt: skip
 
 

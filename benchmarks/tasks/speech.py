@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cifar import Drawn, batches
-from benchmarks.tasks.task import Task, accuracy, accuracy_of_part, cross_entropy, label_loss, pairs
+from benchmarks.tasks.task import Task, accuracy, cross_entropy, label_loss, pairs, right_in_part
 from benchmarks.tasks.trained import recipe, settings_of, trained
 from bough import recovery
 
@@ -144,7 +144,7 @@ def speech_task(load: ModuleType, test: int, name: str, build: Callable[[], nn.M
         trained(name, build, train, settings), pairs(calibration, known, 128), cross_entropy,
         lambda model: {"accuracy": accuracy(model, x, y), "clips": len(y)},
         lambda model: accuracy(model, validation, wanted), "macs",
-        train_set=lambda: learned, output_loss=label_loss, choose_part=accuracy_of_part(validation, wanted),
+        train_set=lambda: learned, output_loss=label_loss, choose_samples=right_in_part(validation, wanted),
     )  # fmt: skip
 
 

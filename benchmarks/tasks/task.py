@@ -31,7 +31,7 @@ class Task:
         train: (small, model) distills `small` in place by a known recipe; only where that takes minutes.
         train_set: makes the dataset for training, of pairs (input, label), augmented; its items are drawn from torch's
             global generator, as `bough.finetune` expects.
-        choose_part: (model, share) -> `choose` on this share of the validation data.
+        choose_samples: (model, share) -> [samples], of which `choose` is the mean, on this share of the validation data.
         output_loss: (output, batch) -> mean over the batch, as `bough.finetune(loss=)` takes it.
     """
 
@@ -47,7 +47,7 @@ class Task:
     metric: str = "accuracy"
     train_set: Callable[[], Dataset[Any]] | None = None
     output_loss: Callable[[Any, Any], Tensor] | None = None
-    choose_part: Callable[[nn.Module, float], float] | None = None
+    choose_samples: Callable[[nn.Module, float], Tensor] | None = None
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
@@ -64,12 +64,12 @@ def pairs(x: Tensor, y: Tensor, size: int) -> list[Any]:
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
-def accuracy_of_part(x: Tensor, labels: Tensor) -> Callable[[nn.Module, float], float]:
-    """Return (model, share) -> accuracy on the first share of the samples, at least one of them."""
+def right_in_part(x: Tensor, labels: Tensor) -> Callable[[nn.Module, float], Tensor]:
+    """Return (model, share) -> [samples], 100 where the predicted class is right, of the first share of the samples."""
 
-    def part(model: nn.Module, share: float) -> float:
+    def part(model: nn.Module, share: float) -> Tensor:
         n = max(1, round(share * len(x)))
-        return accuracy(model, x[:n], labels[:n])
+        return 100.0 * (predicted(model, x[:n]) == labels[:n])
 
     return part
 

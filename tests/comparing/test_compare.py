@@ -263,7 +263,7 @@ def test_rows_that_fail_are_kept_and_stop_nothing(tmp_path):
     assert evaluate.calls == calls
 
 
-@pytest.mark.parametrize("gives", [float("nan"), "good", None, {}, {"a": float("inf")}, torch.zeros(2)])
+@pytest.mark.parametrize("gives", [float("nan"), "good", None, {}, {"a": float("inf")}, torch.zeros(2, 2)])
 def test_no_number_is_an_error(gives):
     with pytest.raises(ComparisonError, match="evaluate gave"):
         compare(*same_mlp(), ["l2"], [HALF], lambda model: gives)

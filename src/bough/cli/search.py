@@ -54,7 +54,7 @@ def space_options(
 @given_by(planning=space_options)
 def search(
     model: Model,
-    evaluate: Annotated[str, typer.Option(help="module:fn; fn(model) is the metric, or a dict of metrics")],
+    evaluate: Annotated[str, typer.Option(help="module:fn; fn(model) is the metric, or an array of it by sample, or a dict")],
     out: Annotated[Path, typer.Option(help="folder for the study, the front and its models; a study in it is continued")],
     planning: dict[str, Any],
     budget: Annotated[list[str] | None, typer.Option(help="such as macs=50% or latency=3ms; may be repeated")] = None,
@@ -63,6 +63,10 @@ def search(
     ] = None,
     at_least: Annotated[list[str] | None, typer.Option(help="METRIC=BOUND that results meet; may be repeated")] = None,
     at_most: Annotated[list[str] | None, typer.Option(help="METRIC=BOUND that results meet; may be repeated")] = None,
+    noise: Annotated[
+        list[str] | None,
+        typer.Option(help="METRIC=STANDARD ERROR, of a metric that evaluate gives as one number; may be repeated"),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="candidates that all workers together evaluate")] = None,
     method: Annotated[str | None, typer.Option(help=", ".join(METHODS))] = None,
     screen: Annotated[
@@ -105,8 +109,9 @@ def search(
     given = calibration(data, loss, [importance] if importance else [], progress=False)
     options = chosen(
         budget=budget_of(budget) if budget else None, objectives=_pairs("--objective", objectives, str),
-        at_least=_pairs("--at-least", at_least, float), at_most=_pairs("--at-most", at_most, float), trials=trials,
-        method=method, screen=None if screen is None else _screen(screen), population=population,
+        at_least=_pairs("--at-least", at_least, float), at_most=_pairs("--at-most", at_most, float),
+        noise=_pairs("--noise", noise, float), trials=trials, method=method,
+        screen=None if screen is None else _screen(screen), population=population,
         start=[allocation_of(a) for a in start] if start else None, layers=layers or None,
         importance=None if importance is None else given.criterion(importance), data=given.data, refit=refit,
         recalibrate=recalibrate, name=name, heartbeat=heartbeat, seed=seed, ignore=ignore or None, only=only or None,

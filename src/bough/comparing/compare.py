@@ -14,10 +14,11 @@ from bough.calibration import Data, Loss, as_data
 from bough.calls import FORWARD, as_calls
 from bough.comparing.comparison import Comparison
 from bough.comparing.folder import Folder, identity_of
+from bough.comparing.metrics import Evaluate
 from bough.comparing.named_criteria import NamedCriterion, named_criteria
 from bough.comparing.naming import Many, budget_name, by_name, named
 from bough.comparing.rows import DENSE, Row
-from bough.comparing.run import Evaluate, Run, Scored
+from bough.comparing.run import Run, Scored
 from bough.errors import ComparisonError
 from bough.importance import Criterion, DataCriterion
 from bough.importance.score import with_data_reached
@@ -65,8 +66,8 @@ def compare(
         criteria: names (see `bough.importance.CRITERIA`) or criteria, one or several; {name: criterion} gives them names of
             their own in the table.
         budgets: what may remain; likewise one, several, or {name: budget}.
-        evaluate: model -> a metric, or a dict of metrics; sorted and plotted by the first. It is given models of its own, so
-            it may train them.
+        evaluate: model -> a metric (a number, or an array of one value per sample, whose mean counts), or a dict of metrics;
+            sorted and plotted by the first. It is given models of its own, so it may train them.
         allocations: names or allocators, as for `plan`, or {name: allocator}.
         planning: other options of `plan`, such as `round_to=8`.
         data: what criteria, and with `refit` the refit, read: batches that can be gone through again.

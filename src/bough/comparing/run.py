@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from bough.calibration import Data
+from bough.comparing.metrics import Evaluate, measured
 from bough.comparing.named_criteria import NamedCriterion
 from bough.comparing.rows import DENSE, Row
 from bough.cutting import cut, rebuild
@@ -21,9 +19,6 @@ from bough.graph import Graph
 from bough.importance import score
 from bough.planning import Allocator, Budget, Plan, plan
 from bough.recovery import refit_
-
-Evaluate = Callable[[nn.Module], Any]
-"""model -> a metric, or {name: metric} of which the first is sorted by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +49,7 @@ class Run:
         seconds: dict[str, float] = {}
         own = copied(self.graph.model, lambda name, tensor, parameter: tensor.clone())[0]
         with _timed(seconds, "evaluate"):
-            metrics = measured(self.evaluate, own)
+            metrics = measured(self.evaluate, own).values
         cost = self.graph.cost().to_dict()
         return Row(DENSE, metrics=metrics, cost=cost, kept=dict.fromkeys(cost, 1.0), seconds=seconds)
 
@@ -90,28 +85,10 @@ class Run:
                 refitted = refit_(model, small, plan_, self.data, example_inputs=self.example_inputs)
             found["notes"] += tuple(f"not refitted: {name}: {why}" for name, why in refitted.skipped.items())
         with _timed(seconds, "evaluate"):
-            given = measured(self.evaluate, small)
+            given = measured(self.evaluate, small).values
         if list(given) != metrics:
             raise ComparisonError(f"evaluate gave {', '.join(given)}; for the dense model it gave {', '.join(metrics)}")
         found["metrics"] = given
-
-
-def measured(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
-    """What `evaluate` gives, as numbers by name; one number goes by the function's name.
-
-    Raises:
-        ComparisonError: it gives no number, or one that is not finite.
-    """
-    given = evaluate(model)
-    named = given if isinstance(given, Mapping) else {getattr(evaluate, "__name__", "metric"): given}
-    try:
-        metrics = {("metric" if str(name) == "<lambda>" else str(name)): float(value) for name, value in named.items()}
-    except (TypeError, ValueError, RuntimeError):
-        raise ComparisonError(f"evaluate gave {given!r}: a number is wanted, or a dict of numbers") from None
-    broken = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
-    if broken or not metrics:
-        raise ComparisonError(f"evaluate gave {', '.join(broken) or 'no metric'}: finite numbers are wanted")
-    return metrics
 
 
 def _costs(plan_: Plan) -> dict[str, Any]:

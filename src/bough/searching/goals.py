@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from bough.errors import SearchError
 from bough.graph import FIELDS
@@ -84,6 +85,15 @@ def goals_of(
                 hint = ": bound costs by the budget" if name in costs else ""
                 raise SearchError(f"{option} names {name!r}, which is no metric of evaluate ({', '.join(metrics)}){hint}")
     return Goals(dict(objectives), dict(at_least or {}), dict(at_most or {}))
+
+
+def check_noise(noise: Mapping[str, float], metrics: Sequence[str]) -> None:
+    """Raise SearchError for a standard error that is negative, or of no metric of `evaluate`."""
+    for name, error in noise.items():
+        if name not in metrics:
+            raise SearchError(f"noise names {name!r}, which is no metric of evaluate ({', '.join(metrics)})")
+        if not 0 <= error < inf:
+            raise SearchError(f"noise={{{name!r}: {error}}}: a standard error is wanted, at least 0")
 
 
 def _missing(name: str, metrics: Sequence[str], costs: Sequence[str]) -> str:

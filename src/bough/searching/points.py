@@ -16,6 +16,7 @@ class Point:
         origin: the start point ("start: greedy", "dense"), or the method that proposed it.
         counts, left_out: the candidate: units kept by group name, and layers left out.
         metrics: what `evaluate` gave, by name; empty where it failed.
+        errors: standard errors of the metrics that are means over samples.
         cost: costs by the closed form, per field of `Cost`.
         values: of the objectives, in their order; empty where it failed.
         violations: by how much bounds on metrics are missed, as shares; zero or less where they are met.
@@ -31,6 +32,7 @@ class Point:
     counts: Mapping[str, int]
     left_out: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     values: tuple[float, ...] = ()
     violations: Mapping[str, float] = field(default_factory=dict)

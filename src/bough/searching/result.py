@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from bough.graph import shown
 from bough.planning import Plan
 from bough.searching.goals import Goals
 from bough.searching.makers import Maker
-from bough.searching.pareto import pareto
 from bough.searching.plot import plot
 from bough.searching.points import Point
+from bough.searching.selection import Selected, explained, selected
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,7 @@ class SearchResult:
         lost: trials whose workers died; their candidates were evaluated by later trials.
         frozen: {group that no candidate cuts: reason}.
         notes: what the costs stand on.
+        noise: {metric: standard error} as given, in place of those that the metrics' samples give.
     """
 
     points: tuple[Point, ...]
@@ -44,20 +44,24 @@ class SearchResult:
     lost: int = 0
     frozen: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
+    noise: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def selected(self) -> tuple[Selected, ...]:
+        """The points of the front by the one-standard-error rule, each with the point that it stands for (see `selection`)."""
+        return selected(self.points, self.goals, self.noise)
 
     @property
     def front(self) -> tuple[Point, ...]:
         """The points that meet all bounds and that no other such point dominates, the best by the first objective first.
 
-        Of points that are equal by all objectives, the one whose outputs are closest to the dense model's counts.
+        Of points that differ by less than one standard error, the one whose outputs are closest to the dense model's counts.
         """
-        good = sorted((p for p in self.points if p.good), key=lambda p: inf if p.divergence is None else p.divergence)
-        losses = [self.goals.losses(p.values) for p in good]
-        return tuple(good[i] for i in sorted(pareto(losses), key=lambda i: losses[i]))
+        return tuple(s.point for s in self.selected)
 
     @property
     def best(self) -> Point:
-        """The point of the front that is best by the first objective.
+        """The point of the front that is best by the first objective, by the one-standard-error rule.
 
         Raises:
             SearchError: no candidate meets the bounds on metrics.
@@ -94,9 +98,11 @@ class SearchResult:
         return self.maker(point.counts, point.left_out)
 
     def to_dict(self) -> dict[str, Any]:
-        numbers = [p.number for p in self.front]
+        chosen = self.selected
+        numbers, stand_for = [s.point.number for s in chosen], [s.instead_of.number for s in chosen]
         return {
             **self.goals.to_dict(), "dense": dict(self.dense), "original": dict(self.original), "front": numbers,
+            "instead_of": stand_for, "rule": explained(chosen, self.goals, list(self.dense)),
             "points": [p.to_dict() for p in self.points], "lost": self.lost, "frozen": dict(self.frozen or {}),
             "notes": list(self.notes),
         }  # fmt: skip
@@ -115,7 +121,9 @@ class SearchResult:
         """Return what is to be said besides the front: failures, bounds that were missed, and what the costs stand on."""
         failed = [p for p in self.points if p.error]
         unmet = sum(p.error is None and not p.good for p in self.points)
-        lines = [f"{len(self.points)} candidates evaluated, {len(self.front)} on the front"]
+        chosen = self.selected
+        lines = [f"{len(self.points)} candidates evaluated, {len(chosen)} on the front"]
+        lines += explained(chosen, self.goals, list(self.dense))
         if failed:
             lines.append(f"{len(failed)} failed, such as by: {failed[0].error}")
         if unmet:

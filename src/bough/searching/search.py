@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import nn
 from bough.arguments import check_arguments
 from bough.calibration import Data, as_data, require_reiterable
 from bough.comparing.folder import identity_of
+from bough.comparing.metrics import Evaluate, measured
 from bough.comparing.naming import named
-from bough.comparing.run import Evaluate, measured
 from bough.cost import EnergyModel
 from bough.cost.prices import Prices
 from bough.cutting.cut import copied
@@ -30,7 +30,7 @@ from bough.planning.budget import priced
 from bough.searching.assessment import Divergence, MeasuredCosts, measured_export, measured_latency
 from bough.searching.building import search_space, subnet_space
 from bough.searching.corrections import Corrections
-from bough.searching.goals import Goals, goals_of
+from bough.searching.goals import Goals, check_noise, goals_of
 from bough.searching.live import shown, write_front
 from bough.searching.makers import CutMaker, Maker, SubnetMaker
 from bough.searching.result import SearchResult
@@ -56,6 +56,7 @@ def search(
     objectives: Mapping[str, str] | None = None,
     at_least: Mapping[str, float] | None = None,
     at_most: Mapping[str, float] | None = None,
+    noise: Mapping[str, float] | None = None,
     trials: int = 100,
     method: str = "nsga2",
     screen: Callable[[nn.Module, float], float] | None = None,
@@ -83,8 +84,9 @@ def search(
 
     Candidates that miss the budget cost nothing: the closed form prices them, and they are moved to the nearest one that meets
     it. Each candidate is cut, refitted or recalibrated on `data`, and evaluated. With `data`, the divergence of its outputs
-    from the dense model's is recorded, too: it decides between candidates of equal metrics, and guides "local". First come the
-    plans that bough's allocators find, so the result is at least as good as they are. Equal candidates are evaluated once.
+    from the dense model's is recorded, too: it decides between candidates whose metrics differ by less than a standard error,
+    and guides "local". First come the plans that bough's allocators find, so the result is at least as good as they are, but
+    for noise. Equal candidates are evaluated once.
 
     Several processes that make the same call with the same `storage` share the study: each evaluates a part of the `trials`. A
     process that is killed loses the candidate that it was evaluating, which another worker, or the next call, evaluates again.
@@ -92,12 +94,15 @@ def search(
     Args:
         model, example_inputs, ignore, only, tie: as for `trace`. Of a supernet (see `bough.supernet`) the subnets are searched:
             nothing is cut or refitted, and batch norms are recomputed on `data`; example inputs are not needed (None).
-        evaluate: model -> a metric, or a dict of metrics, of data that the model is not tested on.
+        evaluate: model -> a metric, or a dict of metrics, of data that the model is not tested on. A metric is a number, or an
+            array of one value per sample (such as whether each prediction is right), whose mean is the metric.
         budget: upper bounds on costs that all candidates meet. Peak memory at int8, with flash or round_to="cortex-m", is of
             each candidate's C export (see `meet_arena`), but for supernets, of which the closed form counts.
         objectives: {metric of `evaluate`, or field of `Cost`: "max" or "min"}; a metric, such as a measured latency, takes the
             place of the cost of its name. By default the first metric is maximized, and without a budget MACs are minimized.
         at_least, at_most: {metric: bound} that a result has to meet, known only once a candidate is evaluated.
+        noise: {metric: its standard error}, of metrics that are numbers; those that are arrays have it from their values. Of
+            candidates within one standard error of the best, the one of least divergence is chosen; 0 turns this off.
         trials: how many candidates the study evaluates in all; more of them continue a study.
         method: "nsga2" (a genetic algorithm, for several objectives too), "tpe", "local" (mutations of the best candidates at
             constant cost) or "random".
@@ -130,7 +135,7 @@ def search(
             study of another model or call; the first ten candidates all failed.
         PlanError, TraceError: as the stages do.
 
-    Source: Deb et al., 2002 (NSGA-II); Bergstra et al., 2011 (TPE).
+    Source: Deb et al., 2002 (NSGA-II); Bergstra et al., 2011 (TPE); Breiman et al., 1984 (the one-standard-error rule).
 
     Example:
         >>> import torch, bough
@@ -187,7 +192,7 @@ def search(
     diverges = None if batches is None or make is not None else Divergence(graph, batches)
     run = Run(
         space, maker, evaluate, identity, trials, method, screen, population, tuple(start), seed, progress, tuple(checks),
-        diverges,
+        diverges, dict(noise or {}),
     )  # fmt: skip
     return run_search(
         run, graph, lambda metrics: goals_of(
@@ -207,6 +212,7 @@ class Run:
         identity: what distinguishes the search from others.
         checks: costs that are measured of each candidate's model, and their bounds.
         diverges: model -> how far its outputs are from the dense model's.
+        noise: {metric: standard error}, see `search`.
     """
 
     space: SearchSpace
@@ -222,6 +228,7 @@ class Run:
     progress: bool = False
     checks: tuple[MeasuredCosts, ...] = ()
     diverges: Divergence | None = None
+    noise: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_search(
@@ -236,8 +243,9 @@ def run_search(
 
     with opened(storage, heartbeat) as where:
         dense = measured(run.evaluate, copied(graph.model, lambda _, tensor, __: tensor.clone())[0])
-        goals = goals_for(tuple(dense))
-        minimized = goals.costs(list(dense))
+        goals = goals_for(tuple(dense.values))
+        minimized = goals.costs(list(dense.values))
+        check_noise(run.noise, list(dense.values))
         _, skipped = start_points(run.space, run.start, minimized)
         proposals = Proposals(
             run.space, goals, minimized, run.method, run.seed, run.population,
@@ -254,7 +262,8 @@ def run_search(
         folder = None if storage is None or "://" in str(storage) else Path(storage)
 
         def result() -> SearchResult:
-            return SearchResult(study.points(), goals, dense, original, run.maker, study.lost(), frozen, (*notes, *skipped))
+            said = (*notes, *skipped)
+            return SearchResult(study.points(), goals, dense.values, original, run.maker, study.lost(), frozen, said, run.noise)
 
         with shown(result, run.trials, run.progress) as update:
 
@@ -264,8 +273,8 @@ def run_search(
                     write_front(folder, result())
 
             Worker(
-                where, study, run.space, goals, proposals, run.maker, run.evaluate, tuple(dense), run.trials, run.screen, after,
-                run.checks, run.diverges,
+                where, study, run.space, goals, proposals, run.maker, run.evaluate, tuple(dense.values), run.trials, run.screen,
+                after, run.checks, run.diverges,
             ).run()  # fmt: skip
         found = result()
         if folder is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bough.comparing.run import Evaluate, measured
+from bough.comparing.metrics import Evaluate, measured
 from bough.errors import BoughError, SearchError
 from bough.searching.assessment import Divergence, MeasuredCosts
 from bough.searching.candidate import Candidate
@@ -94,14 +94,17 @@ class Worker:
             with _timed(seconds, "evaluate"):
                 metrics = measured(self.evaluate, model)
             known = self._assessed(model, seconds)
-            if set(metrics) != set(self.metrics):
-                raise SearchError(f"evaluate gave {', '.join(metrics)}; for the dense model it gave {', '.join(self.metrics)}")
+            if set(metrics.values) != set(self.metrics):
+                names = ", ".join(metrics.values)
+                raise SearchError(f"evaluate gave {names}; for the dense model it gave {', '.join(self.metrics)}")
         except Exception as error:
             return {**found, "error": str(error) if isinstance(error, BoughError) else f"{type(error).__name__}: {error}"}
-        values, violations = self.goals.values(metrics, cost), self.goals.violations(metrics)
+        values, violations = self.goals.values(metrics.values, cost), self.goals.violations(metrics.values)
         for check in self.checks:
             violations |= check.violations(known["measured"])
-        return {**found, "metrics": metrics, "values": values, "violations": violations, **known}
+        return {
+            **found, "metrics": metrics.values, "errors": metrics.errors, "values": values, "violations": violations, **known
+        }  # fmt: skip
 
     def _assessed(self, model: nn.Module, seconds: dict[str, float]) -> dict[str, Any]:
         """Return what is known of a model besides the user's metrics."""
