@@ -156,6 +156,37 @@ def test_what_only_one_type_fits_follows_it_and_what_several_fit_freezes_them():
     assert any("auxiliary" in f.reason and "give a call" in f.reason for f in bough.trace(model, x).frozen)
 
 
+def test_what_other_modules_compute_inside_is_not_seen_by_the_code_around_them():
+    """A part that no call reaches can read what modules return, but not the hidden units of a module beside it."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(24, 24), nn.Linear(24, 24)
+
+        def forward(self, x):
+            hidden = self.up(x).relu()
+            return {"out": x + self.down(hidden)}
+
+    class Scored(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block, self.out = nn.Linear(6, 24), Block(), nn.Linear(24, 3)
+            self.score = nn.Linear(24, 5)
+
+        def forward(self, x, scored=False):
+            x = self.block(self.stem(x))["out"]
+            return self.score(x) if scored else self.out(x)
+
+    model, x = Scored().eval(), torch.randn(2, 6)
+    graph = bough.trace(model, x)
+    assert [g.name for g in graph.groups] == ["block.up"]
+    assert any(f.name == "stem" and "score, which no call reaches" in f.reason for f in graph.frozen)
+    result = bough.prune(model, x, bough.Budget(macs="60%"))
+    assert result.model.block.up.out_features < 24
+    assert torch.allclose(result.model(x, scored=True), bough.mask(model, result.plan)(x, scored=True), atol=1e-6)
+
+
 def test_adapters_that_are_turned_off_follow_the_layer_around_them():
     class Adapted(nn.Module):
         def __init__(self, given, made):

@@ -127,13 +127,17 @@ class OpRecord:
 
 @dataclass(frozen=True, slots=True)
 class ModuleCall:
-    """One call of a module: the numbers of the values that enter and leave; its ops are start .. end - 1."""
+    """One call of a module: the numbers of the values that enter and leave; its ops are start .. end - 1.
+
+    `form`: 0 if it returns a tensor, n for a tuple of n. `returns`: the numbers of all values in what it returns.
+    """
 
     enters: int
     leaves: int
-    form: int  # 0: returns a tensor; n: a tuple of n
+    form: int
     start: int
     end: int
+    returns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,8 +1,9 @@
 """What a module or tensor that no call reached would have to follow, by the widths of what it could read and write.
 
-Nothing shows where such a part is used. But it can only be used inside the module that holds it, and what it reads or writes
-there has the width of its first or last layer. If one type in the calls of that module has this width, the part follows it;
-if several have, these are frozen, so that the part goes on to fit.
+Nothing shows where such a part is used. But the code that uses it is that of the module that holds it. This code sees what
+enters the module, what it computes itself and what the modules that it calls return, not what these compute inside. What the
+part reads or writes there has the width of its first or last layer. If one type that this code sees has this width, the part
+follows it; if several have, these are frozen, so that the part goes on to fit.
 """
 
 from __future__ import annotations
@@ -91,13 +92,18 @@ def _by_every_name(model: nn.Module, recorder: Recorder) -> dict[str, State]:
 
 
 class _Visible:
-    """The types of the values in the calls of one module."""
+    """The types of the values that the code of one module sees in its calls."""
 
     def __init__(self, ops: Sequence[OpRecord], runs: Runs, module: str) -> None:
         self.module = module
         module_calls = [p for run in runs for p in run.get(module, ())]
+        spans = [(p.start, p.end) for p in module_calls] if module else [(0, len(ops))]
         types = value_axes(ops)
-        inside = value_axes(op for p in module_calls for op in ops[p.start : p.end]) if module else types
+        inner = _outermost(p for run in runs for name, calls in run.items() if not _encloses(name, module) for p in calls)
+        hidden = {i for p in inner for i in range(p.start, p.end)}
+        inside = value_axes(ops[i] for start, end in spans for i in range(start, end) if i not in hidden)
+        returned = (n for p in inner if any(a <= p.start and p.end <= b for a, b in spans) for n in p.returns)
+        inside.update((n, types[n]) for n in returned if n in types)
         enters, leaves = {p.enters for p in module_calls}, {p.leaves for p in module_calls}
         between = [axes for n, axes in inside.items() if n not in enters and n not in leaves]
         self.readable = [*between, *(types[n] for n in enters if n in types)]
@@ -130,6 +136,20 @@ class _Visible:
         for axis in free:
             freeze(axis, f"{part}, which no call reaches, may read or write {size} units here: give a call that reaches it")
         return f"axes of {size} units in {where}, which it may read or write, are not cut"
+
+
+def _encloses(name: str, module: str) -> bool:
+    """Return whether a module is `module` or holds it."""
+    return name == module or module.startswith(f"{name}.")
+
+
+def _outermost(calls: Iterable[ModuleCall]) -> list[ModuleCall]:
+    """Return the calls that are made inside no other one."""
+    found: list[ModuleCall] = []
+    for call in sorted(calls, key=lambda p: (p.start, -p.end)):
+        if not found or call.end > found[-1].end or call.start == call.end:
+            found.append(call)
+    return found
 
 
 def _ends_of_module(model: nn.Module, name: str, states: Mapping[str, State]) -> Iterator[_End]:

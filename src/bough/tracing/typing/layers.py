@@ -17,6 +17,7 @@ from bough.graph import Layer, ModuleCall, OpRecord
 from bough.ops import spec
 from bough.spaces import normal
 from bough.tracing.capture.stream import tensors_in
+from bough.tracing.capture.tree import tensors_within
 from bough.tracing.typing.recorder import Recorder
 
 _ENTRIES = (nn.ModuleList, nn.Sequential)
@@ -86,7 +87,9 @@ class Watch:
             form = len(result) if type(result) is tuple else 0
             first = result[0] if form else result
             leaves = recorder.value(recorder.owned(first)).number if isinstance(first, Tensor) else -1
-            self.runs[-1].setdefault(name, []).append(ModuleCall(enters, leaves, form, start, len(recorder.ops)))
+            numbers = (recorder.number(tensor) for tensor in tensors_within(result))
+            returns = tuple(dict.fromkeys(n for n in numbers if n is not None))
+            self.runs[-1].setdefault(name, []).append(ModuleCall(enters, leaves, form, start, len(recorder.ops), returns))
             return result
 
         return noting

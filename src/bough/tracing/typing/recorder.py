@@ -119,6 +119,11 @@ class Recorder:
             self.value(found)
         return found
 
+    def number(self, tensor: Tensor) -> int | None:
+        """Return the number of a tensor's value; None of a tensor that no operator of this run has read or made."""
+        value = self._known(tensor) or self._known(self.execution.stand_ins.get(id(tensor), tensor))
+        return None if value is None else value.number
+
     def shape(self, tensor: Tensor) -> torch.Size:
         value = self.value(tensor)
         if value.shape is None:
