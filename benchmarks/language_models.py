@@ -1,13 +1,17 @@
-"""What is left of a small language model after a cut: perplexity by criterion, allocation and share kept, without training.
+"""What is left of a small language model after a cut: perplexity by criterion, allocation and share kept.
 
     python -m benchmarks.language_models --data ../shared/data
 
 stories260K, a real Llama (5 layers, 64 wide, 260,032 parameters, of which the embedding, also the output layer, has 32,768),
 is cut to shares of its *non-embedding* parameters (227,264). Perplexity is that of `tinystories_sample_cs336` in windows of
 255 tokens after a BOS; calibration data are windows of another text of TinyStories. *Width*: neurons of the feed-forward
-layers alone, or all groups (heads, head dims, neurons, the hidden state). *Depth*: whole layers by block influence. Each is
-measured as it is cut and after `bough.refit`; a sample is generated greedily from "Once upon a time". No seed: the data is
-taken from the start.
+layers alone, or all groups (heads, head dims, neurons, the hidden state). *Depth*: whole layers by block influence. *Scratch*:
+the model of the uniform cut with new random weights. Each is measured as it is cut, after `bough.refit`, and after
+`bough.distill` of the refitted model on one pass over windows of the calibration text (scratch models: on the same windows); a
+sample is generated greedily from "Once upon a time". No seed: data is taken from the start, and scratch weights are drawn with
+seed 0.
+
+Rows are written one by one; a run that ended early continues behind the last one, if its options are the same.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +33,17 @@ import torch
 
 import bough
 from benchmarks import harness
+from bough.storage import write_text
 from tests.zoo.shim import declare_torchvision_ops
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
-WIDTHS = (  # criterion, allocation
-    ("random", "uniform"), ("l2", "uniform"), ("wanda", "uniform"), ("flap", "uniform"), ("obs(relative=True)", "error"),
+WIDTHS = (  # groups, criterion, allocation
+    ("feed-forward", "random", "uniform"), ("feed-forward", "l2", "uniform"), ("feed-forward", "wanda", "uniform"),
+    ("feed-forward", "flap", "uniform"), ("feed-forward", "obs(relative=True)", "error"),
+    ("feed-forward", "obs(relative=True, probes=2)", "error"),
+    ("all groups", "obs(relative=True)", "error"), ("all groups", "l2", "uniform"),
 )  # fmt: skip
-WINDOW = 255
+WINDOW, LEARNING_RATE = 255, 1e-3
 
 
 def encoder(tokenizer: Any) -> Callable[[str], list[int]]:
@@ -84,7 +93,9 @@ def perplexity(model: Any, tokens: Sequence[list[int]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--windows", type=int, default=64, help="calibration windows of 256 tokens")
+    parser.add_argument("--windows", type=int, default=64, help="windows of 256 tokens for scores")
+    parser.add_argument("--refit-windows", type=int, default=192, help="windows for refit")
+    parser.add_argument("--train-windows", type=int, default=384, help="windows for distillation, in batches of 8")
     parser.add_argument("--shares", type=float, nargs="*", default=SHARES)
     given = parser.parse_args()
     if not (given.data / "load.py").is_file():
@@ -96,74 +107,130 @@ def main() -> None:
     tokenizer, dense = load.Tok512(), load.stories260k()
     encode = encoder(tokenizer)
     test = windows(load.text("tinystories_sample_cs336"), encode, None)
-    calibration = torch.tensor(windows(load.text("tinystories_train_head_197k"), encode, WINDOW + 1)[: given.windows])
-    study = Study(dense, test, [{"input_ids": ids} for ids in calibration.split(16)], tokenizer, encode)
-    for share in given.shares:
-        for criterion, allocation in WIDTHS:
-            study.width("feed-forward", criterion, allocation, share)
-        study.width("all groups", "obs(relative=True)", "error", share)
-        study.width("all groups", "l2", "uniform", share)
-    study.depth(4)
-    study.depth(3)
+    text = torch.tensor(windows(load.text("tinystories_train_head_197k"), encode, WINDOW + 1))
+    data = Data(*(batched(text[:n], size) for n, size in (
+        (given.windows, 16), (given.refit_windows, 16), (given.train_windows, 8))))  # fmt: skip
+    study = Study(dense, test, data, tokenizer, encode)
+    for share in sorted(given.shares, key=lambda share: abs(share - 0.8)):  # the share with a goal first
+        for groups, criterion, allocation in WIDTHS:
+            study.width(groups, criterion, allocation, share)
+        study.scratch(share)
+    for layers in (4, 3):
+        study.depth(layers)
+
+
+def batched(ids: torch.Tensor, size: int) -> list[dict[str, torch.Tensor]]:
+    """Batches as the model takes them."""
+    return [{"input_ids": part} for part in ids.split(size)]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches of the calibration text, from its start."""
+
+    score: list[dict[str, torch.Tensor]]
+    refit: list[dict[str, torch.Tensor]]
+    train: list[dict[str, torch.Tensor]]
+
+    def tokens(self) -> dict[str, int]:
+        """The number of tokens for each purpose."""
+        return {f"{f.name}_tokens": sum(b["input_ids"].numel() for b in getattr(self, f.name)) for f in fields(self)}
 
 
 class Study:
-    """The measurements of one model; each is added to the results at once."""
+    """The measurements of one model; each is added to the results at once, and none is made twice."""
 
-    def __init__(self, dense: Any, test: list[list[int]], batches: list[Any], tokenizer: Any, encode: Any) -> None:
-        self.dense, self.test, self.batches, self.tokenizer, self.encode = dense, test, batches, tokenizer, encode
+    def __init__(self, dense: Any, test: list[list[int]], data: Data, tokenizer: Any, encode: Any) -> None:
+        self.dense, self.test, self.data, self.tokenizer, self.encode = dense, test, data, tokenizer, encode
         self.path = harness.ROOT / "benchmarks" / "results" / "language_models.json"
         self.inner = sum(p.numel() for n, p in dense.named_parameters() if "embed" not in n)
         self.outer = sum(p.numel() for p in dense.parameters()) - self.inner
-        inputs = {"input_ids": batches[0]["input_ids"][:2]}
-        whole = bough.trace(dense, inputs)
-        neurons = bough.trace(dense, inputs, ignore=[g.name for g in whole.groups if g.kind != "neuron"])
-        self.graphs = {"all groups": whole, "feed-forward": neurons}
-        self.rows: list[dict[str, Any]] = []
-        self.about = {**harness.about(), "calibration_tokens": sum(b["input_ids"].numel() for b in batches),
-                      "test_tokens": sum(len(w) - 1 for w in test), "non_embedding_params": self.inner}  # fmt: skip
-        self._add({"method": "dense", "perplexity": perplexity(dense, test), "text": self._text(dense)})
+        settings = {**data.tokens(), "test_tokens": sum(len(w) - 1 for w in test), "non_embedding_params": self.inner}
+        before = json.loads(self.path.read_text()) if self.path.exists() else {}
+        continued = all(before.get(k) == v for k, v in settings.items())
+        self.about = {k: v for k, v in before.items() if k != "rows"} if continued else {**harness.about(), **settings}
+        self.rows: list[dict[str, Any]] = before["rows"] if continued else []
+        self._row({"method": "dense"}, lambda: {"perplexity": perplexity(dense, test), "text": self._text(dense)})
+
+    @functools.cached_property
+    def graphs(self) -> dict[str, Any]:
+        """Graphs by the groups that may be cut."""
+        inputs = {"input_ids": self.data.score[0]["input_ids"][:2]}
+        whole = bough.trace(self.dense, inputs)
+        neurons = bough.trace(self.dense, inputs, ignore=[g.name for g in whole.groups if g.kind != "neuron"])
+        return {"all groups": whole, "feed-forward": neurons}
 
     @functools.lru_cache(None)  # noqa: B019 - the study lives as long as the process
     def scores(self, groups: str, criterion: str) -> Any:
         """Scores, computed once."""
-        return bough.score(self.graphs[groups], criterion, self.batches)
+        return bough.score(self.graphs[groups], criterion, self.data.score)
+
+    def plan(self, groups: str, criterion: str, allocation: str, share: float) -> Any:
+        """A plan to a share of the non-embedding parameters."""
+        budget = bough.Budget(params=self.outer + share * self.inner)
+        return bough.plan(self.graphs[groups], self.scores(groups, criterion), budget, allocation=allocation)
 
     def width(self, groups: str, criterion: str, allocation: str, share: float) -> None:
         """Cut widths to a share of the non-embedding parameters."""
-        budget = bough.Budget(params=self.outer + share * self.inner)
-        start = time.perf_counter()
-        plan = bough.plan(self.graphs[groups], self.scores(groups, criterion), budget, allocation=allocation)
-        self._measure({"method": f"width, {groups}", "criterion": criterion, "allocation": allocation}, plan, start)
+        about = {"method": f"width, {groups}", "criterion": criterion, "allocation": allocation, "share": share}
+        self._row(about, lambda: self._measured(self.plan(groups, criterion, allocation, share)))
 
     def depth(self, layers: int) -> None:
         """Leave out layers by block influence."""
-        start = time.perf_counter()
-        graph = self.graphs["all groups"]
-        scores = bough.score(graph, "block_influence", self.batches)
-        plan = bough.plan(graph, {**bough.score(graph, "l2"), **scores}, keep={"model.layers": layers})
-        self._measure({"method": "depth", "criterion": "block_influence", "allocation": f"{layers} of 5 layers"}, plan, start)
 
-    def _measure(self, about: dict[str, Any], plan: Any, start: float) -> None:
+        def measured() -> dict[str, Any]:
+            graph = self.graphs["all groups"]
+            scores = {**bough.score(graph, "l2"), **self.scores("all groups", "block_influence")}
+            return self._measured(bough.plan(graph, scores, keep={"model.layers": layers}))
+
+        self._row({"method": "depth", "criterion": "block_influence", "allocation": f"{layers} of 5 layers"}, measured)
+
+    def scratch(self, share: float) -> None:
+        """Train the uniform cut of feed-forward layers from new weights, on the tokens of the distillation."""
+
+        def measured() -> dict[str, Any]:
+            small = bough.cut(self.dense, self.plan("feed-forward", "l2", "uniform", share))
+            torch.manual_seed(0)
+            for parameter in small.parameters():
+                torch.nn.init.normal_(parameter, std=0.05) if parameter.dim() > 1 else torch.nn.init.ones_(parameter)
+            return {**self._size(small), **self._distilled(small)}
+
+        self._row({"method": "scratch, feed-forward uniform", "share": share}, measured)
+
+    def _measured(self, plan: Any) -> dict[str, Any]:
         small = bough.cut(self.dense, plan)
         one_shot = perplexity(small, self.test)
-        refitted = bough.refit(self.dense, small, plan, self.batches).model
-        inner = sum(p.numel() for n, p in small.named_parameters() if "embed" not in n)
-        self._add({
-            **about, "non_embedding_kept": inner / self.inner, "params": sum(p.numel() for p in small.parameters()),
-            "one_shot": one_shot, "refit": perplexity(refitted, self.test), "seconds": time.perf_counter() - start,
-            "text": self._text(refitted),
-        })  # fmt: skip
+        refitted = bough.refit(self.dense, small, plan, self.data.refit).model
+        found = {"one_shot": one_shot, "refit": perplexity(refitted, self.test), "text_of_refit": self._text(refitted)}
+        return {**self._size(small), **found, **self._distilled(refitted)}
+
+    def _size(self, model: Any) -> dict[str, Any]:
+        inner = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
+        return {"non_embedding_kept": inner / self.inner, "params": sum(p.numel() for p in model.parameters())}
+
+    def _distilled(self, small: Any) -> dict[str, Any]:
+        """Distil the dense model into a copy, on one pass over the training windows."""
+        options = bough.Training(epochs=1, lr=LEARNING_RATE, optimizer="adamw", weight_decay=0.0, clip=1.0, progress=False)
+        with torch.enable_grad():
+            bough.distill(
+                small, self.dense, self.data.train, options, distillation=bough.Distillation(logits=1.0, temperature=1.0)
+            )
+        return {"distilled": perplexity(small, self.test), "text": self._text(small)}
 
     def _text(self, model: Any) -> str:
         ids = torch.tensor([[1, *self.encode("Once upon a time")]])
         made = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=0)
         return str(self.tokenizer.decode(made[0, 1:].tolist()))
 
-    def _add(self, row: dict[str, Any]) -> None:
+    def _row(self, about: dict[str, Any], measured: Callable[[], dict[str, Any]]) -> None:
+        """Add a row to the results, unless it is there."""
+        if any(about.items() <= row.items() for row in self.rows):
+            return
+        start = time.process_time()
+        row = {**about, **measured(), "cpu_seconds": time.process_time() - start}
         self.rows.append(row)
-        self.path.write_text(json.dumps({**self.about, "rows": self.rows}, indent=1) + "\n")
-        print({k: v for k, v in row.items() if k != "text"}, flush=True)
+        write_text(self.path, json.dumps({**self.about, "rows": self.rows}, indent=1) + "\n")
+        print({k: v for k, v in row.items() if not k.startswith("text")}, flush=True)
 
 
 if __name__ == "__main__":
