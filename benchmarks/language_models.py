@@ -213,7 +213,11 @@ class Study:
         options = bough.Training(epochs=1, lr=LEARNING_RATE, optimizer="adamw", weight_decay=0.0, clip=1.0, progress=False)
         with torch.enable_grad():
             bough.distill(
-                small, self.dense, self.data.train, options, distillation=bough.Distillation(logits=1.0, temperature=1.0)
+                small,
+                self.dense,
+                self.data.train,
+                options,
+                distillation=bough.recovery.Distillation(logits=1.0, temperature=1.0),
             )
         return {"distilled": perplexity(small, self.test), "text": self._text(small)}
 

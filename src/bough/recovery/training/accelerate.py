@@ -86,9 +86,10 @@ def open_accelerator(training: Training, accelerator: Accelerator | None = None)
                 f"accelerate was started otherwise in this process: {error} Or give your own accelerator="
             ) from None
         kind = created.distributed_type.value
-        if any(sharded in kind for sharded in ("FSDP", "DEEPSPEED", "MEGATRON")):
+        if not created.is_fsdp2 and any(sharded in kind for sharded in ("FSDP", "DEEPSPEED", "MEGATRON")):
             raise TrainingError(
-                f"accelerate is set to {kind}: finetune keeps a whole model in each process; use MULTI_GPU or NO"
+                f"accelerate is set to {kind}: finetune shards a model by FSDP2 alone, or keeps it whole in each process; use "
+                "FSDP with fsdp_version 2, MULTI_GPU or NO"
             )
         yield created
     finally:

@@ -17,9 +17,17 @@ def common_device(model: nn.Module) -> torch.device | None:
     return devices.pop() if len(devices) == 1 else None
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether a parameter of the model is spread over processes."""
+    return any(hasattr(p, "placements") for p in model.parameters())
+
+
 @contextmanager
 def restore_devices(*models: nn.Module, optimizer: Optimizer | None = None) -> Iterator[None]:
-    """Move the models back to their devices on exit, together with the state of the optimizer of their parameters."""
+    """Move the models back to their devices on exit, together with the state of the optimizer of their parameters.
+
+    A model that was sharded meanwhile stays where its shards are.
+    """
     before = [(model, common_device(model)) for model in models]
     try:
         yield
@@ -29,7 +37,7 @@ def restore_devices(*models: nn.Module, optimizer: Optimizer | None = None) -> I
             (p, state, k) for p, state in states for k, v in state.items() if isinstance(v, Tensor) and v.device == p.device
         ]
         for model, device in before:
-            if device is not None and common_device(model) != device:
+            if device is not None and common_device(model) != device and not is_sharded(model):
                 model.to(device)
         for p, state, k in beside_parameter:
             state[k] = state[k].to(p.device)

@@ -31,9 +31,10 @@ def finetune(
 ) -> Trained:  # fmt: skip
     """Train a model in place, on the devices that `accelerate` finds: those of `accelerate launch`, or a GPU if there is one.
 
-    The model is moved back to its device at the end. With `training.folder`, a run that was killed at any moment continues and
-    ends with the same weights, bit for bit, on the same machine. A batch is split among all processes, so their number changes
-    nothing but rounding (and batch norm, whose statistics are those of each process).
+    The model is moved back to its device at the end; under FSDP2 of accelerate it is sharded, and stays so. With
+    `training.folder`, a run that was killed at any moment continues and ends with the same weights, bit for bit, on the same
+    machine. A batch is split among all processes, so their number changes nothing but rounding (and batch norm, whose
+    statistics are those of each process).
 
     Args:
         model: is changed.

@@ -28,7 +28,8 @@ from bough.recovery.training.options import Trained, Training
 from bough.recovery.training.run_log import RunLog, plot_curve, read_log
 from bough.recovery.training.run_settings import object_settings, optimizer_settings
 from bough.recovery.training.seeding import seed_all, start_epoch
-from bough.storage import exclusive, read_state, write_state
+from bough.recovery.training.state_files import is_sharding, state_files
+from bough.storage import exclusive, read_state
 from bough.tracing.capture.randomness import unchanged_rng
 
 STATE_FILE, BEST_FILE, LOG_FILE, CURVE_FILE = "state.safetensors", "best.safetensors", "log.jsonl", "curve.png"
@@ -116,7 +117,8 @@ class TrainingRun:
         self.learning_rates = [float(g["lr"]) for g in self.raw_optimizer.param_groups]
         self.raw_model, self._original_forward = model, vars(model).get("forward")
         self.loader = _prepare_loader(self.accelerator, loader)
-        self.model, self.optimizer = self.accelerator.prepare(model, self.raw_optimizer)
+        self.model, self.optimizer = _prepare(self.accelerator, model, task, self.raw_optimizer, self.regularizers)
+        self.files = state_files(model, self.optimizer, self.accelerator)
         self.settings = {
             "optimizer's options": optimizer_settings(self.raw_optimizer, self.learning_rates), "loss": list(task.settings),
             "regularizers": [object_settings(r) for r in self.regularizers], "evaluate": task.evaluate is not None,
@@ -238,6 +240,7 @@ class TrainingRun:
         self.raw_model.eval()
         with torch.no_grad():
             result = self.task.evaluate(self.raw_model)
+        self.files.after_evaluation()
         try:
             value = float(result)
         except (TypeError, ValueError, RuntimeError):
@@ -268,31 +271,32 @@ class TrainingRun:
 
     def _keep_best(self) -> None:
         """Keep the current weights as the best ones, in the folder or in memory."""
-        state = full_state(self.raw_model)
         if self.folder is None:
+            state = full_state(self.raw_model)
             self.best_state = {k: v.detach().clone() if isinstance(v, Tensor) else deepcopy(v) for k, v in state.items()}
-        elif self.accelerator.is_main_process:
-            write_state(self.folder / BEST_FILE, {"model": state})
+        else:
+            self.files.write(self.folder / BEST_FILE, self.counters.step, {}, optimizer=False)
 
     def _load_best(self) -> None:
         """Load the best weights into the model, if a best epoch is known."""
         if self.counters.best is None:
             return
         self.accelerator.wait_for_everyone()
-        best = self.best_state if self.folder is None else read_state(self.folder / BEST_FILE)["model"]
-        assert best is not None
-        load_full_state(self.raw_model, best)
+        if self.folder is None:
+            assert self.best_state is not None
+            load_full_state(self.raw_model, self.best_state)
+        else:
+            self.files.load(self.folder / BEST_FILE, read_state(self.folder / BEST_FILE), optimizer=False)
 
     def _save(self) -> None:
         """Write the state of the run to the folder."""
-        if self.folder is None or not self.accelerator.is_main_process:
+        if self.folder is None:
             return
-        state = {
-            "model": full_state(self.raw_model), "optimizer": self.optimizer.state_dict(),
+        extra = {
             "regularizers": [r.state_dict() for r in self.regularizers], "counters": asdict(self.counters),
             "options": self._identity(),
         }  # fmt: skip
-        write_state(self.folder / STATE_FILE, state)
+        self.files.write(self.folder / STATE_FILE, self.counters.step, extra, optimizer=True)
 
     def _identity(self) -> dict[str, Any]:
         """Return the settings that a run must have to be resumed from this one's state."""
@@ -311,8 +315,7 @@ class TrainingRun:
                     f"{self.folder} holds a run with another {changed[0]}: give that, another folder, or delete this one"
                 )
             try:
-                load_full_state(self.raw_model, state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
+                self.files.load(self.folder / STATE_FILE, state, optimizer=True)
                 for regularizer, saved in zip(self.regularizers, state["regularizers"], strict=True):
                     regularizer.load_state_dict(saved)
                 self.counters = _Counters(**state["counters"])
@@ -335,6 +338,31 @@ def _check_graphs(model: nn.Module, regularizers: Sequence[Regularizer]) -> None
         graph = getattr(r, "graph", None)
         if graph is not None and not any(id(p) in trained for p in graph.model.parameters()):
             raise TrainingError(f"the {type(r).__name__} is of another model than the one that is trained: trace that one")
+
+
+def _prepare(
+    accelerator: Any, model: nn.Module, task: TrainingTask, optimizer: Optimizer, regularizers: Sequence[Regularizer]
+) -> tuple[nn.Module, Any]:  # fmt: skip
+    """Return the model and the optimizer as accelerate adapts them; FSDP2 shards the part that is trained.
+
+    Raises:
+        TrainingError: something that needs whole parameters, and FSDP2 shards them.
+    """
+    if not is_sharding(accelerator):
+        prepared, adapted = accelerator.prepare(model, optimizer)
+        return prepared, adapted
+    part = model if task.trained is None else task.trained
+    needing_whole = {
+        "regularizers": bool(regularizers), "quantization": task.quantization is not None,
+        "lora": any(type(m).__module__.startswith("peft.") for m in part.modules()),
+        "Distillation(match=...)": len(list(model.parameters())) > len(list(part.parameters())),
+        "an optimizer that has taken steps": bool(optimizer.state),
+    }  # fmt: skip
+    given = next((name for name, needs in needing_whole.items() if needs), None)
+    if given is not None:
+        raise TrainingError(f"FSDP2 shards the parameters, and {given} needs whole ones: leave one of the two out")
+    prepared, adapted = accelerator.prepare(part, optimizer)  # the part is called on its own as well, to be evaluated
+    return prepared if task.trained is None else model, adapted
 
 
 def _prepare_loader(accelerator: Any, loader: DataLoader[Any]) -> Any:
