@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,10 @@ def test_a_pruned_model_in_float_and_int8(tmp_path):
     made = bough.export(quantized, x, tmp_path / "int8.tflite")
     assert made.precision == "int8"
     assert made.error <= 0.05
+    from ai_edge_litert.interpreter import Interpreter
+
+    stored = {np.dtype(t["dtype"]).name for t in Interpreter(str(made.path)).get_tensor_details()}
+    assert stored == {"int8", "int32"}  # biases, shapes and sums in 32 bits; inputs and outputs in INT8, too
     with pytest.raises(ExportError, match="fixed shapes"):
         bough.export(small, x, tmp_path / "dynamic.tflite", dynamic_batch=True)
     assert not (tmp_path / "dynamic.tflite").exists()

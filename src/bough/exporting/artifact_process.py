@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,11 +65,27 @@ def load_tflite(file: str, feed: Arrays, threads: int) -> Callable[[], Arrays]:
 
     def run() -> Arrays:
         for detail, array in zip(taken, feed.values(), strict=True):
-            interpreter.set_tensor(detail["index"], array.astype(detail["dtype"]))  # LiteRT has int32 for int64
+            interpreter.set_tensor(detail["index"], _stored(array, detail))
         interpreter.invoke()
-        return {str(i): interpreter.get_tensor(d["index"]).copy() for i, d in enumerate(given)}
+        return {str(i): _real(interpreter.get_tensor(d["index"]).copy(), d) for i, d in enumerate(given)}
 
     return run
+
+
+def _stored(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """Return an input in the type of the file, quantized where the file takes quantized integers."""
+    kind, (scale, zero_point) = np.dtype(detail["dtype"]), detail["quantization"]
+    if not scale:
+        return array.astype(kind)  # LiteRT has int32 for int64
+    limits = np.iinfo(kind)
+    stored: np.ndarray = np.clip(np.round(array / scale) + zero_point, limits.min, limits.max).astype(kind)
+    return stored
+
+
+def _real(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """Return an output of a file as real numbers, dequantized where the file gives quantized integers."""
+    scale, zero_point = detail["quantization"]
+    return array if not scale else np.asarray((array.astype(np.float32) - zero_point) * scale, np.float32)
 
 
 def _number(name: str) -> int:

@@ -7,6 +7,7 @@ import copy
 import io
 import operator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -29,6 +30,8 @@ def require_litert() -> None:
 def write_tflite(flat: FlatModel, examples: tuple[Tensor, ...], dims: DynamicDims, path: Path) -> None:
     """Write a model as a .tflite file of fixed shapes, its inputs and outputs in the order of the flat model's.
 
+    A quantized program is written with integer operators; its inputs and outputs in the file are quantized integers.
+
     Raises:
         ExportError: a dim should vary, or litert-torch does not know an operator of the model, or fails.
     """
@@ -36,9 +39,19 @@ def write_tflite(flat: FlatModel, examples: tuple[Tensor, ...], dims: DynamicDim
         raise ExportError(f"a .tflite file has fixed shapes, and dims of {', '.join(dims)} should vary: export it without them")
     import litert_torch
 
+    made = _weights_quantized_in_place(flat)
+    config = None if made is flat else _integer_kernels()
     out, err = io.StringIO(), io.StringIO()
     with conversion(flat, "a .tflite file"), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        litert_torch.convert(_weights_quantized_in_place(flat).eval(), examples).export(str(path))
+        litert_torch.convert(made.eval(), examples, quant_config=config).export(str(path))
+
+
+def _integer_kernels() -> Any:
+    """Return the option by which litert-torch turns quantized operators into integer ones; without it they stay in float."""
+    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+    from litert_torch.quantize.quant_config import QuantConfig
+
+    return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True)))
 
 
 def _weights_quantized_in_place(flat: FlatModel) -> FlatModel:
