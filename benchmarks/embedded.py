@@ -6,12 +6,14 @@ The nets have the shapes of MLPerf Tiny's: the same .tflite models are in the fo
 depend on weights, which are random there. `dscnn` is trained here (see benchmarks.tasks); its accuracy is measured in float and
 in int8. All inputs are real.
 Needs make and a C compiler; with arm-none-eabi-gcc and qemu-system-arm firmware is built and run, with the package tflite_micro
-its arenas are measured. A row is written for each name; names that are in the file already are measured again.
+its arenas are measured; nets without a .tflite are written as one by litert-torch, where that is there. A row is written for
+each name; names that are in the file already are measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import bough
 from benchmarks.cifar import load_module, predicted, test_images
 from benchmarks.harness import machine
 from benchmarks.tasks import TASKS
@@ -53,12 +56,28 @@ class KeywordDSCNN(DSCNN):
 
 @dataclass(frozen=True)
 class Case:
-    """A net with real inputs, the .tflite of the same shapes if there is one, and test data if it is trained."""
+    """A net with real inputs, the .tflite of the same shapes if there is one, and test data if it is trained.
+
+    The emulated boards run `board_runs` of the inputs.
+    """
 
     model: nn.Module
     data: Tensor
     tflite: str | None = None
     test: tuple[Tensor, Tensor] | None = None
+    board_runs: int = 100
+
+
+class ChannelsLast(nn.Module):
+    """A net of images whose channels come last, as tflite-micro stores them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [N, H, W, C] to what the net gives."""
+        return self.net(x.permute(0, 3, 1, 2))
 
 
 def cases(load: Any, folder: Path) -> dict[str, Callable[[], Case]]:
@@ -70,7 +89,7 @@ def cases(load: Any, folder: Path) -> dict[str, Callable[[], Case]]:
         return Case(KeywordDSCNN(), x[:500], "kws_ref_model.tflite")
 
     def resnet8() -> Case:
-        return Case(ResNet8(), test_images(load, 500)[0])  # its .tflite in the data is float32
+        return Case(ResNet8(), test_images(load, 500)[0], board_runs=10)  # its .tflite in the data is float32
 
     def dscnn() -> Case:
         task = TASKS["dscnn"](load, 3000)
@@ -145,12 +164,22 @@ def tflite_arena(path: Path) -> dict[str, int] | None:
     return {name: int(value) for name, value in found}
 
 
+def converted(case: Case, path: Path) -> Path:
+    """Write the net of a case as an int8 .tflite; its arena depends on shapes alone."""
+    net, x = case.model, case.data[:100]
+    if x.dim() == 4:
+        net, x = ChannelsLast(net).eval(), x.permute(0, 2, 3, 1).contiguous()
+    quantized = bough.quantize(net, x[:1], [x], observer="minmax", equalize=False, correct_bias=False)
+    bough.export(quantized, x[:1], path)
+    return path
+
+
 def measured(case: Case, folder: Path, data: Path, cmsis: Path | None) -> dict[str, Any]:
     """Return the row of one case."""
     case.model.eval()
     with torch.no_grad():
         made = export_embedded(case.model, ((case.data[:1],), {}), folder, data=[case.data])
-    row = {**made.to_dict(), **firmware(made, cmsis)}
+    row = {**made.to_dict(), **firmware(made, cmsis, case.board_runs)}
     row["arena_with_ports"] = made.arena.size + sum(row["input_bytes"]) + sum(row["output_bytes"])
     if case.test is not None:
         x, labels = case.test
@@ -159,6 +188,8 @@ def measured(case: Case, folder: Path, data: Path, cmsis: Path | None) -> dict[s
         row["accuracy_int8"] = 100 * float((found == labels.numpy()).mean())
     if case.tflite:
         row["tflite_micro_arena"] = tflite_arena(data / "mlperf_tiny" / case.tflite)
+    elif importlib.util.find_spec("litert_torch"):
+        row["tflite_micro_arena"] = tflite_arena(converted(case, folder / "net.tflite"))
     return row
 
 
