@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--windows", type=int, default=64, help="windows of 256 tokens for scores")
     parser.add_argument("--refit-windows", type=int, default=192, help="windows for refit")
-    parser.add_argument("--train-windows", type=int, default=384, help="windows for distillation, in batches of 8")
+    parser.add_argument("--train-windows", type=int, default=192, help="windows for distillation, in batches of 8")
     parser.add_argument("--shares", type=float, nargs="*", default=SHARES)
     given = parser.parse_args()
     if not (given.data / "load.py").is_file():
