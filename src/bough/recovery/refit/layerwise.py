@@ -28,15 +28,15 @@ from bough.calibration import (
 from bough.errors import PlanError
 from bough.graph import Graph, OpRecord
 from bough.planning import Plan
-from bough.recovery.correspondence import folded_factors, kept_units, name_after_cut, select_kept
+from bough.recovery.correspondence import kept_units
 from bough.recovery.refit.consumers import Consumer, ResidualInput, find_consumers
 from bough.recovery.refit.mean_errors import MeanErrors
 from bough.recovery.refit.parameter_views import ParameterView, view_of
 from bough.recovery.refit.records import RefitOptions, RefittedLayer
 from bough.recovery.refit.ridge import FOLDS, NormalEquations, Solution
 from bough.recovery.refit.stages import BlockEnd, Stage, blocks_of_stages, residual_of, staged_dense, staged_small
-from bough.spaces import Space, indices
-from bough.tracing.flow import channel_scale
+from bough.recovery.refit.targets import Targets, inverse_squares
+from bough.spaces import indices
 
 _FEW_ROWS = 10  # rows per input of a layer, below which the solution may overfit the sample
 
@@ -78,6 +78,7 @@ class LayerwiseRefit:
     ) -> None:  # fmt: skip
         self.dense, self.small, self.plan, self.data, self.options = dense, small, plan, data, options
         self.kept = kept_units(dense, plan)
+        self.targets = Targets(dense, small, plan, self.kept)
         search = find_consumers(dense, small, plan, self.kept, options.everything)
         written = {c.name for c in search.consumers if c.name in small.written}
         without = {c.name for c in search.consumers if options.biases_only and not c.shift}
@@ -200,15 +201,15 @@ class LayerwiseRefit:
         """
         op, dense_op = self.small.ops[c.small.op], self.dense.ops[c.dense.op]
         tensors = self._tensors(c)
-        y = self._select(dense[c.dense.op, True][0], dense_op.results[0]) * self._folded_factors(c, dense_op)
+        y = self.targets.outputs(c, dense, tensors[_weight_argument(c.small)])
         if c.routed:
             tensors = [t if i == _weight_argument(c.small) else dense[c.dense.op, False][i] for i, t in enumerate(tensors)]
-            tensors[c.small.argument] = self._select(tensors[c.small.argument], dense_op.arguments[c.dense.argument])
+            tensors[c.small.argument] = self.targets.select(tensors[c.small.argument], dense_op.arguments[c.dense.argument])
         else:
             tensors[c.small.argument] = x[c.small.argument]
         total = None
         if residual := self._residual(c):
-            error, total = self._residual_error(residual, dense, small), self._residual_sum(residual, y, dense)
+            error, total = self.targets.residual_error(residual, dense, small), self.targets.residual_sum(residual, y, dense)
             y = y + error
         rows = unfold(c.small, op, tensors, self.options.sites).x
         targets = unfold_output(c.small, op, tensors, y, self.options.sites)
@@ -224,43 +225,10 @@ class LayerwiseRefit:
             return
         if total is not None:
             total_rows = unfold_output(c.small, op, tensors, total, self.options.sites)
-            weights = [_inverse_squares(t.double().square().sum(1)) for t in total_rows]
+            weights = [inverse_squares(t.double().square().sum(1)) for t in total_rows]
         number = batch * process_count() + process_rank() if self.data.distributed else batch
         fold = 0 if self.options.ridge is not None else None if self._is_single_batch else number % FOLDS
         sums.add(rows, targets, weights, c.shift, fold)
-
-    def _select(self, tensor: Tensor, axes: Sequence[Space]) -> Tensor:
-        """Return the kept units of a tensor of the dense run."""
-        selected = select_kept(tensor, axes, self.kept)
-        assert selected is not None  # `find_consumers` returns no other consumers
-        return selected
-
-    def _folded_factors(self, c: Consumer, op: OpRecord) -> Tensor | float:
-        """Return the factors that the plan has folded into the weight, one per kept output."""
-        scales = [s for s in self.plan.scales if name_after_cut(s.name, self.plan) == c.name]
-        return folded_factors(op, scales, self.kept).to(self._tensors(c)[_weight_argument(c.small)]) if scales else 1.0
-
-    def _residual_error(self, residual: ResidualInput, dense: Observed, small: Observed) -> Tensor | float:
-        """Return the difference between the dense model's residual input and the cut model's, before the norm in between."""
-        dense_value = self._select(dense[residual.dense[0], True][residual.dense[1]], residual.add.arguments[residual.argument])
-        small_value = small[residual.small[0], True][residual.small[1]]
-        if dense_value.shape != small_value.shape:
-            return 0.0  # the value is broadcast
-        if residual.norm is None:
-            return dense_value - small_value
-        scale = channel_scale(self.small, residual.norm)
-        near_zero = scale.abs() <= 1e-3 * scale.abs().max()
-        inverse = torch.where(near_zero, 0.0, 1 / torch.where(near_zero, 1.0, scale))
-        return (dense_value - small_value) * inverse.view(-1, *(1,) * (small_value.dim() - 2))
-
-    def _residual_sum(self, residual: ResidualInput, y: Tensor, dense: Observed) -> Tensor | None:
-        """Return the sum of the dense model's output and residual input, unless a batch norm stands in between.
-
-        Without a batch norm, a later layer normalizes each row of the sum, so the relative error of a row is what matters;
-        otherwise a few large rows would dominate the fit.
-        """
-        dense_value = self._select(dense[residual.dense[0], True][residual.dense[1]], residual.add.arguments[residual.argument])
-        return y + dense_value if residual.norm is None and dense_value.shape == y.shape else None
 
     def _unfolded_weight(self, c: Consumer) -> Tensor:
         """Return the weight as [blocks, d, outputs]."""
@@ -337,19 +305,6 @@ def _without_memory(argument: Tensor | ParameterView) -> Tensor:
     """Return zeros in the shape of an activation, with the memory of one element."""
     like = argument.tensor if isinstance(argument, ParameterView) else argument
     return like.new_zeros(()).expand(like.shape)
-
-
-def _inverse_squares(squares: Tensor) -> Tensor:
-    """Return weights 1 / squares of rows [N], so that relative errors count.
-
-    A row of zeros, such as padding, has no relative error and gets weight 0. A row that is almost zero gets at most the weight
-    of a thousand median rows.
-    """
-    is_nonzero = squares > 0
-    if not is_nonzero.any():
-        return torch.zeros_like(squares)
-    median = squares[is_nonzero].median()
-    return torch.where(is_nonzero, 1 / squares.clamp_min(1e-3 * median), 0.0)
 
 
 def _weight_argument(axis: InputAxis) -> int:
