@@ -306,6 +306,36 @@ def test_source_of_a_class():
     assert uses_of(type("Made", (nn.Module,), {})) == {}  # a class without source
 
 
+class Mixer(nn.Module):
+    """Layers of one width in the source and of several after a cut, and a classifier of a width computed from an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = 32
+        self.stem = nn.Linear(8, 32)
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(3)))
+        self.reset(4)
+
+    def reset(self, classes):
+        self.hidden = self.width * self.factor()
+        self.fc = nn.Linear(self.hidden, classes)
+
+    def factor(self):
+        return 1
+
+    def forward(self, x):
+        return self.fc(self.blocks(self.stem(x).relu()))
+
+
+def test_a_method_makes_anew_what_it_computes_from_an_attribute():
+    model, x = Mixer().eval(), torch.randn(2, 8)
+    plan = half(model, x, keep={"stem": 7, "blocks.0.0": 11, "blocks.1.0": 13, "blocks.2.0": 17})
+    small = bough.cut(model, plan)
+    assert (small.width, small.hidden) == (17, 17)
+    small.reset(5)
+    assert small(x).shape == (2, 5)
+
+
 class Reassigned(nn.Module):
     """A local name with several values, of which the attribute has the last, and a width computed from an attribute."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from bough.graph import Graph
 from bough.planning.attributes.names import names_width
 from bough.planning.attributes.places import INPUT, Place, Places, identity
-from bough.planning.attributes.source import Use, quotients_of, uses_of
+from bough.planning.attributes.source import Use, products_of, quotients_of, uses_of
 from bough.planning.attributes.standard_layers import layer_widths
 from bough.spaces import Space, normal
 from bough.tracing.capture.attribute_numbers import read
@@ -127,9 +127,16 @@ class Evidence:
         return space if space is not None and space.size == layer.__dict__[name] else None
 
     def _source(self, module: str, name: str, value: int, places: Sequence[Place]) -> list[Place]:
-        """Return the places that all submodules share which the class makes from the attribute."""
+        """Return the places that all submodules share which the class makes from the attribute, or from one equal to it.
+
+        What methods other than the constructor make counts alone, where they make something: this is made after a cut.
+        """
         shared: list[Place] = []
-        for use in uses_of(type(self._modules[module])).get(name, ()):
+        holder = self._modules[module]
+        uses, products = uses_of(type(holder)), products_of(type(holder)).get(name, ())
+        names = [name, *(p for p in products if holder.__dict__.get(p) == value)]
+        made = [use for n in names for use in uses.get(n, ())]
+        for use in [use for use in made if use.again] or made:
             inside = self._passed(module, use, value, places)
             spaces = {identity(p.space) for p in shared}
             both = [p for p in inside if identity(p.space) in spaces] if shared else inside

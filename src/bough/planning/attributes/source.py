@@ -24,16 +24,19 @@ Symbol = tuple[str, ...]
 class Use:
     """An attribute is an argument of a call of `function` whose result is assigned to `children`.
 
-    `argument`: its position or keyword; None where the attribute is a part of an argument, such as `2 * self.width`.
+    `argument`: its position or keyword; None where the attribute is a part of an argument, such as `2 * self.width`. `again`:
+    the call is not in the constructor, so it may be made after a cut.
     """
 
     children: tuple[str, ...]
     function: str
     argument: int | str | None
+    again: bool = False
 
 
 _known: WeakKeyDictionary[type, dict[str, list[Use]]] = WeakKeyDictionary()
 _quotients: WeakKeyDictionary[type, dict[str, tuple[str, str]]] = WeakKeyDictionary()
+_products: WeakKeyDictionary[type, dict[str, tuple[str, ...]]] = WeakKeyDictionary()
 
 
 def uses_of(kind: type) -> dict[str, list[Use]]:
@@ -60,6 +63,24 @@ def quotients_of(kind: type) -> dict[str, tuple[str, str]]:
         single = {name: next(iter(pairs)) for name, pairs in found.items() if len(pairs) == 1}
         _quotients[kind] = {name: pair for name, pair in single.items() if pair is not None}
     return _quotients[kind]
+
+
+def products_of(kind: type) -> dict[str, tuple[str, ...]]:
+    """Return {attribute: attributes that the source of a class computes from it}.
+
+    `self.hidden = self.width * pool.factor()` gives {"width": ("hidden",)}.
+    """
+    if kind not in _products:
+        found: dict[str, dict[str, None]] = {}
+        for function in _functions(kind):
+            scope = _Scope(function)
+            for targets, value in scope.assignments:
+                made = [symbol[1] for symbol in filter(None, map(scope.symbol, targets)) if symbol[0] == "self"]
+                for factor in scope.within(value) if isinstance(value, ast.BinOp) else ():
+                    if factor[0] == "self":
+                        found.setdefault(factor[1], {}).update(dict.fromkeys(made))
+        _products[kind] = {name: tuple(made) for name, made in found.items()}
+    return _products[kind]
 
 
 def _quotient(node: ast.expr) -> tuple[str, str] | None:
@@ -105,7 +126,7 @@ class _Reader:
         return {s[1]: by_root[self._root(s)] for s in attributes if self._root(s) in by_root}
 
     def read(self, function: ast.FunctionDef) -> None:
-        scope = _Scope(function)
+        scope, again = _Scope(function), function.name != "__init__"
         for targets, value in scope.assignments:
             flat = [*targets, value]
             symbols = [s for s in map(scope.symbol, flat) if s is not None]
@@ -116,7 +137,7 @@ class _Reader:
                 named = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
                 for at, argument in [*enumerate(call.args), *((k.arg, k.value) for k in call.keywords)]:
                     plain = not scope.computed(argument)
-                    self._uses += [(s, Use(children, named, at if plain else None)) for s in scope.within(argument)]
+                    self._uses += [(s, Use(children, named, at if plain else None, again)) for s in scope.within(argument)]
 
     def _root(self, symbol: Symbol) -> Symbol:
         while self._same.setdefault(symbol, symbol) != symbol:
