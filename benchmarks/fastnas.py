@@ -24,6 +24,7 @@ from torch import nn
 import bough
 from benchmarks.cifar import Augmented, batches, images, load_module, predicted, test_images
 from benchmarks.harness import about
+from benchmarks.supernet import Timed
 from bough.recovery import Distillation
 
 RESULTS = Path(__file__).parent / "results" / "fastnas.json"
@@ -47,14 +48,16 @@ def pruned(model: nn.Module, unlabelled: list[torch.Tensor], file: Path) -> tupl
 
 
 def trained(small: nn.Module, model: nn.Module, load: Any, given: argparse.Namespace) -> float:
-    """Train `small` in place; return the CPU seconds that this process has used for it."""
-    begin = time.process_time()
+    """Train `small` in place; return the CPU seconds of all processes that have worked on it."""
     folder = given.runs / f"{given.epochs}-epochs-{given.images}"
     folder.mkdir(parents=True, exist_ok=True)
+    timed = Timed(folder)
     training = bough.Training(epochs=given.epochs, lr=1e-3, precision="bf16", folder=folder, save_every=50, log_every=50)
-    data = batches(Augmented(load, given.images), BATCH)
-    bough.distill(small, model, data, training, distillation=Distillation(logits=1 - LABELS))
-    return round(time.process_time() - begin, 1)
+    bough.distill(
+        small, model, batches(Augmented(load, given.images), BATCH), training, distillation=Distillation(logits=1 - LABELS),
+        callback=timed,
+    )  # fmt: skip
+    return round(timed.seconds, 1)
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def share(model):
 
 def test_a_search_by_samples(tmp_path):
     data = list(X.split(16))
-    options = {"budget": HALF, "data": data, "trials": 12, "method": "local", "storage": tmp_path / "study"}
+    options = {"budget": HALF, "data": data, "trials": 8, "method": "local", "storage": tmp_path / "study"}
     found = searched(evaluate=signs, **options)
     assert [p.metrics["signs"] for p in found.points] == pytest.approx([share(found.model(p)) for p in found.points])
     top = min(found.points, key=lambda p: (-p.values[0], p.divergence))
