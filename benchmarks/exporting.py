@@ -3,9 +3,10 @@
     python -m benchmarks.exporting --suites timm small --models resnet18 vit_tiny
 
 Besides the models of the zoo there are a U-Net and a step of a Llama with a cache, in the suite "others". Each model is cut to
-half of its MACs (magnitude, no refit) and exported in a fresh process with a time limit; each file is run and compared as
-`bough.export` does. One JSON line a model goes to the out file, where a later run finds what is done. INT8 is calibrated by the
-ranges of random inputs, as weights are random, too: its figures say that files work, not what INT8 costs trained models.
+half of its MACs (magnitude, no refit) and exported in a fresh process with a time limit, or with --here in one process for all,
+where libraries load once; each file is run and compared as `bough.export` does. One JSON line a model goes to the out file,
+where a later run finds what is done. INT8 is calibrated by the ranges of random inputs, as weights are random, too: its figures
+say that files work, not what INT8 costs trained models.
 """
 
 from __future__ import annotations
@@ -97,6 +98,14 @@ def work(suite: str, name: str, seed: int) -> dict[str, Any]:
     return found
 
 
+def worked(suite: str, name: str, seed: int) -> dict[str, Any]:
+    """Return what `work` gives, or its error."""
+    try:
+        return work(suite, name, seed)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:300]}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="files of pruned models of the zoo")
     parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES)
@@ -105,11 +114,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="measure what is done already, too")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--here", action="store_true", help="all in this process, without a time limit")
     parser.add_argument("--worker", nargs=2, metavar=("SUITE", "MODEL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
+    if args.worker or args.here:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
+    if args.worker:
         print(json.dumps(work(*args.worker, args.seed)))
         return 0
     done = set() if args.again else {(r["suite"], r["model"]) for r in read(args.out)}
@@ -117,8 +128,11 @@ def main() -> int:
         for name in builders(suite):
             if (suite, name) in done or (args.models and name not in args.models):
                 continue
-            worker = ["--worker", suite, name, "--seed", str(args.seed)]
-            result = harness.measure("benchmarks.exporting", worker, args.timeout)
+            if args.here:
+                result = worked(suite, name, args.seed)
+            else:
+                worker = ["--worker", suite, name, "--seed", str(args.seed)]
+                result = harness.measure("benchmarks.exporting", worker, args.timeout)
             with args.out.open("a") as out:
                 out.write(json.dumps({"suite": suite, "model": name, "seed": args.seed, **result, **harness.about()}) + "\n")
             print(suite, name, json.dumps(result)[:300], flush=True)
