@@ -34,17 +34,23 @@ CALIBRATION, TEST, BATCH = 1024, 10_000, 64
 LABELS = 0.1  # weight of the labels beside the pretrained model's outputs
 
 
-def pruned(model: nn.Module, unlabelled: list[torch.Tensor], file: Path) -> tuple[nn.Module, dict[str, float]]:
-    """Return the cut model with its costs and the CPU seconds that it took; it is kept in a file for resumed runs."""
-    if not file.exists():
+def pruned(load: Any, unlabelled: list[torch.Tensor], folder: Path) -> tuple[nn.Module, dict[str, float]]:
+    """Return the cut model with its costs and the CPU seconds that it took; it is kept in a folder for resumed runs."""
+    about_cut = folder / "about.json"
+    if not about_cut.exists():
         begin = time.process_time()
-        cut = bough.prune(model, unlabelled[0][:1], bough.Budget(macs=f"{100 * SHARE}%"), data=unlabelled)
+        cut = bough.prune(pretrained(load), unlabelled[0][:1], bough.Budget(macs=f"{100 * SHARE}%"), data=unlabelled)
         seconds, macs = round(time.process_time() - begin, 1), cut.plan.cost.macs
-        made = {"macs": macs, "macs_kept": macs / cut.plan.original.macs, "cpu_seconds": seconds}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save((cut.model.to(memory_format=torch.channels_last), made), file)
-    small, made = torch.load(file, weights_only=False)
-    return small, made
+        bough.save(cut, folder, overwrite=True)
+        about_cut.write_text(json.dumps({"macs": macs, "macs_kept": macs / cut.plan.original.macs, "cpu_seconds": seconds}))
+    small = bough.load(folder, lambda: pretrained(load))
+    return small.to(memory_format=torch.channels_last), json.loads(about_cut.read_text())
+
+
+def pretrained(load: Any) -> nn.Module:
+    """Return the pretrained ResNet-20."""
+    model: nn.Module = load.resnet_cifar10(20)
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def trained(small: nn.Module, model: nn.Module, load: Any, given: argparse.Namespace) -> float:
@@ -69,7 +75,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     load = load_module(given.data)
-    model = load.resnet_cifar10(20).eval().to(memory_format=torch.channels_last)
+    model = pretrained(load)
     found, _ = load.cifar10("train")
     unlabelled = [x.contiguous() for x in images(found[:CALIBRATION], load).split(128)]
     x, y = test_images(load, TEST)
@@ -87,7 +93,7 @@ def main() -> None:
             RESULTS.write_text(json.dumps(written, indent=1) + "\n")
 
     add("pretrained", model)
-    small, made = pruned(model, unlabelled, given.runs / "cut.pt")
+    small, made = pruned(load, unlabelled, given.runs / "cut")
     add("cut, no training", small, **made)
     if given.epochs:
         seconds = trained(small, model, load, given)
