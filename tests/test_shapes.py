@@ -92,6 +92,14 @@ def test_joined(dim):
     assert dim == 4 or found.count(True) > 20
 
 
+def convolution(*args):
+    """torch's convolution; it refuses kernels that are larger than the input, which torch 2.12 does on values alone."""
+    result = aten.convolution(*args)
+    if 0 in result.shape:
+        raise RuntimeError("the kernel is larger than the input")
+    return result
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("options", [(1, 0, 1), (2, 1, 1), (1, 2, 3), (3, 0, 2)])
@@ -104,7 +112,7 @@ def test_convolutions(n, groups, options):
         b = None if bias is None else strided(bias)
         for transposed in (False, True):
             rest = (stride, padding, dilation, transposed, [0] * n, groups)
-            assert agree("convolution", aten.convolution, x, w, b, *rest) is not False
+            assert agree("convolution", convolution, x, w, b, *rest) is not False
     x, w = LAST, strided(8, 4 // groups, 3, 3)
     assert agree("convolution", aten.convolution, x, w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups) is None
 
