@@ -31,7 +31,7 @@ check: .venv/dev
 
 # branch coverage of the engine: most of the tests, two to three times as long as without
 coverage: .venv/dev
-	$(BIN)/python -m pytest -n 2 --cov-branch --cov-report=term:skip-covered $(patsubst %,--cov=bough.%,spaces ops graph tracing planning cutting)
+	$(BIN)/python -m pytest -n 2 --cov-branch --cov-report=term:skip-covered $(patsubst %,--cov=src/bough/%,spaces ops graph tracing planning cutting)
 
 bench: .venv/dev
 	$(PIP) --no-deps torch-pruning
