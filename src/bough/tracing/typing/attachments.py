@@ -1,9 +1,10 @@
 """What a module or tensor that no call reached would have to follow, by the widths of what it could read and write.
 
-Nothing shows where such a part is used. But the code that uses it is that of the module that holds it. This code sees what
-enters the module, what it computes itself and what the modules that it calls return, not what these compute inside. What the
+Nothing shows where such a part is used. But a module is called by the code of the module that holds it. This code sees what
+enters that module, what it computes itself and what the modules that it calls return, not what these compute inside. What the
 part reads or writes there has the width of its first or last layer. If one type that this code sees has this width, the part
-follows it; if several have, these are frozen, so that the part goes on to fit.
+follows it; if several have, these are frozen, so that the part goes on to fit. A tensor that is no module's weight may be
+passed on, and used by all that is called.
 """
 
 from __future__ import annotations
@@ -52,22 +53,20 @@ def bind_unreached(model: nn.Module, recorder: Recorder, runs: Runs, unread: Seq
         shared = all(name not in recorder.states for name in states if name.startswith(f"{part}."))
         if shared and any(end.reads for end in _ends_of_module(model, part, states)):
             parts.setdefault(part, [])
-    around: dict[str, _Visible] = {}
+    around: dict[tuple[str, bool], _Visible] = {}
     found = []
     for part, tensors in parts.items():
         holder = part.rpartition(".")[0]
         while holder and holder not in executed:
             holder = holder.rpartition(".")[0]
-        if holder not in around:
-            around[holder] = _Visible(recorder.ops, runs, holder)
-        if part in outer:
-            ends = list(_ends_of_module(model, part, states))
-        else:
-            ends = [_End(axis, True, True) for axis in tensors[0].axes]
+        module = part in outer
+        if (holder, module) not in around:
+            around[holder, module] = _Visible(recorder.ops, runs, holder, within=not module)
+        ends = list(_ends_of_module(model, part, states)) if module else [_End(axis, True, True) for axis in tensors[0].axes]
         ends = [end for end in ends if id(end.axis) not in recorder.tied]
         untied = [axis for state in tensors for axis in state.axes if id(axis) not in recorder.tied]
-        module = part in outer
-        found.append(Unreached(part, _bound(part, untied, ends, around[holder], bool(holder) or not module, module)))
+        visible = around[holder, module]
+        found.append(Unreached(part, _bound(part, untied, ends, visible, bool(holder) or not module, module)))
     return found
 
 
@@ -92,14 +91,15 @@ def _by_every_name(model: nn.Module, recorder: Recorder) -> dict[str, State]:
 
 
 class _Visible:
-    """The types of the values that the code of one module sees in its calls."""
+    """The types of the values that the code of one module sees in its calls; of all inside, if `within` called ones."""
 
-    def __init__(self, ops: Sequence[OpRecord], runs: Runs, module: str) -> None:
+    def __init__(self, ops: Sequence[OpRecord], runs: Runs, module: str, within: bool) -> None:
         self.module = module
         module_calls = [p for run in runs for p in run.get(module, ())]
         spans = [(p.start, p.end) for p in module_calls] if module else [(0, len(ops))]
         types = value_axes(ops)
-        inner = _outermost(p for run in runs for name, calls in run.items() if not _encloses(name, module) for p in calls)
+        others = (p for run in runs for name, calls in run.items() if not _encloses(name, module) for p in calls)
+        inner = [] if within else _outermost(others)
         hidden = {i for p in inner for i in range(p.start, p.end)}
         inside = value_axes(ops[i] for start, end in spans for i in range(start, end) if i not in hidden)
         returned = (n for p in inner if any(a <= p.start and p.end <= b for a, b in spans) for n in p.returns)
