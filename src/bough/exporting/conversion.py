@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bough.errors import ExportError
 from bough.exporting.flat import FlatModel
+from bough.logged_warnings import without_logged_warnings
 
 
 @contextmanager
@@ -18,10 +18,8 @@ def conversion(flat: FlatModel, kind: str) -> Iterator[None]:
     Raises:
         ExportError: the conversion raised any exception; the first line of its cause is given, or of itself if it has none.
     """
-    level = logging.root.manager.disable
     try:
-        logging.disable(logging.WARNING)
-        with warnings.catch_warnings():
+        with without_logged_warnings(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
@@ -30,5 +28,3 @@ def conversion(flat: FlatModel, kind: str) -> Iterator[None]:
         raise ExportError(
             f"{type(flat.model).__name__} can not be written as {kind}: {type(cause).__name__}: {first.strip()[:400]}"
         ) from error
-    finally:
-        logging.disable(level)

@@ -13,7 +13,7 @@ from bough.arguments import check_arguments
 from bough.calls import as_calls
 from bough.errors import QuantizationError
 from bough.measuring import eval_mode, signal_to_noise
-from bough.quantization.library import require_torchao
+from bough.quantization.torchao_import import require_torchao
 from bough.tracing.capture.randomness import unchanged_rng
 from bough.tracing.capture.tree import tensors_within
 from bough.tracing.capture.wrapped import unwrap

@@ -17,10 +17,10 @@ from bough.calls import FORWARD, as_calls
 from bough.cutting.program import Inputs
 from bough.errors import QuantizationError
 from bough.measuring import eval_mode, largest_error, signal_to_noise
-from bough.quantization.library import require_torchao
 from bough.quantization.program import capture, in_pieces, module_of, tensor_of
 from bough.quantization.quantized import Quantized, QuantizedLayer
 from bough.quantization.ranges import OBSERVERS
+from bough.quantization.torchao_import import require_torchao
 from bough.tracing.capture.randomness import unchanged_rng
 from bough.tracing.capture.tree import tensors_within
 from bough.tracing.capture.wrapped import unwrap

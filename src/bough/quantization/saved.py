@@ -13,9 +13,9 @@ from torch import fx
 
 from bough.calls import as_calls
 from bough.errors import CheckpointError
-from bough.quantization.library import require_torchao
 from bough.quantization.program import batch_that_varies, plain
 from bough.quantization.quantized import Quantized
+from bough.quantization.torchao_import import require_torchao
 from bough.storage import file_digest, make_folder, write_files
 
 PROGRAM, REPORT = "quantized.pt2", "quantized.json"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 from bough.errors import BoughError, QuantizationError
+from bough.logged_warnings import without_logged_warnings
 
 
 def require_torchao(purpose: str = "quantize", error: type[BoughError] = QuantizationError) -> None:
@@ -17,11 +16,8 @@ def require_torchao(purpose: str = "quantize", error: type[BoughError] = Quantiz
     Raises:
         BoughError: of the class `error`; torchao is not installed.
     """
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        import torchao.quantization.pt2e  # noqa: F401
+        with without_logged_warnings():
+            import torchao.quantization.pt2e  # noqa: F401
     except ImportError as missing:
         raise error(f"{purpose} needs {missing.name}: pip install bough[quantize]") from None
-    finally:
-        logging.disable(level)
