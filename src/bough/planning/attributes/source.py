@@ -34,16 +34,21 @@ class Use:
     again: bool = False
 
 
-_known: WeakKeyDictionary[type, dict[str, list[Use]]] = WeakKeyDictionary()
-_quotients: WeakKeyDictionary[type, dict[str, tuple[str, str]]] = WeakKeyDictionary()
-_products: WeakKeyDictionary[type, dict[str, tuple[str, ...]]] = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What the source of a class says of its attributes; see the functions that return it."""
+
+    uses: dict[str, list[Use]]
+    quotients: dict[str, tuple[str, str]]
+    products: dict[str, tuple[str, ...]]
+
+
+_known: WeakKeyDictionary[type, _Source] = WeakKeyDictionary()
 
 
 def uses_of(kind: type) -> dict[str, list[Use]]:
     """Return {attribute: its uses as a constructor argument} in the source of a class and of its bases outside torch."""
-    if kind not in _known:
-        _known[kind] = _read(kind)
-    return _known[kind]
+    return _source(kind).uses
 
 
 def quotients_of(kind: type) -> dict[str, tuple[str, str]]:
@@ -52,17 +57,7 @@ def quotients_of(kind: type) -> dict[str, tuple[str, str]]:
     `self.groups = config.num_heads // self.num_kv_heads` gives {"groups": ("num_heads", "num_kv_heads")}. An attribute that the
     class sets in several ways is left out.
     """
-    if kind not in _quotients:
-        found: dict[str, set[tuple[str, str] | None]] = {}
-        for function in _functions(kind):
-            scope = _Scope(function)
-            for targets, value in scope.assignments:
-                for symbol in filter(None, map(scope.symbol, targets)):
-                    if symbol[0] == "self":
-                        found.setdefault(symbol[1], set()).add(_quotient(value))
-        single = {name: next(iter(pairs)) for name, pairs in found.items() if len(pairs) == 1}
-        _quotients[kind] = {name: pair for name, pair in single.items() if pair is not None}
-    return _quotients[kind]
+    return _source(kind).quotients
 
 
 def products_of(kind: type) -> dict[str, tuple[str, ...]]:
@@ -70,17 +65,42 @@ def products_of(kind: type) -> dict[str, tuple[str, ...]]:
 
     `self.hidden = self.width * pool.factor()` gives {"width": ("hidden",)}.
     """
-    if kind not in _products:
-        found: dict[str, dict[str, None]] = {}
-        for function in _functions(kind):
-            scope = _Scope(function)
-            for targets, value in scope.assignments:
-                made = [symbol[1] for symbol in filter(None, map(scope.symbol, targets)) if symbol[0] == "self"]
-                for factor in scope.within(value) if isinstance(value, ast.BinOp) else ():
-                    if factor[0] == "self":
-                        found.setdefault(factor[1], {}).update(dict.fromkeys(made))
-        _products[kind] = {name: tuple(made) for name, made in found.items()}
-    return _products[kind]
+    return _source(kind).products
+
+
+def _source(kind: type) -> _Source:
+    """Read the source of a class, once."""
+    if kind not in _known:
+        scopes = [_Scope(function) for function in _functions(kind)]
+        _known[kind] = _Source(_uses(scopes), _quotients(scopes), _products(scopes))
+    return _known[kind]
+
+
+def _uses(scopes: Sequence[_Scope]) -> dict[str, list[Use]]:
+    reader = _Reader()
+    for scope in scopes:
+        reader.read(scope)
+    return reader.found()
+
+
+def _quotients(scopes: Sequence[_Scope]) -> dict[str, tuple[str, str]]:
+    found: dict[str, set[tuple[str, str] | None]] = {}
+    for scope in scopes:
+        for made, value in scope.attributes_set():
+            for name in made:
+                found.setdefault(name, set()).add(_quotient(value))
+    single = {name: next(iter(pairs)) for name, pairs in found.items() if len(pairs) == 1}
+    return {name: pair for name, pair in single.items() if pair is not None}
+
+
+def _products(scopes: Sequence[_Scope]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, dict[str, None]] = {}
+    for scope in scopes:
+        for made, value in scope.attributes_set():
+            for factor in scope.within(value) if isinstance(value, ast.BinOp) else ():
+                if factor[0] == "self":
+                    found.setdefault(factor[1], {}).update(dict.fromkeys(made))
+    return {name: tuple(made) for name, made in found.items()}
 
 
 def _quotient(node: ast.expr) -> tuple[str, str] | None:
@@ -89,13 +109,6 @@ def _quotient(node: ast.expr) -> tuple[str, str] | None:
         return None
     names = [n.attr if isinstance(n, ast.Attribute) else getattr(n, "id", "") for n in (node.left, node.right)]
     return (names[0], names[1]) if all(names) else None
-
-
-def _read(kind: type) -> dict[str, list[Use]]:
-    reader = _Reader()
-    for function in _functions(kind):
-        reader.read(function)
-    return reader.found()
 
 
 def _functions(kind: type) -> Iterator[ast.FunctionDef]:
@@ -125,8 +138,7 @@ class _Reader:
         attributes = {s for s in (*self._same, *(s for s, _ in self._uses)) if s[0] == "self"}
         return {s[1]: by_root[self._root(s)] for s in attributes if self._root(s) in by_root}
 
-    def read(self, function: ast.FunctionDef) -> None:
-        scope, again = _Scope(function), function.name != "__init__"
+    def read(self, scope: _Scope) -> None:
         for targets, value in scope.assignments:
             flat = [*targets, value]
             symbols = [s for s in map(scope.symbol, flat) if s is not None]
@@ -137,7 +149,9 @@ class _Reader:
                 named = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
                 for at, argument in [*enumerate(call.args), *((k.arg, k.value) for k in call.keywords)]:
                     plain = not scope.computed(argument)
-                    self._uses += [(s, Use(children, named, at if plain else None, again)) for s in scope.within(argument)]
+                    self._uses += [
+                        (s, Use(children, named, at if plain else None, scope.again)) for s in scope.within(argument)
+                    ]
 
     def _root(self, symbol: Symbol) -> Symbol:
         while self._same.setdefault(symbol, symbol) != symbol:
@@ -150,6 +164,7 @@ class _Scope:
 
     def __init__(self, function: ast.FunctionDef) -> None:
         self.me = function.args.args[0].arg
+        self.again = function.name != "__init__"
         self._name = function.name, str(function.lineno)
         arguments = (*function.args.args, *function.args.kwonlyargs, *function.args.posonlyargs)
         stores = [n for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
@@ -174,6 +189,11 @@ class _Scope:
             return "self", child
         settled = isinstance(node, ast.Name) and node.lineno > self._settled.get(node.id, node.lineno)
         return (*self._name, node.id) if settled else None  # type: ignore[attr-defined]
+
+    def attributes_set(self) -> Iterator[tuple[list[str], ast.expr]]:
+        """Yield (attributes of `self` that an assignment sets, the value)."""
+        for targets, value in self.assignments:
+            yield [symbol[1] for symbol in filter(None, map(self.symbol, targets)) if symbol[0] == "self"], value
 
     def computed(self, node: ast.expr) -> bool:
         """Return whether an argument is computed from symbols, rather than one."""
