@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import bough
 from bough.errors import BudgetError, CheckpointError, PlanError, WriteError
 from bough.storage.safetensors_file import TensorFile, header_bytes, read_header
-from bough.storage.tensors import raw_bytes
+from bough.storage.tensors import raw_bytes, taken
 from tests.streaming.test_equal_to_memory import folder_of, tensors
 from tests.test_cli import run
 
@@ -44,6 +45,15 @@ def test_the_package_reads_what_is_written_by_parts(tmp_path):
     path.write_bytes(head + b"".join(raw_bytes(t).numpy().tobytes() for t in TENSORS.values()))
     found = load_file(path)
     assert all(torch.equal(found[n], t) for n, t in TENSORS.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_slices_are_those_of_index_select(dtype, dim):
+    tensor, units = torch.randn(4, 5, 3).to(dtype), np.array([0, 2])
+    found = taken(tensor, dim, units)
+    assert found.is_contiguous()
+    assert torch.equal(raw_bytes(found), raw_bytes(tensor.index_select(dim, torch.from_numpy(units))))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # bytes: the limit of the safetensors package
-_AHEAD = 1 << 24  # bytes behind those that were read, which the system is asked to read meanwhile
+_AHEAD = 1 << 24  # least number of bytes behind those that were read, which the system is asked to read meanwhile
 _ALIGNED = 8  # the header is padded with spaces to a multiple of this
 
 
@@ -127,7 +127,7 @@ class TensorFile:
         raw = out[:size] if out is not None and out.numel() >= size else torch.empty(size, dtype=torch.uint8)
         self._fill(raw.numpy().data, entry.start + first * width)
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, entry.start + last * width, _AHEAD, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._descriptor, entry.start + last * width, max(size, _AHEAD), os.POSIX_FADV_WILLNEED)
         shape = (last - first, *entry.shape[1:]) if entry.shape else ()
         return raw.view(entry.dtype).view(shape)
 

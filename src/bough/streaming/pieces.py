@@ -17,6 +17,7 @@ from bough.errors import CheckpointError, PlanError
 from bough.planning import Plan, Scale
 from bough.recovery import name_after_cut
 from bough.storage.safetensors_file import Entry
+from bough.storage.tensors import taken
 from bough.streaming.names import Names, Part, Style
 from bough.streaming.shards import Shards
 
@@ -241,7 +242,7 @@ def cut_rows(piece: Piece, rows: Tensor, first: int) -> Tensor:
             start, units = int(low), units[low:high] - first
             if len(units) == len(rows):
                 continue
-        value = value.index_select(dim, torch.from_numpy(units))
+        value = taken(value, dim, units)
     for dim, places, factor in piece.scales:
         if dim < 0:
             value = (value.double() * factor).to(value.dtype)

@@ -43,6 +43,7 @@ class StreamedWeights:
         self._dims = dims or {}
         self._reduction: Reduction | None = None
         self._ready: dict[tuple[str, int], Tensor] = {}
+        self._buffer = torch.empty(0, dtype=torch.uint8)
         self._shards, self._names, self._log, self._on_read = shards, names, log, on_read
         self._placed = placed
         self._entries = shards.entries
@@ -60,13 +61,17 @@ class StreamedWeights:
         Raises:
             CheckpointError: it is in no file, or the file can not be read.
         """
+        return self._values(name, None)
+
+    def _values(self, name: str, buffer: Tensor | None) -> Tensor:
+        """Return the values of a parameter, in the memory of `buffer` where it can be used."""
         first = self._names.same.get(name, name)
         if first not in self._tensors:
             raise CheckpointError(f"{self._shards.folder}: {name} is in no file, so it can not be scored")
         tensors = self._tensors[first]
         self._on_read(self.size(name))
         if len(tensors) == 1 or prod(self._entries[tensors[0]].shape) == prod(self._names.parameters[first]):
-            return self._read(tensors[0])
+            return self._read(tensors[0], buffer)
         value = torch.empty(self._names.parameters[first], dtype=self._entries[tensors[0]].dtype)
         for part in tensors:
             value[self._placed.parts[part][0].index] = self._read(part)
@@ -87,18 +92,24 @@ class StreamedWeights:
             key = f"{name} {dim}"
             result = None if self._log is None else self._log.next(key)
             if result is None:
-                value = self.tensor(name) if value is None else value
-                result = reduction(value, dim).double()
+                value = self._transient(name) if value is None else value
+                result = reduction(value, dim).to(torch.float64, copy=True)
                 if self._log is not None:
                     self._log.append(key, result)
             self._ready[name, dim] = result
         if value is None:
             self._on_read(self.size(name))
 
-    def _read(self, name: str) -> Tensor:
+    def _transient(self, name: str) -> Tensor:
+        """Return the values of a parameter, valid until the next call: new memory costs more than reading into it."""
+        if self.size(name) > self._buffer.numel():
+            self._buffer = torch.empty(self.size(name), dtype=torch.uint8)
+        return self._values(name, self._buffer)
+
+    def _read(self, name: str, buffer: Tensor | None = None) -> Tensor:
         entry = self._entries[name]
         with TensorFile(self._shards.folder / self._shards.files[name]) as file:
-            return file.rows(entry).view(entry.shape)
+            return file.rows(entry, out=buffer).view(entry.shape)
 
 
 class ReductionLog:
