@@ -85,3 +85,26 @@ def test_a_budget_that_no_subnet_meets_ends_training_before_it_begins(tmp_path):
     with pytest.raises(BudgetError, match="macs=1%: no subnet meets it"):
         run(*words, "--budget", "macs=1%")
     assert not (tmp_path / "net" / "log.jsonl").exists()
+
+
+def test_subnets_of_budgets_and_a_teacher(tmp_path):
+    """What the command line trains is what the API does by the same words."""
+    pytest.importorskip("accelerate")
+    words = ["supernet", "train", MODEL, "tests.supernet.test_command_line:task", "--epochs", "1", "--json"]
+    given = ["--only-budgets", "--budget", "macs=50%", "--budget", "macs=75%", "--allocation", "uniform"]
+    given += ["--data", "tests.supernet.test_command_line:unlabelled", "--teacher"]
+    for teacher in ("original", MODEL):
+        run(*words, *given, teacher, "--out", str(tmp_path / teacher))
+    trained = bough.Supernet.load(tmp_path / "original", build)
+    (model, example), (train, _) = build(), task()
+    net = bough.supernet(model, example)
+    subnets = [net.within(bough.Budget(macs=share), allocation="uniform") for share in ("50%", "75%")]
+    net.fit(train, bough.Training(epochs=1), subnets=subnets, teacher=model)
+    for other in (trained, bough.Supernet.load(tmp_path / MODEL, build)):
+        for a, b in zip(net.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(PlanError, match="--only-budgets trains the subnets of --budget: give at least one"):
+        run(*words, "--only-budgets", "--out", str(tmp_path / "none"))
+    with pytest.raises(PlanError, match="--allocation divides the budgets of --only-budgets"):
+        run(*words, "--allocation", "uniform", "--out", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()

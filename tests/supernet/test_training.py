@@ -187,8 +187,8 @@ def test_training_that_can_not_start():
         bough.Sandwich(shrinking=2)
     with pytest.raises(TrainingError, match="give at least one subnet"):
         nested().fit(dataset(), subnets=[])
+    net = nested()
     with pytest.raises(TrainingError, match="must be 0"):
-        net = nested()
         net.fit(dataset(), subnets=[net.smallest], sandwich=bough.Sandwich(shrinking=0.5))
     for part in (net, net.model, net.model.head):
         with pytest.raises(TrainingError, match="is the supernet's own model"):

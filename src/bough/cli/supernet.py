@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 import bough
@@ -101,6 +102,14 @@ def train(
     budget: Budgets = None,
     table: TableOf = None,
     data: Statistics = None,
+    only_budgets: Annotated[
+        bool, typer.Option(help="each step trains the subnets of the budgets alone; for devices that are known")
+    ] = False,
+    allocation: Annotated[str | None, typer.Option(help=f"with --only-budgets: {ALLOCATION}")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="model whose logits all subnets learn: `original` for MODEL as it is (trained weights), or as MODEL"),
+    ] = None,
     random: Annotated[int | None, typer.Option(help="random subnets of a step, beside largest and smallest")] = None,
     shrinking: Annotated[float | None, typer.Option(help="share of steps over which subnets become smaller")] = None,
     temperature: Annotated[float | None, typer.Option(help="of the logits of both, in distillation")] = None,
@@ -116,18 +125,26 @@ def train(
     out = Path(training.folder)
     writable(out, folder=True)
     unused(out, overwrite, run=STATE_FILE)
+    if only_budgets and not budget:
+        raise PlanError("--only-budgets trains the subnets of --budget: give at least one, such as --budget macs=50%")
+    if allocation is not None and not only_budgets:
+        raise PlanError("--allocation divides the budgets of --only-budgets, which is not given")
     given, original = task_of(task), resolve(model, input_shape, weights, quiet=as_json)
     start = digest(original.model)
     net = bough.supernet(original.model, original.inputs, **options)
-    found: Profile = net.profile(_budgets(budget), **_table(table))
+    budgets = _budgets(budget)
+    found: Profile = net.profile(budgets, **_table(table))
     found.require_budgets()
+    options_within = {**chosen(allocation=None if allocation is None else allocation_of(allocation)), **_table(table)}
+    subnets = [net.within(b, **options_within) for b in budgets] if only_budgets else None
     if not as_json:
         typer.echo(found)
     distillation = replace(bough.Sandwich().distillation, **chosen(temperature=temperature, logits=logits))
     sandwich = bough.Sandwich(**chosen(random=random, shrinking=shrinking, distillation=distillation))
     done = net.fit(
-        given.train, replace(training, progress=not as_json, start=start), sandwich=sandwich, loss=given.loss,
-        evaluate=given.metric, data=None if data is None else batches(data, progress=False),
+        given.train, replace(training, progress=not as_json, start=start), sandwich=sandwich, subnets=subnets,
+        teacher=_teacher(teacher, original), loss=given.loss, evaluate=given.metric,
+        data=None if data is None else batches(data, progress=False),
         **chosen(forward=None if forward is None else find(forward)),
     )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":  # one of several processes
@@ -182,6 +199,14 @@ def _table(path: Path | None) -> dict[str, Any]:
     return {} if path is None else {"table": LatencyTable.load(path)}
 
 
+def _teacher(reference: str | None, original: Resolved) -> torch.nn.Module | None:
+    """Return the model that --teacher names."""
+    if reference is None:
+        return None
+    found = original if reference == "original" else resolve(reference, None, None, quiet=True)
+    return found.model
+
+
 def _copy(original: Resolved) -> Any:
     return copied(original.model, lambda name, tensor, parameter: tensor.clone())[0]
 
@@ -205,7 +230,7 @@ def _target(path: Path | None, row: str | None) -> Any:
 
 EXAMPLES: dict[Callable[..., None], str] = {
     profile: "bough supernet profile mypackage.models:build --depth all --budget macs=25%",
-    train: "bough supernet train mypackage.models:build mypackage.data:task --budget macs=25% --out net",
+    train: "bough supernet train mypackage.models:build mypackage.data:task --budget macs=25% --teacher original --out net",
     extract: "bough supernet extract mypackage.models:build --checkpoint net --budget macs=50% --out small",
 }
 for command, example in EXAMPLES.items():
