@@ -34,12 +34,12 @@ def mobilenet(load: ModuleType, test: int) -> Task:
     order = np.random.default_rng(0).permutation(len(found))
     train, truth = images(found[order[:512]], load), torch.from_numpy(np.asarray(labels)[order[:512]])
     model, x = load.mobilenetv1_025(), images(found[order[512 : 512 + test]], load)
-    dense, same = predicted(model, x), predicted(model, train[:256])
+    dense, same = predicted(model, x), predicted(model, train[256:])  # searches refit on the first images, by --samples 256
     return Task(
         model, pairs(train, truth, 32), cross_entropy,
         lambda small: {"agreement": accuracy(small, x, dense), "images": len(x)},
-        lambda small: accuracy(small, train[:256], same), "macs", metric="agreement",
-        choose_samples=right_in_part(train[:256], same),
+        lambda small: accuracy(small, train[256:], same), "macs", metric="agreement",
+        choose_samples=right_in_part(train[256:], same),
     )  # fmt: skip
 
 
