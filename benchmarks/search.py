@@ -61,13 +61,13 @@ def cpu_seconds(models: dict[str, nn.Module], x: torch.Tensor, repeats: int = RE
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def table_of(name: str, model: nn.Module, x: torch.Tensor) -> bough.LatencyTable:
+def table_of(name: str, model: nn.Module, x: torch.Tensor, round_to: int) -> bough.LatencyTable:
     """Return the latency table of a model on this machine, made once; its whole-model factors are of CPU time."""
-    path = CACHE / f"search-{name}-{ROUND_TO}.json"
+    path = CACHE / f"search-{name}-{round_to}.json"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
         graph = bough.trace(model, x)
-        measured = bough.LatencyTable.measure(graph, BACKEND, quantum=ROUND_TO, seconds=20.0, path=path.with_suffix(".part"))
+        measured = bough.LatencyTable.measure(graph, BACKEND, quantum=round_to, seconds=20.0, path=path.with_suffix(".part"))
         whole = cpu_seconds({"whole": model}, x)["whole"]
 
         def here(small: nn.Module) -> float:
@@ -96,7 +96,7 @@ class Bench:
     def __init__(self, name: str, task: Task, budget: bough.Budget, given: argparse.Namespace) -> None:
         self.name, self.task, self.budget, self.given = name, task, budget, given
         self.x = task.calibration[0][0][:1]
-        self.table = table_of(name.rstrip("012"), task.model, self.x) if budget.latency else None
+        self.table = table_of(name.rstrip("012"), task.model, self.x, given.round_to) if budget.latency else None
         self.planning = {"round_to": given.round_to, **({"table": self.table} if self.table else {})}
         self.options = {
             "data": task.calibration, "ignore": task.ignore, "importance": SCORES, **self.planning
