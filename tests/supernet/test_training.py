@@ -56,7 +56,8 @@ def eval_run(model, batch):
 def test_a_step_of_named_subnets_is_the_mean_loss_over_them(with_teacher):
     """With a teacher they alone learn, from it; without one the largest learns the labels beside them, and teaches them."""
     net, (x, y), teacher = nested(), dataset(32).tensors, residual() if with_teacher else None
-    subnets = [net.middle, net.smallest, net.middle]
+    budget = bough.Budget(macs="60%")
+    subnets = [net.within(budget), net.smallest, net.within(budget)]
     answers = (teacher or net.model)(x).detach()
     losses = [] if with_teacher else [F.cross_entropy(net.model(x), y)]
     for subnet in subnets[:2]:

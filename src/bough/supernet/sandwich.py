@@ -11,6 +11,7 @@ import numpy as np
 
 from bough.arguments import check_fields
 from bough.errors import TrainingError
+from bough.planning import Budget
 from bough.recovery import Distillation
 from bough.supernet.subnet import Subnet
 
@@ -85,18 +86,20 @@ class Schedule:
         return [[[dict(s.counts), list(s.dropped)] for s in self.fixed]] if self.fixed else drawn
 
 
-def fixed_subnets(net: Supernet, sandwich: Sandwich, subnets: Sequence[Subnet] | None) -> tuple[Subnet, ...]:
+def fixed_subnets(net: Supernet, sandwich: Sandwich, subnets: Sequence[Budget | Subnet] | None) -> tuple[Subnet, ...]:
     """Return the subnets that every step trains, each once; none where they are drawn.
 
     Raises:
         TrainingError: no subnet in the sequence, or one beside a schedule of shrinking subnets.
+        BudgetError: no subnet meets a budget.
         PlanError, ConflictError: as for `Supernet.at`.
     """
     if subnets is None:
         return ()
-    found = {subnet.key: subnet for subnet in map(net.subnet, subnets)}
+    chosen = [net.within(s) if isinstance(s, Budget) else net.subnet(s) for s in subnets]
+    found = {subnet.key: subnet for subnet in chosen}
     if not found:
-        raise TrainingError("fit(subnets=[]): give at least one subnet, such as net.within(budget), or leave it out")
+        raise TrainingError("fit(subnets=[]): give at least one subnet, such as that of Budget(macs='50%'), or leave it out")
     if sandwich.shrinking:
         raise TrainingError("fit(subnets=...): every step trains these subnets, so Sandwich(shrinking=...) must be 0")
     return tuple(found.values())

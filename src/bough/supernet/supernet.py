@@ -293,7 +293,7 @@ class Supernet(nn.Module):
 
     def fit(
         self, train: Any, training: Training | None = None, *, sandwich: Sandwich | None = None,
-        subnets: Sequence[Subnet] | None = None, teacher: nn.Module | None = None, loss: Loss | None = None,
+        subnets: Sequence[Budget | Subnet] | None = None, teacher: nn.Module | None = None, loss: Loss | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None, evaluate: Callable[[nn.Module], float] | None = None,
         data: Data | Iterable[Any] | None = None, optimizer: Optimizer | None = None,
         callback: Callable[[dict[str, Any]], object] | None = None, accelerator: Any = None,
@@ -302,7 +302,7 @@ class Supernet(nn.Module):
 
         The largest learns the task; the others learn its answers to the same batch (in-place distillation). Where the weights
         are trained already, `teacher=model` lets all learn the answers of the model as it was. Where the devices are known,
-        `subnets=[net.within(budget), ...]` trains those alone. Resumes as `finetune` does, and runs in several processes as
+        `subnets=[Budget(macs="50%"), ...]` trains those alone. Resumes as `finetune` does, and runs in several processes as
         that does.
 
         Source: Yu and Huang, 2019 (sandwich rule, in-place distillation); Cai et al., 2020 (progressive shrinking).
@@ -311,8 +311,8 @@ class Supernet(nn.Module):
             train: as for `finetune`.
             training: the options.
             sandwich: how many subnets a step has, and how they learn from the largest.
-            subnets: what every step trains in place of the largest, the smallest and random ones. Without a teacher the
-                largest is trained beside them, since they learn from it.
+            subnets: what every step trains in place of the largest, the smallest and random ones: subnets, or budgets, which
+                are those that `within` finds. Without a teacher the largest is trained beside them, since they learn from it.
             teacher: a model whose logits all subnets learn, the largest too; it runs in eval mode and stays as it is.
             loss, forward, optimizer, callback, accelerator: as for `finetune`.
             evaluate: module in eval mode -> metric; the metric of an epoch is the mean over `subnets`, or over the smallest,
@@ -323,7 +323,7 @@ class Supernet(nn.Module):
             ArgumentError: an argument of another type.
             TrainingError: as for `finetune`; outputs without logits; `evaluate` without `data` where there are batch norms; no
                 subnet in `subnets`, or a teacher that is part of the supernet.
-            PlanError, ConflictError: for `subnets`, as for `at`.
+            BudgetError, PlanError, ConflictError: for `subnets`, as for `within` and `at`.
             CheckpointError: the state in the folder is damaged.
         """
         check_arguments(Supernet.fit, locals())

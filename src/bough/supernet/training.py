@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from bough.calibration import Data, Loss, as_model_loss, as_output_loss, calling_convention
 from bough.errors import TrainingError
+from bough.planning import Budget
 from bough.recovery import Trained, Training
 from bough.recovery.training import restore_modes
 from bough.recovery.training.accelerate import open_accelerator, unprepared
@@ -34,7 +35,7 @@ Forward = Callable[[nn.Module, Any], Any]
 
 
 def train_sandwich(
-    net: Supernet, train: Any, training: Training, sandwich: Sandwich, *, subnets: Sequence[Subnet] | None,
+    net: Supernet, train: Any, training: Training, sandwich: Sandwich, *, subnets: Sequence[Budget | Subnet] | None,
     teacher: nn.Module | None, loss: Loss | None, forward: Forward | None, evaluate: Callable[[nn.Module], float] | None,
     data: Data | None, optimizer: Optimizer | None, callback: Callable[[dict[str, Any]], object] | None, accelerator: Any,
 ) -> Trained:  # fmt: skip

@@ -48,6 +48,26 @@ def test_the_loop_is_plain_training():
     assert all(torch.allclose(p, q, atol=1e-12) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("label", [torch.as_tensor, int], ids=["tensor", "number"])
+def test_a_list_of_samples_is_a_dataset_of_them(label):
+    x, y = torch.randn(10, 4, dtype=torch.float64), torch.randint(0, 3, (10,))
+    samples = [(a, label(b)) for a, b in zip(x, y, strict=True)]
+    named = [{"input": a, "labels": label(b)} for a, b in samples]
+    nets = [nn.Linear(4, 3).double() for _ in range(3)]
+    for other in nets[1:]:
+        other.load_state_dict(nets[0].state_dict())
+    training = Training(epochs=2, batch_size=4)
+    finetune(nets[0], TensorDataset(x, y), training)
+    done = finetune(nets[1], samples, training)
+    by_name = {
+        "forward": lambda model, batch: model(batch["input"]),
+        "loss": lambda out, batch: F.cross_entropy(out, batch["labels"]),
+    }
+    finetune(nets[2], named, training, **by_name)
+    assert done.steps == 6
+    assert all(torch.equal(nets[0].weight, other.weight) for other in nets[1:])
+
+
 def test_accumulated_batches_are_one_large_batch():
     data = TensorDataset(torch.randn(16, 4, dtype=torch.float64), torch.randint(0, 3, (16,)))
     a, b = (nn.Linear(4, 3).double() for _ in range(2))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from numbers import Number
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -34,7 +36,9 @@ class BatchDataset(IterableDataset[Any]):
 
 
 def as_torch_data(data: Any) -> DataLoader[Any] | Dataset[Any]:
-    """Return a DataLoader or Dataset as it is, and an iterable of batches as a DataLoader of them.
+    """Return a DataLoader or Dataset as it is, a sequence of samples as a Dataset, and an iterable of batches as a DataLoader.
+
+    A sequence holds samples if its first item holds a number or a tensor without dims, as a label is: a batch has none.
 
     Raises:
         TrainingError: `data` is something else, a one-shot iterator, or a list whose first item holds no tensor.
@@ -45,6 +49,9 @@ def as_torch_data(data: Any) -> DataLoader[Any] | Dataset[Any]:
     iterable = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
     if not iterable or isinstance(data, (str, bytes, Mapping, Tensor)):
         raise TrainingError(f"train is a {type(data).__name__}: give a torch Dataset, a DataLoader, or an iterable of batches")
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and len(data) and _is_sample(data[0]):
+        samples: Dataset[Any] = data
+        return samples
     if isinstance(data, Iterator):
         raise TrainingError("train can be gone through once only: give a torch Dataset, a DataLoader, or a list of batches")
     if isinstance(data, (list, tuple)) and data and next(tensors_within(data[0]), None) is None:
@@ -53,6 +60,25 @@ def as_torch_data(data: Any) -> DataLoader[Any] | Dataset[Any]:
             "of batches that hold tensors"
         )
     return DataLoader(BatchDataset(data), batch_size=None, collate_fn=_identity)
+
+
+def _is_sample(item: Any) -> bool:
+    """Whether an item of a sequence is one sample: it holds a tensor without dims, or tensors and a number beside them."""
+    leaves = [*_leaves(item)]
+    numbers = any(isinstance(x, Number) and not isinstance(x, bool) for x in leaves)
+    arrays = [x for x in leaves if isinstance(x, (Tensor, np.ndarray))]
+    return any(x.ndim == 0 for x in arrays) or (numbers and bool(arrays))
+
+
+def _leaves(item: Any) -> Iterator[Any]:
+    """Yield what nested mappings, tuples and lists hold."""
+    if isinstance(item, Mapping):
+        item = tuple(item.values())
+    if isinstance(item, (tuple, list)):
+        for part in item:
+            yield from _leaves(part)
+    else:
+        yield item
 
 
 def training_loader(data: Any, training: Training) -> tuple[DataLoader[Any], int]:
