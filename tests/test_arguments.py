@@ -15,6 +15,8 @@ import bough
 from bough import allocation, importance, recovery, sparsity
 from bough.latency import required_points
 from bough.measuring import latency
+from tests.recovery.test_reconstruct import build as residual
+from tests.zoo.routers import mixture
 from tests.zoo.shim import declare_torchvision_ops
 
 torch.manual_seed(0)
@@ -34,6 +36,13 @@ TABLE = bough.LatencyTable("a chip", "eager", 8, 0.0, 0.0, POINTS)
 MASKS = {"0.weight": torch.ones(8, 4, dtype=torch.bool)}
 ZEROS = torch.zeros(8, 4, dtype=torch.bool)
 OUTCOME = bough.prune(MODEL, X, BUDGET)
+RESIDUAL, IMAGES = residual()
+RESIDUAL_GRAPH = bough.trace(RESIDUAL, IMAGES)
+RESIDUAL_PLAN = bough.plan(RESIDUAL_GRAPH, bough.score(RESIDUAL_GRAPH, "l2"), BUDGET)
+RESIDUAL_SMALL = bough.cut(RESIDUAL, RESIDUAL_PLAN)
+MIXTURE, TOKENS = mixture("loop_over_stack")
+MIXTURE_GRAPH = bough.trace(MIXTURE, TOKENS)
+MIXTURE_PLAN = bough.plan(MIXTURE_GRAPH, bough.score(MIXTURE_GRAPH, "l2"), keep={"up/expert": 3})
 
 
 def loss(model, batch):
@@ -93,9 +102,9 @@ CALLS = dict([
     call(bough.plan, graph=GRAPH, scores=SCORES, budget=BUDGET, keep=None, allocation="greedy", round_to=1, minimum=1,
          drop=(), ignore=(), only=None, exact_only=False, uniform=False, ragged=False, on_conflict="freeze", table=None,
          energy=None),
-    call(bough.prune, model=new, example_inputs=lambda: X, budget=BUDGET, importance="l2", data=None, refit=False, ignore=(),
-         only=None, tie=None, allocation="greedy", round_to=1, minimum=1, drop=(), exact_only=False, uniform=False,
-         ragged=False, on_conflict="freeze", table=None, energy=None, on_mismatch="raise"),
+    call(bough.prune, model=new, example_inputs=lambda: X, budget=BUDGET, importance="l2", data=None, refit=False,
+         merge_experts=False, ignore=(), only=None, tie=None, allocation="greedy", round_to=1, minimum=1, drop=(),
+         exact_only=False, uniform=False, ragged=False, on_conflict="freeze", table=None, energy=None, on_mismatch="raise"),
     call(bough.cut, model=MODEL, plan=PLAN),
     call(bough.cut_, model=lambda: copy.deepcopy(MODEL), plan=PLAN),
     call(bough.mask, model=MODEL, plan=PLAN),
@@ -154,6 +163,9 @@ CALLS = dict([
     call(bough.Sandwich, random=1, distillation=recovery.Distillation(logits=1.0), shrinking=0.0),
     call(recovery.distillation_loss, student=X, teacher=X, temperature=1.0, dim=-1),
     call(recovery.merge, graph=GRAPH, plan=PLAN),
+    call(recovery.reconstruct, model=RESIDUAL, small=RESIDUAL_SMALL, plan=RESIDUAL_PLAN, data=[IMAGES], epochs=1, rate=0.01,
+         example_inputs=IMAGES, progress=False),
+    call(recovery.merge_experts, graph=MIXTURE_GRAPH, plan=MIXTURE_PLAN, data=[TOKENS]),
     call(recovery.masks_of, model=MODEL, plan=PLAN),
     call(recovery.kept_share, masks=MASKS),
     call(recovery.apply_masks_, model=new, masks=MASKS),
@@ -315,6 +327,9 @@ MADE = {  # by bough, or protocols and tables
     "Verification",
     "Merged",
     "Iterated",
+    "MergedExperts",
+    "Reconstructed",
+    "ReconstructedBlock",
     "Refit",
     "Step",
     "Ticket",

@@ -11,7 +11,7 @@ from bough.cli import commands, main, supernet
 from bough.cli.commands import EXAMPLES, options_of
 from bough.cli.flags import flag, in_flags
 from bough.quantization import QAT
-from bough.recovery import Distillation, LoRA, Training, refit_
+from bough.recovery import Distillation, LoRA, Training, reconstruct, refit_
 from tests.test_cli import MODEL, run
 from tests.zoo.tasks import same_mlp
 
@@ -88,7 +88,13 @@ APIS = {
     "inspect": {
         bough.trace: ({}, {"example_inputs": INPUTS, "real": "used where shapes do not carry the run"})
     },
-    "refit": {refit_: ({}, {"example_inputs": INPUTS, "small": CHECKPOINT, "plan": CHECKPOINT})},
+    "refit": {
+        refit_: ({}, {"example_inputs": INPUTS, "small": CHECKPOINT, "plan": CHECKPOINT}),
+        reconstruct: (
+            {"epochs": "reconstruct", "rate": "reconstruct_rate"},
+            {"example_inputs": INPUTS, "small": CHECKPOINT, "plan": CHECKPOINT, "progress": "shown unless --json"},
+        ),
+    },
     "evaluate": {
         bough.perplexity: ({"tokens": "text"}, {}),
         bough.zero_shot: ({}, {}),

@@ -28,7 +28,8 @@ GROWTH = {
     "activation_variance": 2, "sensitivity": -1,
     **dict.fromkeys(
         ("lamp", "cosine", "random", "taylor", "taylor_element", "taylor_group", "taylor_square", "gate_taylor",
-         "gate_taylor_signed", "fisher", "obd", "masked_loss", "shapley", "apoz", "hrank", "wanda", "flap", "reap", "thinet",
+         "gate_taylor_signed", "fisher", "obd", "masked_loss", "shapley", "apoz", "hrank", "wanda", "flap", "reap",
+         "expert_clusters", "thinet",
          "obs"), 0),
 }  # fmt: skip
 
@@ -254,6 +255,7 @@ ORACLES = {
     "hrank": lambda m, d: (hidden(m, d) != 0).mean(0),  # maps of one number
     "wanda": lambda m, d: np.abs(parts(m)[2].numpy()).mean(0) * np.sqrt((hidden(m, d) ** 2).mean(0)),
     "flap": lambda m, d: (parts(m)[2].numpy() ** 2).sum(0) * hidden(m, d).var(0),
+    "expert_clusters": lambda m, d: np.linalg.norm(parts(m)[2].numpy(), axis=0) * np.abs(hidden(m, d)).mean(0),
     "reap": lambda m, d: np.linalg.norm(parts(m)[2].numpy(), axis=0) * np.abs(hidden(m, d)).mean(0),
     "thinet": thinet,
     "obs": solved,

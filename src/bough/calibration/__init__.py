@@ -16,14 +16,17 @@ from bough.calibration.batches import (
 from bough.calibration.blockwise import BlockwiseData, stages_of
 from bough.calibration.consumer_inputs import InputAxis, consumer_inputs, observed_axes, unreached_groups
 from bough.calibration.data import Data, Loss, as_data, show_progress
+from bough.calibration.expert_means import ExpertMeans, expert_means
 from bough.calibration.expert_outputs import GatedNorms, gated_norms
 from bough.calibration.gradients import loss_gradients, sample_gradients
 from bough.calibration.losses import as_model_loss, as_output_loss, calling_convention
+from bough.calibration.mixtures import Mixture
 from bough.calibration.model_inputs import (
     example_inputs_from,
     first_batches,
     forward_inputs,
     require_batch_in_each_process,
+    require_few_batches,
     require_reiterable,
 )
 from bough.calibration.moments import TINY, InnerProducts, Moments, collect_moments, rounding_floor
@@ -52,10 +55,12 @@ __all__ = [
     "ActivationStatistics",
     "BlockwiseData",
     "Data",
+    "ExpertMeans",
     "GatedNorms",
     "InnerProducts",
     "InputAxis",
     "Loss",
+    "Mixture",
     "Moments",
     "Observed",
     "PairedRuns",
@@ -77,6 +82,7 @@ __all__ = [
     "consumer_inputs",
     "copy_to_device",
     "example_inputs_from",
+    "expert_means",
     "first_batches",
     "first_process_object",
     "forward_inputs",
@@ -93,6 +99,7 @@ __all__ = [
     "process_rank",
     "require_batch_in_each_process",
     "require_equal_in_processes",
+    "require_few_batches",
     "require_reiterable",
     "rounding_floor",
     "sample_gradients",

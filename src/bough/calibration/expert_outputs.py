@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,7 +80,7 @@ class _MixtureObserver:
 
     def taps(self) -> list[Tap]:
         """Return the taps on outputs of experts and on what the gated outputs become."""
-        taps = [tap for output in self.mixture.outputs for tap in self._output_taps(output)]
+        taps = expert_taps(self.graph, self.mixture, self._observe)
         if self.mixture.gated is None:
             return taps
         op, argument = self.mixture.gated
@@ -89,41 +89,6 @@ class _MixtureObserver:
             self._read_gates(tensors[argument : argument + 1])
 
         return [*taps, Tap(op, read)]
-
-    def _output_taps(self, output: ExpertOutput) -> list[Tap]:
-        """Return the taps that observe one operator."""
-        experts: list[Tensor] = []
-        chosen: list[Tensor] = []
-
-        def choose(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-            chosen[:] = [tensors[1]]
-
-        def assign(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-            experts[:] = [self._experts_of(output, tensors, chosen)]
-
-        def observe(op: OpRecord, tensors: Sequence[Tensor]) -> None:
-            self._observe(output, tensors[0], experts.pop())
-
-        picking = [] if output.chosen is None else [Tap(output.chosen, choose)]
-        return [*picking, Tap(output.op, assign), Tap(output.result, observe, results=True)]
-
-    def _experts_of(self, output: ExpertOutput, tensors: Sequence[Tensor], chosen: Sequence[Tensor]) -> Tensor:
-        """Return the expert of each row, broadcastable to the rows of the result."""
-        rank = len(self.graph.ops[output.result].results[0])
-        if output.axis is not None:
-            numbers = torch.arange(self.mixture.space.size)
-            return _without(numbers.reshape([-1 if d == output.axis else 1 for d in range(rank)]), output.features)
-        if output.chosen is not None:
-            shape = [1] * rank
-            for d, n in zip(output.chosen_dims, chosen[0].shape, strict=True):
-                shape[d] = n
-            return _without(chosen[0].reshape(shape), output.features)
-        if self.graph.ops[output.op].name == "_grouped_mm":
-            rows = torch.arange(tensors[0].shape[0], device=tensors[2].device, dtype=tensors[2].dtype)
-            return torch.searchsorted(tensors[2], rows, right=True)
-        parameter = self.graph.tensor(output.parameter)
-        offset = tensors[output.argument].storage_offset() - parameter.storage_offset()
-        return torch.tensor(offset // parameter.stride(output.dim) % parameter.shape[output.dim])
 
     def _observe(self, output: ExpertOutput, result: Tensor, experts: Tensor) -> None:
         """Store one result until its gate values are known."""
@@ -166,3 +131,52 @@ class _MixtureObserver:
 def _without(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     """Return a tensor without dims of size 1."""
     return tensor.reshape([n for d, n in enumerate(tensor.shape) if d not in dims])
+
+
+def expert_taps(graph: Graph, mixture: Mixture, observe: Callable[[ExpertOutput, Tensor, Tensor], None]) -> list[Tap]:
+    """Return taps that call `observe(output, result, experts)` for each result that has outputs of experts.
+
+    `experts` has the number of the expert of each row, broadcastable to the rows of the result.
+    """
+    return [tap for output in mixture.outputs for tap in _output_taps(graph, mixture, output, observe)]
+
+
+def _output_taps(
+    graph: Graph, mixture: Mixture, output: ExpertOutput, observe: Callable[[ExpertOutput, Tensor, Tensor], None]
+) -> list[Tap]:  # fmt: skip
+    """Return the taps that observe one operator."""
+    experts: list[Tensor] = []
+    chosen: list[Tensor] = []
+
+    def choose(op: OpRecord, tensors: Sequence[Tensor]) -> None:
+        chosen[:] = [tensors[1]]
+
+    def assign(op: OpRecord, tensors: Sequence[Tensor]) -> None:
+        experts[:] = [_experts_of(graph, mixture, output, tensors, chosen)]
+
+    def read(op: OpRecord, tensors: Sequence[Tensor]) -> None:
+        observe(output, tensors[0], experts.pop())
+
+    picking = [] if output.chosen is None else [Tap(output.chosen, choose)]
+    return [*picking, Tap(output.op, assign), Tap(output.result, read, results=True)]
+
+
+def _experts_of(
+    graph: Graph, mixture: Mixture, output: ExpertOutput, tensors: Sequence[Tensor], chosen: Sequence[Tensor]
+) -> Tensor:  # fmt: skip
+    """Return the expert of each row, broadcastable to the rows of the result."""
+    rank = len(graph.ops[output.result].results[0])
+    if output.axis is not None:
+        numbers = torch.arange(mixture.space.size)
+        return _without(numbers.reshape([-1 if d == output.axis else 1 for d in range(rank)]), output.features)
+    if output.chosen is not None:
+        shape = [1] * rank
+        for d, n in zip(output.chosen_dims, chosen[0].shape, strict=True):
+            shape[d] = n
+        return _without(chosen[0].reshape(shape), output.features)
+    if graph.ops[output.op].name == "_grouped_mm":
+        rows = torch.arange(tensors[0].shape[0], device=tensors[2].device, dtype=tensors[2].dtype)
+        return torch.searchsorted(tensors[2], rows, right=True)
+    parameter = graph.tensor(output.parameter)
+    offset = tensors[output.argument].storage_offset() - parameter.storage_offset()
+    return torch.tensor(offset // parameter.stride(output.dim) % parameter.shape[output.dim])

@@ -53,12 +53,14 @@ class Mixture:
 
     Attributes:
         space: index space of the axis of the experts.
+        parameters: (parameter, dim of the experts) of the experts' own weights and biases, without those of the gate.
         outputs: where outputs of experts are computed.
         weighed: whether a gate multiplies the outputs.
         gated: (operator, argument) that first reads what all gated outputs have become; None if only the model's output is.
     """
 
     space: Space
+    parameters: tuple[tuple[str, int], ...]
     outputs: tuple[ExpertOutput, ...]
     weighed: bool
     gated: tuple[int, int] | None
@@ -156,7 +158,32 @@ def _mixture(flow: Flow, weights: Sequence[_StackedWeight]) -> Mixture | None:
     if not outputs or any(o is None for o in outputs):
         return None
     found = tuple(o for o in outputs if o is not None)
-    return Mixture(space, found, bool(products), _first_reader(graph, found, products) if products else None)
+    own = _own_parameters(graph, weights, inner)
+    return Mixture(space, own, found, bool(products), _first_reader(graph, found, products) if products else None)
+
+
+def _own_parameters(graph: Graph, weights: Sequence[_StackedWeight], inner: Collection[int]) -> tuple[tuple[str, int], ...]:
+    """Return the stacked weights, and other parameters with an axis of the experts that meet what the weights have computed."""
+    space = weights[0].space
+    biases = (
+        (name, dim)
+        for name, state in graph.states.items()
+        for dim, axis in enumerate(state.axes)
+        if normal(axis) == space and _meets(graph, name, inner)
+    )
+    return tuple(dict.fromkeys([*((w.parameter, w.dim) for w in weights), *biases]))
+
+
+def _meets(graph: Graph, name: str, values: Collection[int]) -> bool:
+    """Whether an operator reads one of `values` together with a parameter or a part that was picked from it."""
+    parts: set[int] = set()
+    for op in graph.ops:
+        reads = [i for i, state in enumerate(op.states) if state == name or op.inputs[i] in parts]
+        if reads and not {*op.inputs}.isdisjoint(values):
+            return True
+        if reads == [0] and (op.name in _PICKING or spec(op.name).rearranges):
+            parts.update(op.values)
+    return False
 
 
 def _leads_to(graph: Graph, weight: _StackedWeight, other: _StackedWeight, products: Collection[int]) -> bool:

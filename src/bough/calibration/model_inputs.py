@@ -12,6 +12,7 @@ from torch import nn
 from bough.calibration.batches import copy_to_device, parameter_device, select_inputs
 from bough.calibration.data import Data
 from bough.calibration.processes import gather_objects, process_count
+from bough.calibration.staged_run import MAX_PAUSED
 from bough.errors import PlanError
 
 
@@ -36,6 +37,15 @@ def require_reiterable(data: Data) -> None:
     """Raise PlanError if the data is a one-shot iterator."""
     if data.once:
         raise PlanError("the data can be gone through once only: give a list or a DataLoader, which can be gone through again")
+
+
+def require_few_batches(data: Data) -> None:
+    """Raise PlanError if the data is a one-shot iterator, or has more batches than can be paused at a time."""
+    require_reiterable(data)
+    if sum(1 for _ in islice(iter(data.batches), MAX_PAUSED + 1)) > MAX_PAUSED:
+        raise PlanError(
+            f"the data has more than {MAX_PAUSED} batches, all of which wait between two blocks: give larger batches, or fewer"
+        )
 
 
 def first_batches(data: Data, n: int) -> list[Any]:

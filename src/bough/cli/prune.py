@@ -45,6 +45,9 @@ def prune(
     data: Batches = None,
     loss: LossOf = None,
     refit: Annotated[bool | None, typer.Option(help="solve the cut model's weights again, on --data")] = None,
+    merge_experts: Annotated[
+        bool | None, typer.Option(help="average experts that are cut into similar ones that stay, on --data")
+    ] = None,
     ignore: Ignore = None,
     only: Only = None,
     tie: Tie = None,
@@ -64,7 +67,7 @@ def prune(
         words = dict(
             weights=weights, input_shape=input_shape, importance=importance, data=data, loss=loss, refit=refit, tie=tie,
             ignore=ignore or None, only=only or None, on_mismatch=on_mismatch, iterative=steps,
-            distributed=distributed or None, **planning,
+            distributed=distributed or None, merge_experts=merge_experts, **planning,
             allocation=None if allocation is None else allocation_of(allocation),
         )  # fmt: skip
         prune_stream(model, budget_of(budget), out, words, overwrite=overwrite, as_json=as_json)
@@ -75,7 +78,7 @@ def prune(
     if distributed and (data is None or steps is not None):
         raise PlanError("--distributed shares --data in a single step: give --data, without --iterative and --task")
     if steps is not None:
-        _refuse(steps, refit, planning)
+        _refuse(steps, refit, merge_experts, planning)
     bounds = budget_of(budget)
     given = calibration(data, loss, [importance] if importance else [], progress=not as_json)
     planning |= chosen(allocation=None if allocation is None else allocation_of(allocation))
@@ -87,7 +90,9 @@ def prune(
     result: bough.Result | Iterated
     try:
         if steps is None:
-            result = bough.prune(net.model, net.inputs, bounds, **options, **planning, **chosen(refit=refit))
+            result = bough.prune(
+                net.model, net.inputs, bounds, **options, **planning, **chosen(refit=refit, merge_experts=merge_experts)
+            )
         else:
             result = prune_iteratively(
                 net, bounds, steps, folder=out, progress=not as_json, planning=partial(bough.plan, **planning), **options
@@ -111,7 +116,9 @@ def prune(
         typer.echo(message)
 
 
-def _refuse(steps: Steps, refit: bool | None, planning: dict[str, Any]) -> None:
+def _refuse(steps: Steps, refit: bool | None, merge_experts: bool | None, planning: dict[str, Any]) -> None:
+    if merge_experts:
+        raise PlanError("--merge-experts with --iterative or --task: experts are merged in one step; leave one of them out")
     if refit:
         raise PlanError("--refit with --iterative or --task: each cut is followed by training already; leave one of them out")
     if steps.count > 1 and planning.get("drop"):
@@ -124,13 +131,17 @@ def _refitted(result: bough.Result | Iterated) -> bough.recovery.Refit | None:
     return result.refit if isinstance(result, bough.Result) else None
 
 
+def _merged(result: bough.Result | Iterated) -> bough.recovery.MergedExperts | None:
+    return result.merged if isinstance(result, bough.Result) else None
+
+
 def _choice(result: bough.Result | Iterated) -> Any:
     """Return what `prune` chose where options were left out, if it says so."""
     return getattr(result, "choice", None)
 
 
 def _as_json(result: bough.Result | Iterated) -> dict[str, Any]:
-    plan, refitted, choice = result.plan, _refitted(result), _choice(result)
+    plan, refitted, merged, choice = result.plan, _refitted(result), _merged(result), _choice(result)
     footprint = result.footprint if isinstance(result, bough.Result) else None
     return {
         "before": plan.original.to_dict(), "after": plan.cost.to_dict(), "groups": plan.groups,
@@ -138,6 +149,7 @@ def _as_json(result: bough.Result | Iterated) -> dict[str, Any]:
         "stale": [s.to_dict() for s in plan.stale], "notes": plan.notes, "unreached": plan.unreached, "tie": plan.tie,
         "verification": result.report.to_dict(),
         "refit": None if refitted is None else refitted.to_dict(),
+        "merged": None if merged is None else merged.to_dict(),
         "choice": None if choice is None else choice.to_dict(),
         "footprint": None if footprint is None else asdict(footprint),
     }  # fmt: skip
@@ -158,3 +170,5 @@ def _lines(result: bough.Result | Iterated) -> Iterator[str]:
     yield str(result.report)
     if refitted is not None:
         yield str(refitted)
+    if (merged := _merged(result)) is not None:
+        yield from str(merged).splitlines()

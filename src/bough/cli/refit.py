@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+import bough
 from bough.cli.calibration import batches
 from bough.cli.models import pruned, resolve
 from bough.cli.options import Checkpoint, Json, Original, Overwrite, Shape, WeightsOf, chosen
 from bough.cli.outputs import save, unused, writable
 from bough.cli.processes import Distributed, join_processes
+from bough.errors import PlanError
 from bough.recovery import refit_
 
 
@@ -27,6 +29,11 @@ def refit(
     everything: Annotated[bool | None, typer.Option(help="refit all weights whose inputs have changed")] = None,
     skips: Annotated[bool | None, typer.Option(help="make up for the error of what an output is added to")] = None,
     biases_only: Annotated[bool | None, typer.Option(help="solve for biases alone; weights stay (FLAP's compensation)")] = None,
+    reconstruct: Annotated[
+        int | None,
+        typer.Option(help="afterwards train each block to give what the original's gives, for so many epochs", min=1),
+    ] = None,
+    reconstruct_rate: Annotated[float | None, typer.Option(help="of its steps, as a share of each weight's size")] = None,
     memory: Annotated[int | None, typer.Option(help="bytes that runs which wait for the next layer may hold")] = None,
     input_shape: Shape = None,
     weights: WeightsOf = None,
@@ -34,10 +41,14 @@ def refit(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Solve a pruned model's weights for what the original computes, layer by layer: no labels, no training."""
+    """Solve a pruned model's weights for what the original computes, layer by layer and without labels."""
     processes = join_processes(distributed)
     writable(out, folder=True)
     unused(out, overwrite)
+    if reconstruct is None and reconstruct_rate is not None:
+        raise PlanError("--reconstruct-rate is of --reconstruct: give how many epochs, such as --reconstruct 10")
+    if reconstruct is not None and distributed:
+        raise PlanError("--reconstruct takes all batches in one process: leave --distributed out")
     options = chosen(
         ridge=ridge, sites=sites, everything=everything, skips=skips, biases_only=biases_only, memory=memory
     )  # fmt: skip
@@ -48,8 +59,15 @@ def refit(
     )
     if not processes.writes:
         return
-    message = save(small.model, small.plan, out, model)
+    trained = None
+    if reconstruct is not None:
+        trained = bough.recovery.reconstruct(
+            dense.model, small.model, small.plan, stream, example_inputs=dense.inputs, progress=not as_json,
+            **chosen(epochs=reconstruct, rate=reconstruct_rate),
+        )  # fmt: skip
+    message = save(small.model if trained is None else trained.model, small.plan, out, model)
     if as_json:
-        typer.echo(json.dumps({**done.to_dict(), "weights": dense.weights.to_dict(), "saved": str(out)}))
+        blocks = {} if trained is None else {"reconstructed": trained.to_dict()}
+        typer.echo(json.dumps({**done.to_dict(), **blocks, "weights": dense.weights.to_dict(), "saved": str(out)}))
     else:
-        typer.echo(f"{done}\n{message}")
+        typer.echo("\n".join(str(part) for part in (done, trained, message) if part is not None))

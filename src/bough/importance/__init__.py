@@ -5,6 +5,8 @@ from bough.importance.activation import ActivationMean, ActivationVariance, APoZ
 from bough.importance.combine import Combined
 from bough.importance.contribution import REAP
 from bough.importance.depth import BlockInfluence
+from bough.importance.expert_clusters import ExpertClusters
+from bough.importance.expert_clusters import joined as joined
 from bough.importance.gradient import OBD, Fisher, GateTaylor, Sensitivity, Taylor
 from bough.importance.layer_loss import LayerLoss
 from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Random
@@ -25,7 +27,7 @@ from bough.importance.weighted_activation import FLAP, Wanda
 
 __all__ = [
     "CRITERIA", "FLAP", "LAMP", "OBD", "OBS", "REAP", "APoZ", "ActivationMean", "ActivationVariance", "BlockInfluence",
-    "Combined", "CosineRedundancy", "Criterion", "Data", "DataCriterion", "Fisher", "GateTaylor", "GeometricMedian",
-    "GroupNorm", "HRank", "LayerLoss", "Loss", "Magnitude", "MaskedLoss", "NormScale", "Random", "Sensitivity", "Shapley",
-    "Sums", "Taylor", "ThiNet", "Wanda", "criterion", "elementwise", "per_unit", "score",
+    "Combined", "CosineRedundancy", "Criterion", "Data", "DataCriterion", "ExpertClusters", "Fisher", "GateTaylor",
+    "GeometricMedian", "GroupNorm", "HRank", "LayerLoss", "Loss", "Magnitude", "MaskedLoss", "NormScale", "Random",
+    "Sensitivity", "Shapley", "Sums", "Taylor", "ThiNet", "Wanda", "criterion", "elementwise", "per_unit", "score",
 ]  # fmt: skip

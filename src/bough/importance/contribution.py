@@ -51,16 +51,19 @@ class REAP:
 
     def __call__(self, graph: Graph, data: Data) -> UnitScores:
         """Return the scores of all groups."""
-        statistics = activation_statistics(graph, data, _norms, "REAP")
-        scores = sum_over_axes(
-            graph, {axis: s.magnitude * (1.0 if s.weight is None else s.weight) for axis, s in statistics.items()}
-        )
-        for mixture in gated_norms(graph, data, "REAP experts"):
+        scores = channel_contributions(graph, data, "REAP")
+        for found in gated_norms(graph, data, "REAP experts"):
             for group in graph.groups:
-                if group.atom in mixture.space.atoms:
-                    norms, rows = (unit_sums(mixture.space, group.atom, v) for v in (mixture.norms, mixture.rows))
+                if group.atom in found.space.atoms:
+                    norms, rows = (unit_sums(found.space, group.atom, v) for v in (found.norms, found.rows))
                     scores[group.name] = norms / np.maximum(rows, 1.0)
         return scores
+
+
+def channel_contributions(graph: Graph, data: Data, title: str) -> UnitScores:
+    """Return the mean norm of what single channels add to their consumers' outputs: sum over consumers of E|x_u| ||W_u||_2."""
+    statistics = activation_statistics(graph, data, _norms, title)
+    return sum_over_axes(graph, {axis: s.magnitude * (1.0 if s.weight is None else s.weight) for axis, s in statistics.items()})
 
 
 def _norms(rows: Tensor) -> Tensor:

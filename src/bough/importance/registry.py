@@ -15,6 +15,7 @@ from bough.errors import PlanError
 from bough.importance.activation import ActivationMean, ActivationVariance, APoZ, HRank
 from bough.importance.contribution import REAP
 from bough.importance.depth import BlockInfluence
+from bough.importance.expert_clusters import ExpertClusters
 from bough.importance.gradient import OBD, Fisher, GateTaylor, Sensitivity, Taylor
 from bough.importance.layer_loss import LayerLoss
 from bough.importance.magnitude import LAMP, GroupNorm, Magnitude, NormScale, Random
@@ -69,6 +70,7 @@ CRITERIA: dict[str, Entry] = {
     "wanda": Entry(Wanda, "inputs"),
     "flap": Entry(FLAP, "inputs"),
     "reap": Entry(REAP, "inputs"),
+    "expert_clusters": Entry(ExpertClusters, "inputs"),
     "thinet": Entry(ThiNet, "inputs"),
     "obs": Entry(OBS, "inputs"),
     "block_influence": Entry(BlockInfluence, "inputs", scores="layers"),

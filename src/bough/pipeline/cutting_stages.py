@@ -27,7 +27,8 @@ class Prune:
 
     Attributes:
         budget: upper bounds on what remains.
-        importance, allocation, refit, ignore, only, round_to, minimum, drop, exact_only, uniform, ragged: as for `bough.prune`.
+        importance, allocation, refit, merge_experts, ignore, only, round_to, minimum, drop, exact_only, uniform, ragged: as for
+            `bough.prune`.
 
     Raises:
         ArgumentError: an option of another type.
@@ -43,6 +44,7 @@ class Prune:
     importance: str | Criterion | DataCriterion | None = None
     allocation: str | Allocator | None = None
     refit: bool | None = None
+    merge_experts: bool = False
     ignore: Sequence[Any] | str = ()
     only: Sequence[Any] | str | None = None
     round_to: int | str = 1
@@ -62,6 +64,7 @@ class Prune:
                 "two stages Prune: a pipeline cuts once; give the smaller budget, or run a pipeline after another"
             )
         before.require("Prune(refit=True)", data=bool(self.refit))
+        before.require("Prune(merge_experts=True)", data=self.merge_experts)
 
     def run(self, state: State, shared: Shared, folder: Path) -> tuple[State, dict[str, Any]]:
         """Cut a copy of the model and save it with its plan."""

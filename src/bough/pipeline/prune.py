@@ -22,7 +22,8 @@ from bough.importance.score import with_data_reached
 from bough.latency import LatencyTable
 from bough.planning import Allocator, Budget, OnConflict, Options, Plan
 from bough.planning.allocation import LeastError, allocator
-from bough.recovery import Refit, refit_
+from bough.recovery import MergedExperts, Refit, refit_
+from bough.recovery import merge_experts as merged_experts
 from bough.targeting import export_limits, of_this_machine, placed, targeted
 from bough.tracing import observed, trace
 from bough.tracing.selection import Selection
@@ -36,11 +37,11 @@ _MORE = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What `prune` gives: the cut model, the plan it was cut by, the proof of its equality, what refit did to it after.
+    """What `prune` gives: the cut model, the plan it was cut by, the proof of its equality, what was done to it after.
 
     `latency`: for a budget of latency, the seconds that were measured of the cut model. `choice`: the criterion, the
     allocation and the data that were used where they were left open. `footprint`: for a budget of peak memory and flash at
-    int8, the bytes of the cut model's export to C.
+    int8, the bytes of the cut model's export to C. `merged`: which experts were merged, with `merge_experts=True`.
     """
 
     model: nn.Module
@@ -50,16 +51,21 @@ class Result:
     refit: Refit | None = None
     choice: Choice | None = None
     footprint: Footprint | None = None
+    merged: MergedExperts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         measured = {} if self.latency is None else {"latency": self.latency}
         refitted = {} if self.refit is None else {"refit": self.refit.to_dict()}
         chosen = {} if self.choice is None else {"choice": self.choice.to_dict()}
         placed = {} if self.footprint is None else {"footprint": asdict(self.footprint)}
-        return {"plan": self.plan.to_dict(), "verification": self.report.to_dict(), **measured, **refitted, **chosen, **placed}
+        merged = {} if self.merged is None else {"merged": self.merged.to_dict()}
+        return {
+            "plan": self.plan.to_dict(), "verification": self.report.to_dict(), **measured, **refitted, **chosen, **placed,
+            **merged,
+        }  # fmt: skip
 
     def __str__(self) -> str:
-        return "\n".join(str(x) for x in (self.choice, self.plan, self.report, self.refit) if x is not None)
+        return "\n".join(str(x) for x in (self.choice, self.plan, self.report, self.refit, self.merged) if x is not None)
 
 
 def prune(
@@ -70,6 +76,7 @@ def prune(
     importance: str | Criterion | DataCriterion | None = None,
     data: Data | Iterable[Any] | None = None,
     refit: bool | None = None,
+    merge_experts: bool = False,
     ignore: Selection = (),
     only: Selection | None = None,
     tie: Ties | None = None,
@@ -104,6 +111,9 @@ def prune(
         data: batches, unlabelled unless the criterion needs a loss, as for `score`.
         refit: whether the layers that read what was cut are refitted, as `refit` does; True and False are obeyed, and
             None refits where there is data. True uses all of `data`.
+        merge_experts: whether the experts of mixtures that are cut are merged into those that stay, as
+            `bough.recovery.merge_experts` does, on `data`; nothing is refitted then. Without `importance`, the criterion is
+            "expert_clusters".
         allocation: how the budget is met, as for `plan`.
         round_to, minimum, drop, exact_only, uniform, ragged, on_conflict, table, energy: as for `plan`. For a budget of
             latency `table` is needed; if it is of the machine at hand, the cut model is measured and planned again until
@@ -134,6 +144,8 @@ def prune(
         round_to=round_to, minimum=minimum, drop=drop, exact_only=exact_only, uniform=uniform, ragged=ragged,
         on_conflict=on_conflict, table=table, energy=energy,
     )  # fmt: skip
+    if merge_experts:
+        importance, refit = _merging(importance, refit, data, on_conflict), False
     criterion = None if importance is None else resolve_criterion(importance)
     _check_errors(criterion, allocation, data)
     by_layers = getattr(criterion, "scores_layers", False)
@@ -182,7 +194,24 @@ def prune(
             if refit:
                 raise
             notes = (f"not refitted: {error}", *notes)
-    return Result(small, plan, report, seconds, refitted, _choice(chosen, sample, refitted, notes), bytes_of_c)
+    merged = merged_experts(graph, plan, sample.data) if merge_experts and sample is not None else None
+    small = small if merged is None else merged.model
+    return Result(small, plan, report, seconds, refitted, _choice(chosen, sample, refitted, notes), bytes_of_c, merged)
+
+
+def _merging(importance: Any, refit: bool | None, data: object, on_conflict: str) -> Any:
+    """Return the criterion of a prune that merges experts.
+
+    Raises:
+        PlanError: merging does not go with the other arguments.
+    """
+    if data is None:
+        raise PlanError("prune(merge_experts=True) needs data: unlabelled batches, such as data=loader")
+    if refit:
+        raise PlanError("prune(merge_experts=True, refit=True): refit would undo the averages of experts; give one of them")
+    if on_conflict == OnConflict.REBUILD:
+        raise PlanError("prune(merge_experts=True) writes the model's own parameters: use on_conflict='freeze' or 'raise'")
+    return "expert_clusters" if importance is None else importance
 
 
 def _choice(chosen: Chosen, sample: Sample | None, refitted: Refit | None, notes: tuple[str, ...]) -> Choice:

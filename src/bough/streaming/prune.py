@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from bough.arguments import check_arguments
-from bough.calibration import Data, as_data
+from bough.calibration import Data, as_data, require_few_batches
 from bough.cutting import cut
 from bough.errors import BoughError, CheckpointError, PlanError, WriteError
 from bough.exporting.checkpoint import Folder, folder_path, refuse_checkpoint
@@ -25,7 +25,7 @@ from bough.streaming.architecture import architecture, example_inputs
 from bough.streaming.names import Names
 from bough.streaming.pieces import Pieces, Placed, pieces_of, placed
 from bough.streaming.progress import ByteProgress
-from bough.streaming.refit import CheckpointRefit, RefittedFiles, StreamedRefit, require_few_batches
+from bough.streaming.refit import CheckpointRefit, RefittedFiles, StreamedRefit
 from bough.streaming.resident import ResidentBlocks
 from bough.streaming.run_folder import RunFolder
 from bough.streaming.shards import Shards, read_shards

@@ -13,8 +13,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bough.calibration import MAX_PAUSED, Data, preserve_state, require_reiterable
-from bough.errors import CheckpointError, PlanError
+from bough.calibration import MAX_PAUSED, Data, preserve_state
+from bough.errors import CheckpointError
 from bough.planning import Plan
 from bough.recovery.refit import LayerwiseRefit, RefitOptions, RefittedLayer, block_ends, pair_blocks, table_of
 from bough.storage import make_folder, write_files, write_text
@@ -172,15 +172,6 @@ class CheckpointRefit:
         buffers = {id(t): n for n, t in self._small.graph.model.named_buffers()}
         values |= {buffers[id(buffer)]: value for buffer, value in means}
         return {p.piece.name: values[n][p.part.index] for n in sorted(values) for p in self._cut.pieces(n)}
-
-
-def require_few_batches(data: Data) -> None:
-    """Raise PlanError if the data is a one-shot iterator, or has more batches than can be paused at a time."""
-    require_reiterable(data)
-    if sum(1 for _ in islice(iter(data.batches), MAX_PAUSED + 1)) > MAX_PAUSED:
-        raise PlanError(
-            f"the data has more than {MAX_PAUSED} batches, all of which wait between two blocks: give larger batches, or fewer"
-        )
 
 
 def _check_dtypes(pieces: Pieces, names: Names, model: nn.Module) -> None:
