@@ -116,3 +116,15 @@ def instead(name: str, names: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     return f"there are: {', '.join(there[:_SHOWN]) or 'none'}{', ...' if len(there) > _SHOWN else ''}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's message up to its first line break, or its type where the message is empty."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def cause(error: BaseException) -> str:
+    """Return the type and the first line of the error that an error was raised from, in the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -32,7 +32,7 @@ def batches(model, count=3):
 def blocks_of(folder):
     model = architecture(folder)
     names, shards = Names(model), read_shards(folder)
-    graph = bough.trace(model, example_inputs(model.config))
+    graph = bough.trace(model, example_inputs(model))
     return ResidentBlocks(graph, StreamedWeights(shards, placed(names, shards), names))
 
 
@@ -43,7 +43,7 @@ def test_equal_to_the_loaded_model(family, tmp_path):
     model = type(model).from_pretrained(source).eval()
     data = batches(model)
     for criterion in ("wanda", "flap", "activation_mean", "hrank"):
-        graph = bough.trace(model, example_inputs(model.config))
+        graph = bough.trace(model, example_inputs(model))
         blocks = blocks_of(source)
         assert len(blocks.stops) > 1
         scores = bough.score(graph, criterion, data)
@@ -51,7 +51,7 @@ def test_equal_to_the_loaded_model(family, tmp_path):
         for name, values in scores.items():
             np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=f"{criterion} {name}")
     options = {"importance": "wanda", "allocation": "global", "data": data}
-    result = bough.prune(model, example_inputs(model.config), BUDGET, uniform=True, refit=False, **options)
+    result = bough.prune(model, example_inputs(model), BUDGET, uniform=True, refit=False, **options)
     bough.save_pretrained(result, tmp_path / "memory", source=source)
     streamed = bough.prune_checkpoint(source, BUDGET, tmp_path / "streamed", **options)
     assert streamed.plan.kept == result.plan.kept
@@ -66,7 +66,7 @@ def test_influence_of_blocks(tmp_path):
     source = folder_of("llama_tied", tmp_path / "source")
     model = type(transformers_models.ZOO["llama_tied"]()[0]).from_pretrained(source).eval()
     data, blocks = batches(model), blocks_of(source)
-    scores = bough.score(bough.trace(model, example_inputs(model.config)), "block_influence", data)
+    scores = bough.score(bough.trace(model, example_inputs(model)), "block_influence", data)
     found = bough.importance.criterion("block_influence")(blocks.graph, blocks.data(as_data(data)))
     np.testing.assert_allclose(found["model.layers"], scores["model.layers"], rtol=1e-6)
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bough
-from bough.errors import BudgetError, CheckpointError, PlanError, WriteError
+from bough.errors import BudgetError, CheckpointError, ModelReferenceError, PlanError, WriteError
 from bough.storage.safetensors_file import TensorFile, header_bytes, read_header
 from bough.storage.tensors import raw_bytes, taken
 from tests.streaming.test_equal_to_memory import folder_of, tensors
@@ -144,6 +146,22 @@ def test_what_is_refused(source, tmp_path):
     before = tensors(tmp_path / "out")
     bough.prune_checkpoint(source, bough.Budget(params="80%"), tmp_path / "out", overwrite=True)
     assert any(before[n].shape != t.shape for n, t in tensors(tmp_path / "out").items())
+
+
+def test_a_class_that_can_not_be_imported_is_one_sentence(source, tmp_path, monkeypatch):
+    import transformers
+
+    class Lacking(types.ModuleType):
+        AutoConfig = transformers.AutoConfig
+
+        def __getattr__(self, name):
+            raise ModuleNotFoundError(f"Could not import {name}") from RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setitem(sys.modules, "transformers", Lacking("transformers"))
+    with pytest.raises(
+        ModelReferenceError, match=r"can not import LlamaForCausalLM here .RuntimeError: operator torchvision::nms"
+    ):
+        bough.prune_checkpoint(source, BUDGET, tmp_path / "out")
 
 
 def test_a_full_disk_is_told_before_anything_is_written(source, tmp_path, monkeypatch):

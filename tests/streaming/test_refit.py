@@ -36,7 +36,7 @@ def test_equal_to_the_loaded_model(family, tmp_path):
     source = folder_of(family, tmp_path / "source")
     model = loaded(family, source)
     options = {**OPTIONS, **CASES[family], "data": batches(model)}
-    result = bough.prune(model, example_inputs(model.config), BUDGET, uniform=True, **options)
+    result = bough.prune(model, example_inputs(model), BUDGET, uniform=True, **options)
     bough.save_pretrained(result, tmp_path / "memory", source=source)
     streamed = bough.prune_checkpoint(source, BUDGET, tmp_path / "streamed", **options)
     one, other = tensors(tmp_path / "memory"), tensors(tmp_path / "streamed")

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
+from bough.cli.libraries import building
 from bough.cli.models import Resolved, pruned, resolve
 from bough.cli.options import Json, Model, Shape, WeightsOf, chosen
 from bough.cli.tasks import CONTRACT, task_of
-from bough.errors import ModelReferenceError
+from bough.errors import ModelReferenceError, first_line
 from bough.measuring import perplexity, zero_shot
 
 
@@ -99,10 +100,11 @@ def _tokenizer(model: str, folder: str | None) -> Any:
         raise ModelReferenceError("a tokenizer needs transformers: pip install 'bough[hf]'") from None
     if not Path(where).is_dir():
         raise ModelReferenceError(f"--tokenizer {where}: there is no such folder")
-    try:
-        return AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelReferenceError(f"{where} has no tokenizer ({str(error).splitlines()[0]}): give --tokenizer FOLDER") from None
+    with building(f"the tokenizer of {where}"):
+        try:
+            return AutoTokenizer.from_pretrained(where)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelReferenceError(f"{where} has no tokenizer ({first_line(error)}): give --tokenizer FOLDER") from None
 
 
 def _tokens(tokenizer: Any, text: Path) -> list[int]:

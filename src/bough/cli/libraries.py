@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bough.cli.references import cause, imported
+from bough.cli.references import imported
 from bough.cli.weights import PRETRAINED, RANDOM, Weights, impatient
-from bough.errors import BoughError, ModelReferenceError
+from bough.errors import BoughError, ModelReferenceError, cause
 from bough.streaming.architecture import example_inputs
 
 Built = tuple[nn.Module, Any, Weights]
@@ -28,7 +28,7 @@ _HINT = (
 
 
 @contextmanager
-def _building(reference: str) -> Iterator[None]:
+def building(reference: str) -> Iterator[None]:
     """Report in one line what a library raises, parts of which are imported only here."""
     try:
         yield
@@ -76,7 +76,7 @@ def hugging_face(path: str, weights: str | None) -> Built:
     transformers = imported("transformers", f"hf:{path}")
     if not os.path.isfile(os.path.join(path, "config.json")):
         raise ModelReferenceError(f"hf:{path}: there is no config.json in that folder")
-    with _building(f"hf:{path}"):
+    with building(f"hf:{path}"):
         return _from_folder(transformers, path, weights)
 
 
@@ -96,7 +96,7 @@ def _from_folder(transformers: Any, path: str, weights: str | None) -> Built:
     else:
         model = _seeded(lambda: architecture(config) if architecture else transformers.AutoModel.from_config(config))
         source = Weights("random", "as asked for" if there else f"the folder {path} has a config and no weights")
-    return model, example_inputs(config), source
+    return model, example_inputs(model), source
 
 
 def _weighted(
@@ -105,7 +105,7 @@ def _weighted(
 ) -> tuple[nn.Module, Weights]:  # fmt: skip
     """A model with pretrained weights, from the cache or the network; else with random ones, and why."""
     if weights == RANDOM:
-        with _building(reference):
+        with building(reference):
             return _seeded(plain), Weights("random", "as asked for")
     why = f"there are no pretrained ones of {reference}"
     if url is not None:
@@ -120,7 +120,7 @@ def _weighted(
                         why = f"the pretrained ones can not be fetched: {cause(error)}"
     if weights == PRETRAINED:
         raise ModelReferenceError(f"--weights pretrained: {why}")
-    with _building(reference):
+    with building(reference):
         return _seeded(plain), Weights("random", f"{why}; give --weights FILE for trained ones")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from bough.errors import BoughError, ModelReferenceError
+from bough.errors import BoughError, ModelReferenceError, cause, first_line
 
 
 def find(reference: str) -> Any:
@@ -49,13 +49,6 @@ def imported(module: str, reference: str, hint: str = "") -> Any:
         raise ModelReferenceError(
             f"{reference} needs the module {module}, which can not be imported ({cause(error)}){hint}"
         ) from error
-
-
-def cause(error: BaseException) -> str:
-    """Return the type and the first line of the error that an error was raised from, in the end."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def call(reference: str, *args: Any) -> Any:
@@ -150,11 +143,6 @@ def with_options(text: str, **available: Any) -> Any:
 def is_reference(text: str) -> bool:
     """Return whether a name is a reference to code of the user's own, not the name of something of bough's."""
     return ":" in text.partition("(")[0]
-
-
-def first_line(error: BaseException) -> str:
-    """Return an exception's message up to its first line break, or its type where the message is empty."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _options(text: str) -> dict[str, Any]:

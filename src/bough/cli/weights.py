@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bough.cli.references import first_line
-from bough.errors import CheckpointError
+from bough.errors import CheckpointError, first_line
 
 Source = Literal["random", "pretrained", "file", "builder"]
 RANDOM: Final = "random"

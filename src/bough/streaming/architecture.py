@@ -9,17 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bough.errors import CheckpointError, ModelReferenceError
+from bough.errors import CheckpointError, ModelReferenceError, cause
 
 _TOKENS = 16
 _META = torch.device("meta")
 
 
-def example_inputs(config: Any) -> dict[str, Tensor]:
-    """Return random inputs that fit a config of transformers: token ids [1, 16], or pixels [1, channels, side, side]."""
+def example_inputs(model: Any) -> dict[str, Tensor]:
+    """Return random inputs that fit a model of transformers, by its config.
+
+    Token ids [1, 16]; spectrograms [1, bins, frames] where they are the main input and the config gives their size, with two
+    frames for each position of the encoder (Whisper); pixels [1, channels, side, side] where there is no vocabulary.
+    """
+    config = model.config
     if hasattr(config, "vocab_size"):
         ids = torch.randint(0, config.vocab_size, (1, _TOKENS))
-        return {"input_ids": ids, **({"decoder_input_ids": ids} if config.is_encoder_decoder else {})}
+        given = {"input_ids": ids}
+        if getattr(model, "main_input_name", "") == "input_features" and hasattr(config, "num_mel_bins"):
+            given = {"input_features": torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions)}
+        return {**given, **({"decoder_input_ids": ids} if config.is_encoder_decoder else {})}
     size = getattr(config, "image_size", 224)
     side = size if isinstance(size, int) else size[0]
     return {"pixel_values": torch.randn(1, getattr(config, "num_channels", 3), side, side)}
@@ -29,7 +37,7 @@ def architecture(folder: Path) -> nn.Module:
     """Return the model that a folder's `config.json` describes on the meta device, in eval mode.
 
     Raises:
-        ModelReferenceError: transformers is not installed.
+        ModelReferenceError: transformers is not installed, or can not import the class of the model.
         CheckpointError: there is no config, or it is of no class that transformers knows.
     """
     try:
@@ -43,7 +51,10 @@ def architecture(folder: Path) -> nn.Module:
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} can not be read: {error}") from error
     names = config.architectures or []
-    known: Any = getattr(transformers, names[0], None) if names else transformers.AutoModel
+    try:
+        known: Any = getattr(transformers, names[0], None) if names else transformers.AutoModel
+    except ImportError as error:  # of what its module imports
+        raise ModelReferenceError(f"{folder}: transformers can not import {names[0]} here ({cause(error)})") from error
     if known is None:
         raise CheckpointError(f"{folder / 'config.json'} is of {names[0]}, which transformers {transformers.__version__} lacks")
     build = known._from_config if names else known.from_config

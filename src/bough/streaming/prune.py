@@ -204,7 +204,7 @@ class _Pruning:
 
     def _scored_by_weights(self, model: nn.Module, names: Names, where: Placed, criterion: Any) -> tuple[Graph, UnitScores]:
         """Return the graph, and scores from one parameter at a time."""
-        graph = trace(model, example_inputs(model.config))
+        graph = trace(model, example_inputs(model))
         with closing(self.run.log()) as log, ByteProgress("score", self.progress) as bar:
             dims = _scored(graph, criterion)
             weights = StreamedWeights(self.shards, where, names, log, bar.advance, dims)
@@ -217,7 +217,7 @@ class _Pruning:
     ) -> tuple[Graph, UnitScores]:  # fmt: skip
         """Return the graph, and scores from data that runs block by block."""
         with ByteProgress("score", self.progress) as bar:
-            graph = with_data_reached(trace(model, example_inputs(model.config)), [criterion])
+            graph = with_data_reached(trace(model, example_inputs(model)), [criterion])
             blocks = ResidentBlocks(graph, StreamedWeights(self.shards, where, names, on_read=bar.advance))
             bar.total = blocks.size()
             return graph, check_scores(blocks.graph, criterion(blocks.graph, blocks.data(data)), criterion)

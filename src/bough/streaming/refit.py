@@ -114,7 +114,7 @@ class CheckpointRefit:
         self, models: tuple[nn.Module, nn.Module], names: tuple[Names, Names], plan: Plan, shards: Shards,
         weights: StreamedWeights, pieces: Pieces, files: RefittedFiles, on_read: Callable[[int], object],
     ) -> None:  # fmt: skip
-        graphs = [trace(m, example_inputs(m.config)) for m in models]
+        graphs = [trace(m, example_inputs(m)) for m in models]
         self._plan, self._files = plan, files
         self._cut = CutWeights(shards.folder, pieces.replaced(files.tensors()), names[1], on_read)
         self._dense, self._small = ResidentBlocks(graphs[0], weights), ResidentBlocks(graphs[1], self._cut)
