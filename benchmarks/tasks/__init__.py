@@ -23,6 +23,7 @@ TASKS: dict[str, Callable[[ModuleType, int], Task]] = {
     "resnet20": cifar_models.resnet20,
     "resnet8": cifar_models.resnet8,
     "resnet8_mlperf": mlperf.resnet8_mlperf,
+    "mobilenetv1_cifar": mlperf.mobilenetv1_cifar,
     "vit": cifar_models.vit,
     "plain_cnn": cifar_models.plain,
     "speech_gru": speech.speech_gru,
