@@ -53,3 +53,28 @@ class Draws(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.rand_like(x)
+
+
+class Biased(nn.Module):
+    """Attention with a learned bias, whose output is reshaped as its memory allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.bias, self.out = nn.Linear(12, 36), nn.Parameter(torch.randn(3, 5, 5)), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+
+class Decides(nn.Module):
+    """Asks a tensor a question: one made of constants alone, or the input."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.linear, self.constant = nn.Linear(4, 4), constant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones(3, 3).tril() if self.constant else x
+        return self.linear(x) if mask.sum() > 2 else x

@@ -6,7 +6,7 @@ import torch
 import bough
 from bough.errors import ExportError
 from bough.exporting import run_artifact
-from tests.exporting.models import TwoInputs, convolutional
+from tests.exporting.models import Biased, TwoInputs, convolutional
 
 pytest.importorskip("executorch", reason="needs executorch: pip install -e .[executorch]")
 
@@ -39,6 +39,29 @@ def test_operators_on_constants_are_folded_and_missing_ones_named(tmp_path):
     with pytest.raises(ExportError, match="no kernel of aten::_upsample_bicubic2d_aa"):
         bough.export(Resized(constant=False), x, tmp_path / "b.pte")
     assert not (tmp_path / "b.pte").exists()
+
+
+class Folded(torch.nn.Module):
+    """Parts of a weight, a transposed constant, and a constant that is changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.grid = torch.nn.Parameter(torch.randn(10, 4)), torch.nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x):
+        first, second = self.weight.split(5)
+        steps = torch.zeros(3, 5)
+        steps += torch.arange(5)
+        y = torch.nn.functional.linear(torch.nn.functional.linear(x, first), second.T)
+        return torch.where(steps[:, :4] > 1, y, self.grid.T)
+
+
+def test_constants_that_share_memory_or_change(tmp_path):
+    assert bough.export(Folded(), torch.randn(3, 4), tmp_path / "a.pte").error <= 1e-5
+
+
+def test_attention_whose_output_is_reshaped(tmp_path):
+    assert bough.export(Biased(), torch.randn(2, 5, 12), tmp_path / "a.pte").error <= 1e-5
 
 
 def test_several_inputs_and_a_nested_output(tmp_path):

@@ -11,7 +11,7 @@ import bough
 from bough.errors import ExportError, WriteError
 from bough.exporting import run_artifact
 from bough.measuring.differences import largest_error, signal_to_noise
-from tests.exporting.models import Draws, Memory, Remembering, TwoInputs, convolutional
+from tests.exporting.models import Biased, Decides, Draws, Memory, Remembering, TwoInputs, convolutional
 from tests.test_cli import run
 
 pytest.importorskip("onnxscript", reason="export to ONNX needs onnxscript: pip install -e .[onnx]")
@@ -48,6 +48,20 @@ def test_several_inputs_and_a_nested_output(tmp_path):
     assert list(made.inputs.values()) == [["batch", "length"], [3]]
     assert list(made.outputs) == ["hidden", "rest.choice", "rest.sums.0"]
     assert made.error <= 1e-5
+
+
+def test_attention_whose_output_is_reshaped(tmp_path):
+    assert bough.export(Biased(), torch.randn(2, 5, 12), tmp_path / "a.onnx").error <= 1e-5
+
+
+def test_a_decision_on_constants_is_written_and_one_on_inputs_refused(tmp_path):
+    x = torch.ones(2, 4)
+    assert bough.export(Decides(constant=True), x, tmp_path / "a.onnx", dynamic_batch=True).error <= 1e-5
+    with pytest.raises(ExportError, match="Could not guard on data-dependent expression"):
+        bough.export(Decides(constant=False), x, tmp_path / "b.onnx")
+    with pytest.raises(ExportError, match="Could not guard on data-dependent expression"):  # checked at one size alone
+        bough.export(Decides(constant=True), x, tmp_path / "c.onnx", dynamic_shapes={"x": {0: "rows"}})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
 
 def test_a_cache_that_the_model_writes_into(tmp_path):

@@ -46,13 +46,28 @@ def write_pte(program: ExportedProgram, flat: FlatModel, path: Path) -> tuple[st
 def _constants_folded(program: ExportedProgram) -> ExportedProgram:
     """Return the program with the results of operators on constants alone as constants, such as resized position embeddings.
 
-    ExecuTorch may have no kernel of such an operator. Weights in INT8 stay in INT8.
+    ExecuTorch may have no kernel of such an operator. Weights in INT8 stay in INT8. Constants that the program changes in place
+    are no constants, so it is brought to a form without such changes first.
     """
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
     kept = {n.target for n in program.graph.nodes if "quantize" in str(n.target)} | {torch.ops.aten.full.default}
-    folded: ExportedProgram = constant_prop_pass(program, custom_skip_targets=kept)
+    folded: ExportedProgram = constant_prop_pass(program.run_decompositions({}), custom_skip_targets=kept)
+    _own_memory(folded)
     return folded
+
+
+def _own_memory(program: ExportedProgram) -> None:
+    """Give each folded constant memory of its own in plain order, in place.
+
+    XNNPACK writes the memory that a view begins in from its start, and portable kernels refuse operands of several layouts.
+    """
+    lifted = program.graph_signature.inputs_to_lifted_tensor_constants
+    for node in program.graph.nodes:
+        constant = program.constants.get(lifted.get(node.name, ""))
+        if isinstance(constant, torch.Tensor):
+            program.constants[lifted[node.name]] = constant.detach().clone(memory_format=torch.contiguous_format)
+            node.meta["val"] = node.meta["val"].contiguous()
 
 
 def _left(program: ExportedProgram) -> dict[str, int]:
