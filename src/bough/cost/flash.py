@@ -1,8 +1,9 @@
 """Bytes of constants that the C export for microcontrollers writes, as a closed form of the kept counts.
 
-Weights are int8; each output channel of a convolution or linear layer has a bias, a multiplier and a shift, int32 each. A
+Weights are int8; each output channel of a convolution or linear layer has a bias and a multiplier, int32 each, and one array of
+shifts, as long as the widest layer, serves all layers. A layer norm has a weight of int16 and a bias of int32 per element. A
 function of one value is a table of 256 bytes, unless it is a clamp that the kernel before it applies itself; a softmax has 256
-exponentials of int32. A batch norm whose input comes from a convolution or linear layer alone is folded into that layer. Equal
+exponentials of int32, also in fused attention, whose scale is one more function. A batch norm whose input comes from a convolution or linear layer alone is folded into that layer. Equal
 arrays are written once, so the emitted constants can be a little smaller.
 """
 
@@ -17,7 +18,7 @@ from bough.graph import Graph, OpRecord, Polynomials, numel, total
 from bough.spaces import Space
 
 FLASH_PRECISION = "int8"  # of all that the export writes
-_CHANNEL, _TABLE, _EXPONENTIALS = 12.0, 256.0, 1024.0
+_CHANNEL, _SHIFT, _NORMED, _TABLE, _EXPONENTIALS = 8.0, 4.0, 6.0, 256.0, 1024.0
 _TAP = 6.0  # of a row or column of a bilinear resize: lower index, upper index and weight, int16 each
 _LAYERS = {"convolution", "_convolution", "linear", "addmm"}
 _CLAMPS = {"relu", "relu6", "hardtanh", "clamp"}
@@ -51,17 +52,24 @@ def _terms(graph: Graph) -> Terms:
     readers = Counter(value for op in graph.ops for value in op.inputs if value >= 0)
     makers: dict[int, OpRecord] = {}  # the op whose kernel writes a value, folded batch norms left out
     written: set[str] = set()
+    layers: list[tuple[Space, ...]] = []
     for op in graph.ops:
         name = _name(op)
         before = makers.get(op.inputs[0]) if op.inputs and readers[op.inputs[0]] == 1 else None
         makers.update(dict.fromkeys(op.values, op))
         if name in _LAYERS:
             yield from _layer(op, name, written)
+            layers.append(_channels(op, name))
         elif name.endswith("batch_norm") or name.startswith("_native_batch_norm") or name == "native_batch_norm":
             if before is not None and _takes_batch_norm(before):
                 makers.update(dict.fromkeys(op.values, before))
             else:
                 yield 1.0 + _CHANNEL, op.results[0][1:2]
+                layers.append(op.results[0][1:2])
+        elif name in ("layer_norm", "native_layer_norm"):
+            yield _NORMED, op.results[0][-1:]
+        elif name == "scaled_dot_product_attention":
+            yield _TABLE + _EXPONENTIALS, ()
         elif name in ("softmax", "_softmax"):
             yield _EXPONENTIALS, ()
         elif name == "upsample_bilinear2d":
@@ -69,6 +77,8 @@ def _terms(graph: Graph) -> Terms:
             yield from ((_TAP * after, ()) for _, after in {(a.size, b.size) for a, b in sizes})  # equal taps are written once
         elif is_pointwise(name) and not (name in _CLAMPS and before is not None and _name(before) in _FUSING):
             yield from _elementwise(op, name)
+    if layers:
+        yield _SHIFT, max(layers, key=numel)
 
 
 def _layer(op: OpRecord, name: str, written: set[str]) -> Terms:
@@ -76,7 +86,11 @@ def _layer(op: OpRecord, name: str, written: set[str]) -> Terms:
     if op.states[place] not in written:
         yield 1.0, op.arguments[place]
     written |= {op.states[place]} - {""}
-    yield _CHANNEL, (op.results[0][1 if name.endswith("convolution") else -1],)
+    yield _CHANNEL, _channels(op, name)
+
+
+def _channels(op: OpRecord, name: str) -> tuple[Space, ...]:
+    return (op.results[0][1 if name.endswith("convolution") else -1],)
 
 
 def _takes_batch_norm(op: OpRecord) -> bool:

@@ -1,5 +1,8 @@
 """Flash and peak memory that plans predict, beside the constants and the arena of the C that is exported from the cut model."""
 
+import random
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +55,32 @@ NETS = {
         (4, 64),
     ),
 }  # fmt: skip
+
+
+def drawn(seed):
+    """A convolutional net of random widths, kernels, strides and kinds of layers."""
+    chance = random.Random(seed)
+    layers, width = [], 3
+    for _ in range(4):
+        if chance.random() < 0.4:
+            layers += [nn.Conv2d(width, width, 3, chance.choice([1, 2]), 1, groups=width), nn.BatchNorm2d(width), nn.ReLU()]
+        after = chance.choice([11, 16, 23, 37])
+        kernel = chance.choice([1, 3])
+        layers += [nn.Conv2d(width, after, kernel, padding=kernel // 2), nn.BatchNorm2d(after)]
+        layers += [chance.choice([nn.ReLU, nn.ReLU6, nn.Hardswish])()]
+        width = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+
+
+def attending():
+    encoder = nn.TransformerEncoderLayer(24, 3, 48, batch_first=True)
+    for name, parameter in encoder.named_parameters():
+        if "bias" in name or "norm" in name:
+            nn.init.normal_(parameter, 1)
+    return nn.Sequential(nn.Linear(12, 24), encoder, nn.Linear(24, 5))
+
+
+NETS |= {f"random {seed}": (partial(drawn, seed), (3, 16, 16)) for seed in range(3)} | {"attention": (attending, (6, 12))}
 
 
 class Halves(nn.Module):

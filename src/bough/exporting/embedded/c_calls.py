@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from bough.exporting.embedded import program as p
 from bough.exporting.embedded.arena import Arena
 from bough.exporting.embedded.c_constants import Constants
@@ -80,11 +82,12 @@ def _tile(values: p.Pair) -> str:
 
 
 def _per_channel(writer: Writer, name: str, factors: p.Requantization) -> str:
-    constants = writer.constants
-    multiplier, before = constants.add(f"{name}_multiplier", factors.multiplier), constants.bytes
-    shift = constants.add(f"{name}_shift", factors.shift)
-    if multiplier == f"{name}_multiplier" and constants.bytes == before:
-        constants.shared += factors.shift.nbytes
+    common = writer.program.shifts
+    multiplier = writer.constants.add(f"{name}_multiplier", factors.multiplier)
+    if np.array_equal(factors.shift, common[: len(factors.shift)]):
+        shift = writer.constants.add("shifts", common)
+    else:
+        shift = writer.constants.add(f"{name}_shift", factors.shift)
     return writer.struct(
         "cmsis_nn_per_channel_quant_params", f"{name}_quant", f"{{(int32_t *){multiplier}, (int32_t *){shift}}}"
     )

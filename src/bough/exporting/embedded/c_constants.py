@@ -15,13 +15,12 @@ class Constants:
 
     Attributes:
         bytes: of the arrays that are written.
-        shared: bytes of shifts that are not, as those of other multipliers happen to be equal.
     """
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, bytes], str] = {}
         self._texts: list[str] = []
-        self.bytes = self.shared = 0
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._texts)

@@ -11,6 +11,7 @@ from bough.exporting.embedded.c_source import source
 from bough.exporting.embedded.lowered import lowered
 from bough.exporting.embedded.observing import Inputs
 from bough.exporting.embedded.scratch import place_scratch
+from bough.exporting.embedded.shifts import ignore_scales
 from bough.measuring import eval_mode
 from bough.tracing.capture.randomness import unchanged_rng
 
@@ -23,7 +24,7 @@ class Footprint:
         arena: of the static arena, exact: it depends on shapes alone.
         arena_cmsis: the same with the working memory of CMSIS-NN's kernels, on cores without vector extension.
         arena_vector: the same on cores with it.
-        flash: of constants, at most: arrays of shifts that happen to be equal at the scales of the export are written once.
+        flash: of constants; 4 bytes more for each channel of layers whose scales, at the export, are far from those of others.
     """
 
     arena: int
@@ -54,6 +55,7 @@ def footprint(model: nn.Module, inputs: Inputs) -> Footprint:
     sample: Tensor | tuple[Tensor, ...] | dict[str, Tensor] = args[0] if len(args) == 1 and not kwargs else args
     with eval_mode(model), unchanged_rng(), torch.no_grad():
         made = lowered(model, inputs, [sample if not kwargs else (*args, *kwargs.values())])
+    ignore_scales(made.program)
     _, writer = source(made.program, made.arena)
     cmsis, vector = (place_scratch(made.program, made.arena, vector=v).arena for v in (False, True))
-    return Footprint(made.arena.size, cmsis, vector, writer.constants.bytes + writer.constants.shared)
+    return Footprint(made.arena.size, cmsis, vector, writer.constants.bytes)

@@ -15,6 +15,7 @@ from bough.exporting.embedded.lowering.context import Value
 from bough.exporting.embedded.observing import Inputs, complete
 from bough.exporting.embedded.program import Program
 from bough.exporting.embedded.reading import Reading, read
+from bough.exporting.embedded.shifts import share_shifts
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +52,5 @@ def lowered(model: nn.Module, inputs: Inputs, batches: Iterable[Any] | None) -> 
     fold_batch_norms(reading)
     calibrated = complete(reading, inputs, batches, model)
     program, values = lower(reading)
+    share_shifts(program)
     return Lowered(reading, program, values, plan_arena(program), tuple(calibrated))

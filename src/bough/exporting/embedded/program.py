@@ -230,11 +230,16 @@ class Port:
 
 @dataclass(slots=True)
 class Program:
-    """Ops in the order in which they run."""
+    """Ops in the order in which they run.
+
+    Attributes:
+        shifts: an array whose beginnings are the shifts of most layers; see `share_shifts`.
+    """
 
     inputs: list[Port] = field(default_factory=list)
     outputs: list[Port] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
+    shifts: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def activations(self) -> list[Tensor]:
