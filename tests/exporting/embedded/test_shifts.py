@@ -14,7 +14,9 @@ from bough.exporting.embedded.shifts import share_shifts
 def layer(scales):
     tensor = Tensor("", len(scales), Quantization(1.0, 0))
     bias = np.zeros(len(scales), np.int32)
-    return FullyConnected("", (tensor,), tensor, 1, np.ones((len(scales), 1), np.int8), bias, factors(scales), Range(0, -128, 127))
+    return FullyConnected(
+        "", (tensor,), tensor, 1, np.ones((len(scales), 1), np.int8), bias, factors(scales), Range(0, -128, 127)
+    )
 
 
 def real(op):

@@ -1,5 +1,6 @@
 #include "arm_nnfunctions.h"
 #include "bough_fixed_point.h"
+#include "bough_window.h"
 
 /* Weights are [out, kh, kw, in / groups]. */
 arm_cmsis_nn_status arm_convolve_wrapper_s8(
@@ -8,41 +9,42 @@ arm_cmsis_nn_status arm_convolve_wrapper_s8(
     const cmsis_nn_dims *filter_dims, const int8_t *filter_data, const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
     const cmsis_nn_dims *output_dims, int8_t *output_data)
 {
+    const cmsis_nn_conv_params *p = conv_params;
     const int32_t depth = filter_dims->c;
     const int32_t per_group = output_dims->c / (input_dims->c / depth);
-    const int32_t offset = conv_params->input_offset;
+    const int32_t offset = p->input_offset;
+    const int32_t column_step = p->dilation.w * input_dims->c;
+    const int32_t row_step = p->dilation.h * input_dims->w * input_dims->c;
     (void)ctx;
     (void)bias_dims;
     for (int32_t n = 0; n < input_dims->n; n++) {
         for (int32_t y = 0; y < output_dims->h; y++) {
-            const int32_t top = y * conv_params->stride.h - conv_params->padding.h;
+            const int32_t top = y * p->stride.h - p->padding.h;
+            const bough_taps rows = bough_taps_of(top, p->dilation.h, filter_dims->h, input_dims->h);
             for (int32_t x = 0; x < output_dims->w; x++) {
-                const int32_t left = x * conv_params->stride.w - conv_params->padding.w;
+                const int32_t left = x * p->stride.w - p->padding.w;
+                const bough_taps columns = bough_taps_of(left, p->dilation.w, filter_dims->w, input_dims->w);
+                const int32_t row = n * input_dims->h + top + rows.first * p->dilation.h;
+                const int32_t from = (row * input_dims->w + left + columns.first * p->dilation.w) * input_dims->c;
+                int32_t by = (rows.first * filter_dims->w + columns.first) * depth;
                 for (int32_t c = 0; c < output_dims->c; c++) {
-                    const int8_t *weight = filter_data + c * filter_dims->h * filter_dims->w * depth;
-                    const int32_t first = c / per_group * depth;
                     int32_t sum = bias_data ? bias_data[c] : 0;
-                    for (int32_t i = 0; i < filter_dims->h; i++) {
-                        const int32_t row = top + i * conv_params->dilation.h;
-                        if (row < 0 || row >= input_dims->h) {
-                            continue;
-                        }
-                        for (int32_t j = 0; j < filter_dims->w; j++) {
-                            const int32_t column = left + j * conv_params->dilation.w;
-                            if (column < 0 || column >= input_dims->w) {
-                                continue;
-                            }
-                            const int8_t *from =
-                                input_data + ((n * input_dims->h + row) * input_dims->w + column) * input_dims->c + first;
-                            const int8_t *by = weight + (i * filter_dims->w + j) * depth;
+                    int32_t from_row = from + c / per_group * depth, by_row = by;
+                    for (int32_t i = rows.first; i < rows.end; i++) {
+                        int32_t at = from_row, weight = by_row;
+                        for (int32_t j = columns.first; j < columns.end; j++) {
                             for (int32_t k = 0; k < depth; k++) {
-                                sum += (from[k] + offset) * by[k];
+                                sum += (input_data[at + k] + offset) * filter_data[weight + k];
                             }
+                            at += column_step;
+                            weight += depth;
                         }
+                        from_row += row_step;
+                        by_row += filter_dims->w * depth;
                     }
+                    by += filter_dims->h * filter_dims->w * depth;
                     sum = bough_requantize(sum, quant_params->multiplier[c], quant_params->shift[c]);
-                    *output_data++ = bough_clamp(
-                        sum + conv_params->output_offset, conv_params->activation.min, conv_params->activation.max);
+                    *output_data++ = bough_clamp(sum + p->output_offset, p->activation.min, p->activation.max);
                 }
             }
         }

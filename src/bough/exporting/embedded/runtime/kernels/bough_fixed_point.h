@@ -7,13 +7,13 @@
 /* value * multiplier * 2^(shift - 31): the product rounds halves up, the right shift rounds halves away from zero. */
 static inline int32_t bough_requantize(int32_t value, int32_t multiplier, int32_t shift)
 {
-    const int32_t left = shift > 0 ? shift : 0;
-    const int32_t right = shift > 0 ? 0 : -shift;
-    const int64_t product = (int64_t)(value * (int32_t)(1L << left)) * multiplier;
+    const int64_t product = (int64_t)(shift > 0 ? value * (int32_t)(1L << shift) : value) * multiplier;
     const int32_t high = (int32_t)((product + (INT64_C(1) << 30)) >> 31);
-    const int32_t mask = (int32_t)((INT64_C(1) << right) - 1);
-    const int32_t threshold = (mask >> 1) + (high < 0 ? 1 : 0);
-    return (high >> right) + ((high & mask) > threshold ? 1 : 0);
+    if (shift >= 0) {
+        return high;
+    }
+    const int32_t below = high < 0 ? high - 1 : high; /* so that rounding a half up rounds it away from zero */
+    return (below >> -shift) + ((below >> (-shift - 1)) & 1);
 }
 
 static inline int8_t bough_clamp(int32_t value, int32_t low, int32_t high)
