@@ -45,7 +45,7 @@ class Recipe:
 
     Attributes:
         epochs, lr: of distillation after the cut.
-        int8_epochs, int8_lr: of distillation in INT8.
+        int8_epochs, int8_lr: of distillation in INT8; 0 epochs: quantized after training alone.
         batch: samples of a batch.
         test: test samples, at most.
         board_runs: recorded inputs that the emulated boards run.
@@ -67,7 +67,7 @@ RECIPES = {
     "resnet8": Recipe(6, 2e-3, 2, 3e-4, batch=128),
     "resnet8_mlperf": Recipe(16, 3e-3, 1, 3e-4, batch=128, board_runs=20, precision="bf16"),
     "unet": Recipe(6, 2e-3, 2, 3e-4, batch=16, board_runs=3),
-    "mobilenetv1_cifar": Recipe(4, 2e-3, 1, 2e-4, batch=128, board_runs=10),
+    "mobilenetv1_cifar": Recipe(2, 2e-3, 0, 2e-4, batch=128, test=2000, board_runs=10),
 }
 
 
@@ -93,12 +93,17 @@ def stages(share: str, recipe: Recipe, ignore: tuple[str, ...]) -> list[Stage]:
         Distill(
             Training(epochs=recipe.epochs, lr=recipe.lr, batch_size=recipe.batch, precision=recipe.precision), distillation
         ),
-        Quantize(
-            training=Training(epochs=recipe.int8_epochs, lr=recipe.int8_lr, batch_size=recipe.batch), distillation=distillation
-        ),
+        _quantize(recipe, distillation),
         Export("firmware", target="cortex-m"),
         Export("int8.onnx"),
     ]
+
+
+def _quantize(recipe: Recipe, distillation: Distillation) -> Quantize:
+    if not recipe.int8_epochs:
+        return Quantize()
+    training = Training(epochs=recipe.int8_epochs, lr=recipe.int8_lr, batch_size=recipe.batch)
+    return Quantize(training=training, distillation=distillation)
 
 
 def piped(task: Task, share: str, recipe: Recipe, folder: Path) -> PipelineResult:

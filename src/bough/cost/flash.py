@@ -1,10 +1,11 @@
 """Bytes of constants that the C export for microcontrollers writes, as a closed form of the kept counts.
 
-Weights are int8; each output channel of a convolution or linear layer has a bias and a multiplier, int32 each, and one array of
-shifts, as long as the widest layer, serves all layers. A layer norm has a weight of int16 and a bias of int32 per element. A
-function of one value is a table of 256 bytes, unless it is a clamp that the kernel before it applies itself; a softmax has 256
-exponentials of int32, also in fused attention, whose scale is one more function. A batch norm whose input comes from a convolution or linear layer alone is folded into that layer. Equal
-arrays are written once, so the emitted constants can be a little smaller.
+Weights are int8; each output channel of a convolution or linear layer has a bias and a multiplier, int32 each, and one array
+of shifts, as long as the widest layer, serves all layers. A layer norm has a weight of int16 and a bias of int32 per element.
+A function of one value is a table of 256 bytes, unless it is a clamp that the kernel before it applies itself; a softmax has
+256 exponentials of int32, also in fused attention, whose scale is one more function. A batch norm whose input comes from a
+convolution or linear layer alone is folded into that layer. Equal arrays are written once, so the emitted constants can be a
+little smaller.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def share_shifts(program: Program) -> None:
 
 
 def ignore_scales(program: Program) -> None:
-    """Let all layers of a program share their shifts, whatever their scales, in place: of such a program only sizes are true."""
+    """Let all layers share their shifts, whatever their scales, in place: of such a program only sizes are true."""
     layers = [op for op in program.ops if isinstance(op, (Conv, FullyConnected))]
     program.shifts = np.zeros(max((len(op.factors.shift) for op in layers), default=0), np.int32)
     for op in layers:
