@@ -81,7 +81,7 @@ class _Dependence(TorchDispatchMode):
     """Knows the memory that depends on inputs: a result does if an operand of its operator does."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._memory = {_memory(t) for t in inputs}
 
     def of(self, tensor: Tensor) -> bool:
