@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bough.arguments import check_arguments
 from bough.calls import FORWARD
@@ -198,6 +196,8 @@ def _place(path: str | os.PathLike[str], overwrite: bool) -> Path:
 
 def _written(job: _Job, place: Path) -> Exported:
     """Write into a folder of its own beside the place, check, and move to the place."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     try:
         folder = Path(tempfile.mkdtemp(prefix=".bough-", dir=place.parent))
     except OSError as error:
@@ -243,6 +243,8 @@ def _program(job: _Job) -> ExportedProgram:
     Raises:
         ExportError: torch.export can not make one, or the model's Python fixes a dim that should vary.
     """
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # imports sympy
+
     flat, dims = job.flat, job.dims
     examples = resized(flat.input_names, job.examples, dims)
 
