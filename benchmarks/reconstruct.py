@@ -2,7 +2,7 @@
 
 *stories260k*: neurons of the feed-forward layers are cut by two-probe OBS to shares of the non-embedding parameters, as in
 `benchmarks.language_models`; perplexity as cut, after `bough.refit`, and after `bough.recovery.reconstruct` of the refitted and
-of the cut model, on the same 49,152 tokens in batches of 8 windows. *resnet20*: cut by OBS to half of the MACs; accuracy on
+of the cut model, on the same 49,152 tokens in batches of 8 windows. *resnet20*: cut by OBS to shares of the MACs; accuracy on
 10,000 test images of CIFAR-10, on the task's calibration images. Rows are written one by one.
 """
 
@@ -47,7 +47,7 @@ def rows(
         yield name, row
 
 
-def stories(folder: Path, epochs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def stories(folder: Path, epochs: int, shares: list[float]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Cuts of a language model."""
     declare_torchvision_ops()
     sys.path.insert(0, str(folder.resolve()))
@@ -66,21 +66,26 @@ def stories(folder: Path, epochs: int) -> Iterator[tuple[str, dict[str, Any]]]:
     scores = bough.score(graph, "obs(relative=True, probes=2)", score)
     plans = {
         f"stories260k {share:.0%}": bough.plan(graph, scores, bough.Budget(params=outer + share * inner), allocation="error")
-        for share in (0.8, 0.6, 0.5)
+        for share in shares
     }
     yield from rows(dense, plans, batched(text[:192], 8), lambda net: perplexity(net, test), epochs)
 
 
-def resnet(folder: Path, epochs: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A cut of a convolutional network."""
+def resnet(folder: Path, epochs: int, shares: list[float]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Cuts of a convolutional network."""
     task = TASKS["resnet20"](load_module(folder), 10000)
     batches = [b if isinstance(b, torch.Tensor) else b[0] for b in task.calibration]
     data = [part for batch in batches for part in batch.split(64)]
     graph = bough.trace(task.model, data[0][:2])
     scores = bough.score(graph, bough.importance.OBS(sites=64, relative=True), data[: len(data) // 2])
-    plan = bough.plan(graph, scores, bough.Budget(macs="50%"), allocation="error", ignore=task.ignore)
+    plans = {
+        f"resnet20 {share:.0%} of the MACs": bough.plan(
+            graph, scores, bough.Budget(macs=f"{share:.0%}"), allocation="error", ignore=task.ignore
+        )
+        for share in shares
+    }
     measure = lambda net: float(next(iter(task.measure(net).values())))  # noqa: E731
-    yield from rows(task.model, {"resnet20 50% of the MACs": plan}, data, measure, epochs)
+    yield from rows(task.model, plans, data, measure, epochs)
 
 
 def main() -> None:
@@ -88,11 +93,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--models", nargs="*", default=["stories260k", "resnet20"])
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.8, 0.5])
     given = parser.parse_args()
     if not (given.data / "load.py").is_file():
         raise SystemExit(f"{given.data} has no load.py: give the folder of the real data with --data")
     for model in given.models:
-        for name, row in (stories if model == "stories260k" else resnet)(given.data, given.epochs):
+        for name, row in (stories if model == "stories260k" else resnet)(given.data, given.epochs, given.shares):
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
             results["rows"][name] = {**row, "epochs": given.epochs, "about": harness.about()}
             write_text(RESULTS, json.dumps(results, indent=1) + "\n")
