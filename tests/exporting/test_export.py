@@ -64,6 +64,11 @@ def test_a_decision_on_constants_is_written_and_one_on_inputs_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
 
+def test_inputs_of_another_model_are_one_error(tmp_path):
+    with pytest.raises(ExportError, match=r"Sequential can not be run on the example inputs \(input \[1, 5\]\)"):
+        bough.export(small_net()[0], torch.randn(1, 5), tmp_path / "a.onnx")
+
+
 def test_a_cache_that_the_model_writes_into(tmp_path):
     memory = Memory(torch.randn(2, 3, 4), length=1)
     before = memory.kept.clone()

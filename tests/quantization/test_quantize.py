@@ -258,3 +258,10 @@ def test_a_model_that_fixes_its_batch_is_calibrated_on_pieces_of_the_batches():
     found = bough.quantize(OfOneBatch().eval(), torch.randn(1, 3, 6), [torch.randn(5, 3, 6) for _ in range(2)], **PLAIN)
     assert found.signal_to_noise > 20
     assert "fixed at 1" in str(found.notes)
+
+
+def test_data_of_another_shape_is_one_error():
+    with pytest.raises(
+        QuantizationError, match=r"can not be run on a batch of the data \(\[8, 4, 8, 8\]\).*give batches of the"
+    ):
+        bough.quantize(convolutional(), torch.randn(1, 3, 8, 8), [torch.randn(8, 4, 8, 8)])

@@ -204,7 +204,7 @@ def _written(job: _Job, place: Path) -> Exported:
         raise WriteError(f"{place} can not be written: {error.strerror}") from error
     try:
         file = folder / place.name
-        expected = job.flat.run(job.examples)
+        expected = _expected(job)
         with sdpa_kernel(SDPBackend.MATH):  # fused attention lays its output out otherwise than what it is taken apart into
             notes = _write(job, file)
         first, largest, ratio = _checked(job, file, expected)
@@ -223,6 +223,24 @@ def _written(job: _Job, place: Path) -> Exported:
     return Exported(
         place, place.suffix[1:], job.precision, size, largest, ratio, first.latency, first.peak_memory, inputs, outputs, notes
     )  # fmt: skip
+
+
+def _expected(job: _Job) -> dict[str, Tensor]:
+    """Return the model's own outputs for the example inputs.
+
+    Raises:
+        ExportError: the model can not be run on them, such as a quantized program of another model.
+    """
+    try:
+        return job.flat.run(job.examples)
+    except ExportError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(job.flat.input_names, job.examples, strict=True))
+        raise ExportError(
+            f"{_name_of(job)} can not be run on the example inputs ({shapes}): {type(error).__name__}: {error}; give inputs of "
+            "this model"
+        ) from error
 
 
 def _write(job: _Job, file: Path) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def quantize(
         if notes:
             batches = in_pieces(batches, inputs)
         held_out = batches[-max(1, len(batches) // 4) :]
-        expected = [_outputs(inner(*args, **kwargs)) for args, kwargs in held_out]
+        expected = [_outputs(_run(inner, batch)) for batch in held_out]
         _require_same(base, held_out, expected, inner)
         float_metric = None if evaluate is None else float(evaluate(inner))
         search = _Search(base, batches[: len(batches) - len(held_out)] or batches, held_out, expected, reduce_range)
@@ -261,6 +261,23 @@ class _Search:
     def _skipping(self, best: _Way, skip: list[str]) -> _Way:
         made = self._way(best.base, best.histograms, best.observer, "", best.equalized, skip)
         return replace(made, corrected=best.corrected)
+
+
+def _run(model: nn.Module, batch: Inputs) -> Any:
+    """Return what a model gives for a batch of data.
+
+    Raises:
+        QuantizationError: the model can not be run on it.
+    """
+    args, kwargs = batch
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        shapes = ", ".join(str(list(t.shape)) for t in tensors_within(batch))
+        raise QuantizationError(
+            f"{type(model).__name__} can not be run on a batch of the data ({shapes}): {type(error).__name__}: {error}; give "
+            "batches of the shapes of the example inputs, the first dimension apart"
+        ) from error
 
 
 def _limit(mixed: float | str | None, evaluate: Metric | None) -> _Limit | None:
