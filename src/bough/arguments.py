@@ -61,7 +61,6 @@ _EXAMPLES = {  # by the name of the argument, which means the same in all of bou
     "scores": "bough.score(graph, 'l2')",
     "second": "bough.plan(graph, scores, budget)",
     "table": "bough.LatencyTable.measure(graph)",
-    "teacher": "bough.trace(model, example_inputs)",
     "tie": "{'teacher.*': 'student.*'}",
     "train": "torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)",
     "training": "bough.Training(epochs=1)",
