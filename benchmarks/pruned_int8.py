@@ -65,7 +65,7 @@ class Recipe:
 RECIPES = {
     "dscnn": Recipe(16, 2e-3, 5, 3e-4, test=3000),
     "resnet8": Recipe(6, 2e-3, 2, 3e-4, batch=128),
-    "resnet8_mlperf": Recipe(16, 3e-3, 1, 3e-4, batch=128, board_runs=20, precision="bf16"),
+    "resnet8_mlperf": Recipe(16, 2e-3, 1, 3e-4, batch=128, board_runs=20, precision="bf16"),
     "unet": Recipe(6, 2e-3, 2, 3e-4, batch=16, board_runs=3),
     "mobilenetv1_cifar": Recipe(2, 2e-3, 0, 2e-4, batch=128, test=2000, board_runs=10),
 }
