@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import torch
 
 import bough
 from benchmarks import harness
+from benchmarks.cifar import load_module
 from benchmarks.language_models import encoder
 from bough.calibration import as_data, gated_norms
 from bough.spaces import unit_sums
@@ -145,12 +145,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=256, help="calibration windows of 128 tokens")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice")
     given = parser.parse_args()
-    if not (given.data / "load.py").is_file():
-        raise SystemExit(f"{given.data} has no load.py: give the folder of the real data with --data")
-    sys.path.insert(0, str(given.data.resolve()))
-    import load
-
-    net = model()
+    load, net = load_module(given.data), model()
     ids, test = windows([load.text(t) for t in TEXTS], encoder(load.Tok512()))
     weights = given.folder / f"qwen3_moe_{given.steps}.pt"
     if weights.is_file():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +22,8 @@ import torch
 
 import bough
 from benchmarks import harness
-from benchmarks.language_models import WINDOW, batched, encoder, perplexity, windows
+from benchmarks.language_models import batched, perplexity, stories
 from bough.storage import write_text
-from tests.zoo.shim import declare_torchvision_ops
 
 RESULTS = harness.ROOT / "benchmarks" / "results" / "gates.json"
 KINDS = {"annealed": 0.02, "straight-through": 0.01}  # learning rates
@@ -92,16 +90,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="*", default=[0.8, 0.6, 0.5])
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
     given = parser.parse_args()
-    if not (given.data / "load.py").is_file():
-        raise SystemExit(f"{given.data} has no load.py: give the folder of the real data with --data")
-    declare_torchvision_ops()
-    sys.path.insert(0, str(given.data.resolve()))
-    import load
-
-    tokenizer, dense = load.Tok512(), load.stories260k()
-    encode = encoder(tokenizer)
-    test = windows(load.text("tinystories_sample_cs336"), encode, None)
-    text = torch.tensor(windows(load.text("tinystories_train_head_197k"), encode, WINDOW + 1))
+    _, dense, _, test, text = stories(given.data)
     score, data = batched(text[:64], 16), batched(text[:192], 16)
     inner = sum(p.numel() for n, p in dense.named_parameters() if "embed" not in n)
     outer = sum(p.numel() for p in dense.parameters()) - inner

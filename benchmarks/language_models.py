@@ -22,7 +22,6 @@ import itertools
 import json
 import math
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -33,6 +32,7 @@ import torch
 
 import bough
 from benchmarks import harness
+from benchmarks.cifar import load_module
 from bough.storage import write_text
 from tests.zoo.shim import declare_torchvision_ops
 
@@ -91,6 +91,16 @@ def perplexity(model: Any, tokens: Sequence[list[int]]) -> float:
     return math.exp(total / count)
 
 
+def stories(folder: Path) -> tuple[Any, Any, Callable[[str], list[int]], list[list[int]], torch.Tensor]:
+    """Return (tokenizer, model, encoder, test texts, training windows [n, WINDOW + 1]) of stories260K."""
+    load = load_module(folder)
+    declare_torchvision_ops()  # transformers imports it
+    encode = encoder(tokenizer := load.Tok512())
+    test = windows(load.text("tinystories_sample_cs336"), encode, None)
+    text = torch.tensor(windows(load.text("tinystories_train_head_197k"), encode, WINDOW + 1))
+    return tokenizer, load.stories260k(), encode, test, text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -103,16 +113,7 @@ def main() -> None:
     if given.table:
         print(table(json.loads(RESULTS.read_text())["rows"]))
         return
-    if not (given.data / "load.py").is_file():
-        raise SystemExit(f"{given.data} has no load.py: give the folder of the real data with --data")
-    declare_torchvision_ops()
-    sys.path.insert(0, str(given.data.resolve()))
-    import load
-
-    tokenizer, dense = load.Tok512(), load.stories260k()
-    encode = encoder(tokenizer)
-    test = windows(load.text("tinystories_sample_cs336"), encode, None)
-    text = torch.tensor(windows(load.text("tinystories_train_head_197k"), encode, WINDOW + 1))
+    tokenizer, dense, encode, test, text = stories(given.data)
     data = Data(*(batched(text[:n], size) for n, size in (
         (given.windows, 16), (given.refit_windows, 16), (given.train_windows, 8))))  # fmt: skip
     study = Study(dense, test, data, tokenizer, encode)

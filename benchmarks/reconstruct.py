@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +20,9 @@ import torch
 import bough
 from benchmarks import harness
 from benchmarks.cifar import load_module
-from benchmarks.language_models import WINDOW, batched, encoder, perplexity, windows
+from benchmarks.language_models import batched, perplexity, stories
 from benchmarks.tasks import TASKS
 from bough.storage import write_text
-from tests.zoo.shim import declare_torchvision_ops
 
 RESULTS = harness.ROOT / "benchmarks" / "results" / "reconstruct.json"
 
@@ -47,16 +45,9 @@ def rows(
         yield name, row
 
 
-def stories(folder: Path, epochs: int, shares: list[float]) -> Iterator[tuple[str, dict[str, Any]]]:
+def language_model(folder: Path, epochs: int, shares: list[float]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Cuts of a language model."""
-    declare_torchvision_ops()
-    sys.path.insert(0, str(folder.resolve()))
-    import load
-
-    tokenizer, dense = load.Tok512(), load.stories260k()
-    encode = encoder(tokenizer)
-    test = windows(load.text("tinystories_sample_cs336"), encode, None)
-    text = torch.tensor(windows(load.text("tinystories_train_head_197k"), encode, WINDOW + 1))
+    _, dense, _, test, text = stories(folder)
     inner = sum(p.numel() for n, p in dense.named_parameters() if "embed" not in n)
     outer = sum(p.numel() for p in dense.parameters()) - inner
     score = batched(text[:64], 16)
@@ -95,10 +86,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["stories260k", "resnet20"])
     parser.add_argument("--shares", nargs="*", type=float, default=[0.8, 0.5])
     given = parser.parse_args()
-    if not (given.data / "load.py").is_file():
-        raise SystemExit(f"{given.data} has no load.py: give the folder of the real data with --data")
     for model in given.models:
-        for name, row in (stories if model == "stories260k" else resnet)(given.data, given.epochs, given.shares):
+        for name, row in (language_model if model == "stories260k" else resnet)(given.data, given.epochs, given.shares):
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
             results["rows"][name] = {**row, "epochs": given.epochs, "about": harness.about()}
             write_text(RESULTS, json.dumps(results, indent=1) + "\n")
