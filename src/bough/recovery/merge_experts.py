@@ -90,9 +90,10 @@ def merge_experts(graph: Graph, plan: Plan, data: Data | Iterable[Any]) -> Merge
         ...         outputs = torch.relu(x @ self.up) @ self.down  # [experts, tokens, width]
         ...         return torch.einsum("be,ebd->bd", self.gate(x).softmax(-1), outputs)
         >>> graph, data = bough.trace(Mixture(), torch.randn(2, 4)), [torch.randn(16, 4)]
-        >>> plan = bough.plan(graph, bough.score(graph, "expert_clusters", data), keep={"up/expert": 2})
+        >>> experts = graph.groups[0].name
+        >>> plan = bough.plan(graph, bough.score(graph, "expert_clusters", data), keep={experts: 2})
         >>> merged = merge_experts(graph, plan, data)
-        >>> merged.model.up.shape, sum(map(len, merged.clusters["up/expert"].values()))
+        >>> merged.model.up.shape, sum(map(len, merged.clusters[experts].values()))
         (torch.Size([2, 4, 8]), 1)
     """
     check_arguments(merge_experts, locals())
