@@ -25,7 +25,8 @@ def test_a_step_is_the_mean_loss_over_its_subnets():
     """Written out by hand: the largest learns the labels, the others its logits, each by the model of its own cut."""
     net, (x, y) = nested(), dataset(32).tensors
     sandwich = bough.Sandwich(random=1, distillation=Distillation(logits=0.5, temperature=2.0))
-    subnets = Schedule(net, sandwich, (), 0, 10).subnets(0)
+    largest, *subnets = Schedule(net, sandwich, (), 0, 10).subnets(0)
+    assert largest.key == net.largest.key
     assert subnets[0].key == net.smallest.key
     whole = net.model(x)
     losses = [F.cross_entropy(whole, y)]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from bough.exporting.flat import FlatModel
 from bough.torch_internals import TorchDispatchMode
+from bough.tracing.capture.tree import tensors_within
 
 _READERS = frozenset((Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item))
 
@@ -92,9 +92,9 @@ class _Dependence(TorchDispatchMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        operands = {_memory(t) for t in tree_leaves((args, options)) if isinstance(t, Tensor)}
+        operands = {_memory(t) for t in tensors_within((args, options))}
         result = function(*args, **options)
-        made = {_memory(t) for t in tree_leaves(result) if isinstance(t, Tensor)}
+        made = {_memory(t) for t in tensors_within(result)}
         if operands & self._memory:
             self._memory |= made
         else:

@@ -58,7 +58,7 @@ class Sandwich:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Schedule:
-    """The subnets of each step: the same ones, or the smallest and random ones.
+    """The subnets of each step: the same ones, or the largest, the smallest and random ones.
 
     Attributes:
         fixed: the subnets of every step; if empty, they are drawn.
@@ -73,12 +73,12 @@ class Schedule:
     steps: int
 
     def subnets(self, step: int) -> list[Subnet]:
-        """Return the subnets of a step; of those that are drawn, without the largest."""
+        """Return the subnets of a step; of those that are drawn, the largest is the first."""
         if self.fixed:
             return list(self.fixed)
         rng, position = np.random.default_rng((self.seed, step)), self.sandwich.position(step, self.steps)
         others = [self.net.sample(rng, smallest=position) for _ in range(self.sandwich.random)]
-        return [self.net.space.at(position), *others]
+        return [self.net.largest, self.net.space.at(position), *others]
 
     def settings(self) -> list[Any]:
         """Return what identifies it, as plain values."""
@@ -86,8 +86,8 @@ class Schedule:
         return [[[dict(s.counts), list(s.dropped)] for s in self.fixed]] if self.fixed else drawn
 
 
-def fixed_subnets(net: Supernet, sandwich: Sandwich, subnets: Sequence[Budget | Subnet] | None) -> tuple[Subnet, ...]:
-    """Return the subnets that every step trains, each once; none where they are drawn.
+def named_subnets(net: Supernet, sandwich: Sandwich, subnets: Sequence[Budget | Subnet] | None) -> tuple[Subnet, ...]:
+    """Return the subnets that the caller named, each once; none where they are drawn.
 
     Raises:
         TrainingError: no subnet in the sequence, or one beside a schedule of shrinking subnets.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from bough.recovery.training.loop import TrainingRun, TrainingTask
 from bough.recovery.training.run_settings import object_settings
 from bough.recovery.training.task_loss import batch_loss, forward_of, logits_of
 from bough.supernet.extracted import has_batch_statistics
-from bough.supernet.sandwich import Sandwich, Schedule, fixed_subnets
+from bough.supernet.sandwich import Sandwich, Schedule, named_subnets
 from bough.supernet.subnet import Subnet
 from bough.supernet.tabulating import metric_of
 
@@ -40,7 +39,7 @@ def train_sandwich(
     data: Data | None, optimizer: Optimizer | None, callback: Callable[[dict[str, Any]], object] | None, accelerator: Any,
 ) -> Trained:  # fmt: skip
     """Train a supernet in place; see `Supernet.fit`."""
-    fixed = fixed_subnets(net, sandwich, subnets)
+    named = named_subnets(net, sandwich, subnets)
     _check_teacher(net, teacher, sandwich)
     if evaluate is not None and data is None and has_batch_statistics(net.model):
         raise TrainingError(
@@ -51,9 +50,11 @@ def train_sandwich(
     runs_model = loss is not None and calling_convention(loss, "output") == "model"
     task_loss = batch_loss if loss is None else as_model_loss(loss, run) if runs_model else as_output_loss(loss)
     _, batches = training_loader(train, training)
+    taught_by_largest = named and teacher is None
+    fixed = (net.largest, *(s for s in named if s.key != net.largest.key)) if taught_by_largest else named
     schedule = Schedule(net, sandwich, fixed, training.seed, training.epochs * batches)
     steps = _Steps(schedule, run, task_loss if runs_model else None, teacher)
-    evaluated = fixed or (net.smallest, net.middle, net.largest)
+    evaluated = named or (net.smallest, net.middle, net.largest)
     options = sandwich.distillation
 
     def one_loss(out: StudentOutputs, batch: Any) -> Tensor:
@@ -69,12 +70,8 @@ def train_sandwich(
         callback, [*object_settings(options), *schedule.settings(), teacher is not None, _elastic(net)], net,
     )  # fmt: skip
     others = () if teacher is None else (teacher,)
-    with ExitStack() as opened_here:
-        opened_here.enter_context(restore_devices(steps, *others, optimizer=optimizer))
-        for model in (net, *others):
-            opened_here.enter_context(restore_modes(model))
-        opened_here.enter_context(unprepared(steps, accelerator))
-        opened = opened_here.enter_context(open_accelerator(training, accelerator))
+    devices, modes = restore_devices(steps, *others, optimizer=optimizer), restore_modes(nn.ModuleList([net, *others]))
+    with devices, modes, unprepared(steps, accelerator), open_accelerator(training, accelerator) as opened:
         if teacher is not None:
             teacher.to(opened.device)
         return TrainingRun(steps, train, task, training, optimizer, (), opened)()
@@ -132,15 +129,14 @@ class _Steps(nn.Module):
         run, _, teacher = self._not_submodules
         subnets = self.schedule.subnets(int(self.drawn))
         self.drawn += 1
-        if teacher is None:
-            first = self.outputs(self.net.largest, batch, None)
-            wanted = self.schedule.sandwich.distillation.logits > 0
-            logits = logits_of(first.student).detach() if wanted else None
-            rest = [s for s in subnets if s.key != self.net.largest.key] if self.schedule.fixed else subnets
-            return [first, *(self.outputs(s, batch, logits) for s in rest)]
-        logits = logits_of(run_teacher(teacher, run, batch))
-        drawn = subnets if self.schedule.fixed else [self.net.largest, *subnets]
-        return [self.outputs(s, batch, logits) for s in drawn]
+        if teacher is not None:
+            logits = logits_of(run_teacher(teacher, run, batch))
+            return [self.outputs(s, batch, logits) for s in subnets]
+        largest, *others = subnets
+        first = self.outputs(largest, batch, None)
+        wanted = self.schedule.sandwich.distillation.logits > 0
+        answers = logits_of(first.student).detach() if wanted else None
+        return [first, *(self.outputs(s, batch, answers) for s in others)]
 
     def outputs(self, subnet: Subnet, batch: Any, teacher: Tensor | None) -> StudentOutputs:
         """Return what the loss of a subnet needs: its output, the logits it learns, and a loss that runs the model."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import cos, pi
 from typing import Any
 
 import torch
@@ -200,8 +199,7 @@ class _BlockTraining:
         before = least = self._error()
         best = [p.detach().clone() for p in self.parameters]
         optimizer = torch.optim.Adam([{"params": [p], "lr": rate * _scale(p)} for p in self.parameters], betas=(0.9, 0.99))
-        steps = epochs * len(self.train)
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * cos(pi * min(step / steps, 1)))
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(self.train))
         draw = torch.Generator().manual_seed(0)
         for _ in range(epochs):
             for i in torch.randperm(len(self.train), generator=draw).tolist():
