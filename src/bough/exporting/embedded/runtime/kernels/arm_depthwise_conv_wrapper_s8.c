@@ -1,6 +1,29 @@
 #include "arm_nnfunctions.h"
-#include "bough_fixed_point.h"
+#include "bough_block.h"
 #include "bough_window.h"
+
+enum { TAPS = 3 }; /* of most depthwise convolutions in a row */
+
+/* Add TAPS taps of a row to the sums of `count` channels, each of which reads the input channel of its own. */
+static inline void add_taps(
+    int32_t *sums, int32_t count, const int8_t *input, int32_t input_step, const int8_t *weight, int32_t weight_step, int32_t offset)
+{
+    for (int32_t k = 0; k < count; k++) {
+        const int8_t *x = input + k, *w = weight + k;
+        int32_t sum = sums[k] + (x[0] + offset) * w[0];
+        sum += (x[input_step] + offset) * w[weight_step];
+        sums[k] = sum + (x[2 * input_step] + offset) * w[2 * weight_step];
+    }
+}
+
+/* Add one tap to the sums of `count` channels, the first of which is `channel`. */
+static inline void add_tap(
+    int32_t *sums, int32_t count, const int8_t *input, const int8_t *weight, int32_t offset, int32_t channel, int32_t ch_mult)
+{
+    for (int32_t k = 0; k < count; k++) {
+        sums[k] += (input[(channel + k) / ch_mult] + offset) * weight[k];
+    }
+}
 
 /* Weights are [1, kh, kw, out]; output channel c reads input channel c / ch_mult. */
 arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(
@@ -11,7 +34,6 @@ arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(
 {
     const cmsis_nn_dw_conv_params *p = dw_conv_params;
     const int32_t channels = output_dims->c;
-    const int32_t offset = p->input_offset;
     const int32_t column_step = p->dilation.w * input_dims->c;
     const int32_t row_step = p->dilation.h * input_dims->w * input_dims->c;
     (void)ctx;
@@ -25,25 +47,31 @@ arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(
                 const bough_taps columns = bough_taps_of(left, p->dilation.w, filter_dims->w, input_dims->w);
                 const int32_t row = n * input_dims->h + top + rows.first * p->dilation.h;
                 const int32_t from = (row * input_dims->w + left + columns.first * p->dilation.w) * input_dims->c;
-                const int32_t by = (rows.first * filter_dims->w + columns.first) * channels;
-                int32_t c = 0;
-                for (int32_t k = 0; k < input_dims->c; k++) {
-                    for (const int32_t end = c + p->ch_mult; c < end; c++) {
-                        int32_t sum = bias_data ? bias_data[c] : 0;
-                        int32_t from_row = from + k, by_row = by + c;
-                        for (int32_t i = rows.first; i < rows.end; i++) {
-                            int32_t at = from_row, weight = by_row;
-                            for (int32_t j = columns.first; j < columns.end; j++) {
-                                sum += (input_data[at] + offset) * filter_data[weight];
-                                at += column_step;
-                                weight += channels;
-                            }
-                            from_row += row_step;
-                            by_row += filter_dims->w * channels;
-                        }
-                        sum = bough_requantize(sum, quant_params->multiplier[c], quant_params->shift[c]);
-                        *output_data++ = bough_clamp(sum + p->output_offset, p->activation.min, p->activation.max);
+                for (int32_t c = 0; c < channels; c += BOUGH_BLOCK) {
+                    const int32_t count = bough_block_of(channels - c);
+                    int32_t sums[BOUGH_BLOCK];
+                    int32_t from_row = from;
+                    for (int32_t k = 0; k < count; k++) {
+                        sums[k] = bias_data ? bias_data[c + k] : 0;
                     }
+                    for (int32_t i = rows.first; i < rows.end; i++) {
+                        const int8_t *at = input_data + from_row;
+                        const int8_t *weight = filter_data + (i * filter_dims->w + columns.first) * channels + c;
+                        int32_t j = columns.first;
+                        for (; p->ch_mult == 1 && j + TAPS <= columns.end; j += TAPS) {
+                            add_taps(sums, count, at + c, column_step, weight, channels, p->input_offset);
+                            at += TAPS * column_step;
+                            weight += TAPS * channels;
+                        }
+                        for (; j < columns.end; j++) {
+                            add_tap(sums, count, at, weight, p->input_offset, c, p->ch_mult);
+                            at += column_step;
+                            weight += channels;
+                        }
+                        from_row += row_step;
+                    }
+                    bough_store(sums, count, quant_params, c, p->output_offset, p->activation, output_data);
+                    output_data += count;
                 }
             }
         }

@@ -12,8 +12,8 @@ static inline int32_t bough_requantize(int32_t value, int32_t multiplier, int32_
     if (shift >= 0) {
         return high;
     }
-    const int32_t below = high < 0 ? high - 1 : high; /* so that rounding a half up rounds it away from zero */
-    return (below >> -shift) + ((below >> (-shift - 1)) & 1);
+    const int32_t below = high + (high >> 31); /* one less if negative, so that rounding a half up rounds it away from zero */
+    return ((below >> (-shift - 1)) + 1) >> 1;
 }
 
 static inline int8_t bough_clamp(int32_t value, int32_t low, int32_t high)
