@@ -15,8 +15,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -49,7 +52,8 @@ class Recipe:
         batch: samples of a batch.
         test: test samples, at most.
         board_runs: recorded inputs that the emulated boards run.
-        precision: of the distillation after the cut, as of `bough.Training`.
+        precision, optimizer, weight_decay: of the distillation after the cut, as of `bough.Training`.
+        teacher: the task whose model teaches after the cut; the dense model itself by default.
     """
 
     epochs: int
@@ -60,11 +64,23 @@ class Recipe:
     test: int = 10_000
     board_runs: int = 100
     precision: str = "no"
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    teacher: str | None = None
+
+    def training(self) -> Training:
+        """Return the options of the distillation after the cut."""
+        return Training(
+            epochs=self.epochs, lr=self.lr, batch_size=self.batch, precision=self.precision, optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+        )  # fmt: skip
 
 
 RECIPES = {
     "dscnn": Recipe(16, 2e-3, 5, 3e-4, test=3000),
-    "resnet8": Recipe(6, 2e-3, 2, 3e-4, batch=128),
+    "resnet8": Recipe(
+        60, 0.1, 2, 3e-4, batch=128, board_runs=20, precision="bf16", optimizer="sgd", weight_decay=1e-4, teacher="resnet20"
+    ),
     "resnet8_mlperf": Recipe(16, 2e-3, 1, 3e-4, batch=128, board_runs=20, precision="bf16"),
     "unet": Recipe(6, 2e-3, 2, 3e-4, batch=16, board_runs=3),
     "mobilenetv1_cifar": Recipe(2, 2e-3, 0, 2e-4, batch=128, test=2000, board_runs=10),
@@ -83,16 +99,14 @@ class Measured(nn.Module):
         return self.program(x)
 
 
-def stages(share: str, recipe: Recipe, ignore: tuple[str, ...]) -> list[Stage]:
+def stages(share: str, recipe: Recipe, ignore: tuple[str, ...], teacher: Callable[[], nn.Module] | None) -> list[Stage]:
     """Return the stages for a share of the MACs."""
     if share == "100%":
         return [Quantize(), Export("firmware", target="cortex-m"), Export("int8.onnx")]
     distillation = Distillation(temperature=4.0, logits=0.9)
     return [
         Prune(bough.Budget(macs=share), ignore=ignore),
-        Distill(
-            Training(epochs=recipe.epochs, lr=recipe.lr, batch_size=recipe.batch, precision=recipe.precision), distillation
-        ),
+        Distill(recipe.training(), distillation, teacher),
         _quantize(recipe, distillation),
         Export("firmware", target="cortex-m"),
         Export("int8.onnx"),
@@ -106,7 +120,7 @@ def _quantize(recipe: Recipe, distillation: Distillation) -> Quantize:
     return Quantize(training=training, distillation=distillation)
 
 
-def piped(task: Task, share: str, recipe: Recipe, folder: Path) -> PipelineResult:
+def piped(task: Task, share: str, recipe: Recipe, folder: Path, teacher: Callable[[], nn.Module] | None) -> PipelineResult:
     """Run the pipeline for a share of the MACs, or read what it left."""
     found = (
         task.train_set()
@@ -115,16 +129,18 @@ def piped(task: Task, share: str, recipe: Recipe, folder: Path) -> PipelineResul
     )
     data = [batch[0] for batch in task.calibration[:CALIBRATION]]
     pipeline = bough.Pipeline(
-        lambda: copy.deepcopy(task.model), stages(share, recipe, task.ignore), data[0][:1],
+        lambda: copy.deepcopy(task.model), stages(share, recipe, task.ignore, teacher), data[0][:1],
         train=batches(found, recipe.batch), data=data, loss=task.output_loss,
         evaluate=lambda model: task.choose(Measured(model)),
     )  # fmt: skip
     return pipeline.run(folder)
 
 
-def row(task: Task, share: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
+def row(
+    task: Task, share: str, recipe: Recipe, folder: Path, teacher: Callable[[], nn.Module] | None
+) -> dict[str, Any]:  # fmt: skip
     """Return the figures of one share of the MACs."""
-    done = piped(task, share, recipe, folder)
+    done = piped(task, share, recipe, folder, teacher)
     assert done.quantized is not None
     data = [batch[0] for batch in task.calibration[:CALIBRATION]]
     made = export_embedded(done.quantized, ((data[0][:1],), {}), folder / "firmware", data=data, overwrite=True)
@@ -149,6 +165,10 @@ def sizes(made: EmbeddedExport) -> dict[str, Any]:
     return {k: fields[k] for k in ("arena_bytes", "constant_bytes", "sqnr_db", "argmax_agreement", "warnings")}
 
 
+def _teacher(name: str, load: ModuleType) -> nn.Module:
+    return TASKS[name](load, 1).model.to(memory_format=torch.channels_last)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=["dscnn"], metavar="NAME", help=f"of {', '.join(RECIPES)}")
@@ -160,12 +180,14 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
     for name in given.names:
         recipe = RECIPES[name]
-        task = TASKS[name](load_module(given.data), recipe.test)
+        load = load_module(given.data)
+        task = TASKS[name](load, recipe.test)
+        teacher = None if recipe.teacher is None else partial(_teacher, recipe.teacher, load)
         task_rows = rows.setdefault(name, {})
         task_rows |= {"metric": task.metric, "recipe": vars(recipe), "seed": 0}
         task_rows["dense_float"] = task.measure(task.model)
         for share in given.shares:
-            task_rows[share] = row(task, share, recipe, given.work / name / share.removesuffix("%"))
+            task_rows[share] = row(task, share, recipe, given.work / name / share.removesuffix("%"), teacher)
             print(name, share, json.dumps(task_rows[share]), flush=True)
             RESULTS.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
 

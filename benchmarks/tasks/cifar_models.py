@@ -18,7 +18,7 @@ from bough import recovery
 TRAINED = 49_000  # training images; those after them are for validation, and the first 1,024 for calibration
 VIT = recipe(epochs=14, weight_decay=0.05, clip=1.0, precision="bf16")
 PLAIN = recipe(epochs=6, lr=0.1, optimizer="sgd", weight_decay=5e-4, warmup=0.15, batch_size=128, precision="bf16")
-RESNET8 = recipe(epochs=18, lr=0.1, optimizer="sgd", weight_decay=5e-4, warmup=0.15, batch_size=128, precision="bf16")
+RESNET8 = recipe(epochs=30, lr=0.1, optimizer="sgd", weight_decay=5e-4, warmup=0.15, batch_size=128, precision="bf16")
 HALF = 2 / 3  # of the ViT's training steps see half of the patches
 
 
