@@ -14,8 +14,8 @@ from bough.errors import WriteError
 from bough.storage import make_folder
 
 _ALWAYS = (
-    "Makefile", "include/arm_nnfunctions.h", "kernels/bough_fixed_point.h", "kernels/bough_kernels.h", "kernels/bough_rows.h",
-    "kernels/bough_window.h",
+    "Makefile", "include/arm_nnfunctions.h", "kernels/bough_block.h", "kernels/bough_fixed_point.h", "kernels/bough_kernels.h",
+    "kernels/bough_rows.h", "kernels/bough_window.h",
     "test/main.c", "test/platform.h", "test/host.c", "port/board.c", "port/board.ld",
 )  # fmt: skip
 _MARK = "model.json"  # a folder with this file was written by an export and may be replaced
