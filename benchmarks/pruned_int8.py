@@ -83,7 +83,7 @@ RECIPES = {
     ),
     "resnet8_mlperf": Recipe(16, 2e-3, 1, 3e-4, batch=128, board_runs=20, precision="bf16"),
     "unet": Recipe(6, 2e-3, 2, 3e-4, batch=16, board_runs=3),
-    "mobilenetv1_cifar": Recipe(2, 2e-3, 0, 2e-4, batch=128, test=2000, board_runs=10),
+    "mobilenetv1_cifar": Recipe(12, 2e-3, 1, 3e-4, batch=128, board_runs=10),
 }
 
 
@@ -187,9 +187,9 @@ def main() -> None:
         task_rows |= {"metric": task.metric, "recipe": vars(recipe), "seed": 0}
         task_rows["dense_float"] = task.measure(task.model)
         for share in given.shares:
-            task_rows[share] = row(task, share, recipe, given.work / name / share.removesuffix("%"), teacher)
+            task_rows[share] = about() | row(task, share, recipe, given.work / name / share.removesuffix("%"), teacher)
             print(name, share, json.dumps(task_rows[share]), flush=True)
-            RESULTS.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
+            RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

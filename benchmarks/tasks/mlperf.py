@@ -20,7 +20,7 @@ from bough import recovery
 
 TRAINED = 49_000  # training images; those after them are for validation, and the first 1,024 for calibration
 SIDE = 64  # of the images that MobileNetV1 takes; MLPerf Tiny's own side, 96, would take twice as long to train
-MOBILENET = recipe(epochs=3, lr=2e-3, batch_size=128, clip=1.0)
+MOBILENET = recipe(epochs=8, lr=2e-3, batch_size=128, clip=1.0)
 
 
 class PaddedResNet8(nn.Module):
