@@ -29,6 +29,7 @@ def test_a_pruned_model_with_a_batch_that_varies(tmp_path):
     made = bough.export(small, IMAGES, tmp_path / "net.onnx", dynamic_batch=True)
     assert made.error <= 1e-5
     assert made.inputs == {"input": ["batch", 3, 8, 8]}
+    assert made.outputs == {"output": ["batch", *model(IMAGES).shape[1:]]}
     assert made.size == (tmp_path / "net.onnx").stat().st_size
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
     assert b".py" not in made.path.read_bytes()  # no stack traces, which hold paths of this machine
@@ -47,6 +48,7 @@ def test_several_inputs_and_a_nested_output(tmp_path):
     made = bough.export(TwoInputs(), inputs, tmp_path / "a.onnx", dynamic_shapes=shapes, more_inputs=[longer])
     assert list(made.inputs.values()) == [["batch", "length"], [3]]
     assert list(made.outputs) == ["hidden", "rest.choice", "rest.sums.0"]
+    assert made.outputs["hidden"][:2] == ["batch", "length"]
     assert made.error <= 1e-5
 
 

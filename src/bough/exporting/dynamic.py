@@ -68,3 +68,26 @@ def resized(names: Sequence[str], tensors: Sequence[Tensor], dims: DynamicDims, 
             tensor = torch.cat([tensor] * times, dim).narrow(dim, 0, wanted)
         changed.append(tensor)
     return tuple(changed)
+
+
+def named_shapes(
+    names: Sequence[str], dims: DynamicDims, runs: Sequence[tuple[Sequence[Tensor], Mapping[str, Tensor]]]
+) -> dict[str, list[int | str]]:
+    """Return the shapes of the outputs: a size that differs between runs is the name of the size in the inputs that it equals.
+
+    Args:
+        names, dims: of the inputs, as above.
+        runs: (inputs, outputs by name) of each run. A size that differs and equals none of the inputs' is "varies".
+    """
+    sizes = [
+        {symbol: t.shape[d] for name, t in zip(names, inputs, strict=True) for d, symbol in dims.get(name, {}).items()}
+        for inputs, _ in runs
+    ]
+
+    def named(found: Sequence[int]) -> int | str:
+        if len(set(found)) == 1:
+            return found[0]
+        return next((n for n in sizes[0] if [s[n] for s in sizes] == list(found)), "varies")
+
+    outputs = [found for _, found in runs]
+    return {name: [named(dim) for dim in zip(*(o[name].shape for o in outputs), strict=True)] for name in outputs[0]}

@@ -20,7 +20,7 @@ from bough.calls import FORWARD
 from bough.errors import ExportError, WriteError
 from bough.exporting.artifact import ArtifactRun, Exported, run_artifact
 from bough.exporting.constant_decisions import Replay, readings
-from bough.exporting.dynamic import DynamicDims, dynamic_dims, resized, specification
+from bough.exporting.dynamic import DynamicDims, dynamic_dims, named_shapes, resized, specification
 from bough.exporting.embedded import EmbeddedExport, export_embedded
 from bough.exporting.flat import FlatModel, one_call
 from bough.exporting.onnx_file import require_onnx, write_onnx
@@ -207,7 +207,7 @@ def _written(job: _Job, place: Path) -> Exported:
         expected = _expected(job)
         with sdpa_kernel(SDPBackend.MATH):  # fused attention lays its output out otherwise than what it is taken apart into
             notes = _write(job, file)
-        first, largest, ratio = _checked(job, file, expected)
+        first, largest, ratio, outputs = _checked(job, file, expected)
         if largest > job.tolerance:
             notes = (
                 *notes,
@@ -219,7 +219,6 @@ def _written(job: _Job, place: Path) -> Exported:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     inputs = _shapes(job.flat.input_names, job.examples, job.dims)
-    outputs: dict[str, list[int | str]] = {name: list(t.shape) for name, t in expected.items()}
     return Exported(
         place, place.suffix[1:], job.precision, size, largest, ratio, first.latency, first.peak_memory, inputs, outputs, notes
     )  # fmt: skip
@@ -286,8 +285,10 @@ def _program(job: _Job) -> ExportedProgram:
         ) from error
 
 
-def _checked(job: _Job, file: Path, expected: Mapping[str, Tensor]) -> tuple[ArtifactRun, float, float]:
-    """Run the file on all inputs; the first run, the largest error, and the smallest ratio of signal to noise.
+def _checked(
+    job: _Job, file: Path, expected: Mapping[str, Tensor]
+) -> tuple[ArtifactRun, float, float, dict[str, list[int | str]]]:
+    """Run the file on all inputs; return the first run, the largest error, the least signal to noise, and the output shapes.
 
     Raises:
         ExportError: an output differs from the model's by more than the tolerance.
@@ -305,7 +306,8 @@ def _checked(job: _Job, file: Path, expected: Mapping[str, Tensor]) -> tuple[Art
             f"{file.name} gives other outputs than {_name_of(job)}: on {which} the largest difference is "
             f"{max(errors):.2e} of the output's range, and tolerance={job.tolerance:g}; nothing is written"
         )
-    return first, max(errors), ratio
+    runs = [(inputs, wanted) for inputs, (wanted, _) in zip([job.examples, *others], pairs, strict=True)]
+    return first, max(errors), ratio, named_shapes(flat.input_names, job.dims, runs)
 
 
 def _others(job: _Job) -> list[tuple[Tensor, ...]]:

@@ -101,6 +101,15 @@ class _Limit:
     decibels: float | None = None
     loss: float | None = None
 
+    def said(self, program: nn.Module, ratio: float, evaluate: Metric | None, dense: float | None) -> tuple[bool, str]:
+        """Return whether a program holds the limit, and what it gives, in words."""
+        if self.decibels is not None:
+            return ratio >= self.decibels, f"{ratio:.1f} dB of {self.decibels:g} dB"
+        assert evaluate is not None
+        assert dense is not None
+        lost = dense - float(evaluate(program))
+        return lost <= (self.loss or 0.0), f"a loss of {lost:.4g}, at most {self.loss:g}"
+
 
 @dataclass(frozen=True)
 class _Way:
@@ -232,12 +241,12 @@ class _Search:
         def way(count: int) -> _Way:
             return best if count == 0 else self._skipping(best, order[:count])
 
+        given = ""
+
         def holds(tried: _Way) -> bool:
-            if limit.decibels is not None:
-                return tried.ratio >= limit.decibels
-            assert evaluate is not None
-            assert float_metric is not None
-            return float_metric - float(evaluate(tried.program)) <= (limit.loss or 0.0)
+            nonlocal given
+            met, given = limit.said(tried.program, tried.ratio, evaluate, float_metric)
+            return met
 
         if holds(best):
             return best, layers, ()
@@ -248,7 +257,9 @@ class _Search:
             high = len(order) - 1
             found = way(high) if high > low else None
             if found is None or not holds(found):
-                raise QuantizationError(f"mixed: the limit does not hold even with one layer in INT8, {order[-1]}")
+                raise QuantizationError(
+                    f"mixed: the limit does not hold even with one layer in INT8, {order[-1]}, which gives {given}"
+                )
         while high - low > 1:
             middle = (low + high) // 2
             tried = way(middle)
