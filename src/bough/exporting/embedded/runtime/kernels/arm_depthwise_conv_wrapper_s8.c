@@ -2,6 +2,8 @@
 #include "bough_block.h"
 #include "bough_window.h"
 
+#include <stddef.h>
+
 enum { TAPS = 3 }; /* of most depthwise convolutions in a row */
 
 /* Add TAPS taps of a row to the sums of `count` channels, each of which reads the input channel of its own. */
@@ -51,9 +53,7 @@ arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(
                     const int32_t count = bough_block_of(channels - c);
                     int32_t sums[BOUGH_BLOCK];
                     int32_t from_row = from;
-                    for (int32_t k = 0; k < count; k++) {
-                        sums[k] = bias_data ? bias_data[c + k] : 0;
-                    }
+                    bough_begin(sums, count, bias_data ? bias_data + c : NULL);
                     for (int32_t i = rows.first; i < rows.end; i++) {
                         const int8_t *at = input_data + from_row;
                         const int8_t *weight = filter_data + (i * filter_dims->w + columns.first) * channels + c;

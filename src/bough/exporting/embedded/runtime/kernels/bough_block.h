@@ -6,11 +6,31 @@
 #include "arm_nnfunctions.h"
 #include "bough_fixed_point.h"
 
+#if defined(__GNUC__)
+#define BOUGH_NOINLINE __attribute__((noinline))
+#else
+#define BOUGH_NOINLINE
+#endif
+
 enum { BOUGH_BLOCK = 16 };
 
 static inline int32_t bough_block_of(int32_t left)
 {
     return left < BOUGH_BLOCK ? left : BOUGH_BLOCK;
+}
+
+/* Begin the sums of `count` channels with their biases; `bias` may be NULL. */
+static inline void bough_begin(int32_t *sums, int32_t count, const int32_t *bias)
+{
+    if (bias) {
+        for (int32_t k = 0; k < count; k++) {
+            sums[k] = bias[k];
+        }
+    } else {
+        for (int32_t k = 0; k < count; k++) {
+            sums[k] = 0;
+        }
+    }
 }
 
 /* Scale and store the sums of `count` channels, the first of which is `channel`. */
@@ -22,15 +42,6 @@ static inline void bough_store(
     for (int32_t k = 0; k < count; k++) {
         output[k] = bough_clamp(bough_requantize(sums[k], multiplier[k], shift[k]) + offset, range.min, range.max);
     }
-}
-
-/* sum + inputs * weights over `count` places */
-static inline int32_t bough_dot(const int8_t *input, const int8_t *weight, int32_t count, int32_t offset, int32_t sum)
-{
-    for (int32_t k = 0; k < count; k++) {
-        sum += (input[k] + offset) * weight[k];
-    }
-    return sum;
 }
 
 #endif
