@@ -5,7 +5,6 @@ import functools
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 import bough
 from bough.errors import PlanError
@@ -24,6 +23,7 @@ FAMILIES = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, **GROUPED},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, **GROUPED},
     "deepseek_v3": LATENT,
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, **GROUPED},
 }
 
 
@@ -70,8 +70,8 @@ def by_hooks(model, batches):
         hidden, chosen, weights = args
         for e in range(len(module.down_proj)):
             token, slot = torch.where(chosen == e)
-            gate, up = F.linear(hidden[token], module.gate_up_proj[e]).chunk(2, -1)
-            norms = F.linear(module.act_fn(gate) * up, module.down_proj[e]).norm(dim=-1)
+            alone = module.forward(hidden[token], torch.full((len(token), 1), e), torch.ones(len(token), 1))
+            norms = alone.norm(dim=-1)
             sums.setdefault(name, np.zeros((len(module.down_proj), 2)))[e] += [
                 len(token),
                 float((norms * weights[token, slot]).sum()),

@@ -276,7 +276,9 @@ def _dims_in(axes: Sequence[Space], result: Sequence[Space]) -> tuple[int, ...] 
 def _with_bias(flow: Flow, op: OpRecord, space: Space) -> OpRecord:
     """Return the addition of the experts' bias to the result of an operator, or the operator itself."""
     after = flow.only_reader(op)
-    if after is None or after[0].name != "add" or after[0].scalars or len(after[0].inputs) != 2:
+    if after is None or after[0].scalars or len(after[0].inputs) != 2:
+        return op
+    if after[0].name != "add" and (after[0].name, after[1]) != ("add_", 0):
         return op
     add, argument = after[0], 1 - after[1]
     value = add
