@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+from threading import Event
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import bough
 from bough.errors import BudgetError, CheckpointError, ModelReferenceError, PlanError, WriteError
+from bough.importance import elementwise
 from bough.storage.safetensors_file import TensorFile, header_bytes, read_header
 from bough.storage.tensors import raw_bytes, taken
+from bough.streaming.ahead import ahead
 from tests.streaming.test_equal_to_memory import folder_of, tensors
 from tests.test_cli import run
 
@@ -39,6 +42,44 @@ def test_parts_are_those_that_the_package_gives(tmp_path):
             assert torch.equal(file.rows(entry).view(entry.shape), whole)
             if entry.shape and entry.shape[0] > 2:
                 assert torch.equal(file.rows(entry, 1, 3), whole[1:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sums_of_rows_that_are_read_are_those_of_the_tensor(dtype, threads, tmp_path):
+    tensor, path = torch.randn(1500, 700).to(dtype), tmp_path / "x.safetensors"
+    save_file({"a": tensor}, path)
+    reduction = elementwise(torch.square)
+    step = reduction.rows(tensor.shape)
+    buffers = [torch.empty(step * 700 * tensor.itemsize * blocks, dtype=torch.uint8) for blocks in (2, 2)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with TensorFile(path) as file:
+            blocks = ahead(file.blocks(read_header(path).entries[0], buffers, step))
+            sums = reduction.along((0, 1), (rows for block in blocks for rows in block.split(step)))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(tensor) > 3 * step
+    assert all(torch.equal(sums[dim], reduction(tensor, dim)) for dim in (0, 1))
+
+
+def test_an_item_is_made_while_the_one_before_it_is_used():
+    second_is_made = Event()
+
+    def items():
+        yield "first"
+        second_is_made.set()
+        yield "second"
+        raise OSError("read error")
+
+    found = ahead(items())
+    assert next(found) == "first"
+    assert second_is_made.wait(timeout=60)
+    assert next(found) == "second"
+    with pytest.raises(OSError, match="read error"):
+        next(found)
 
 
 def test_the_package_reads_what_is_written_by_parts(tmp_path):

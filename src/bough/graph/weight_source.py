@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +15,8 @@ class WeightSource(Protocol):
         """Return the values of a parameter or buffer."""
         ...
 
-    def reduce(self, name: str, dim: int, reduction: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
-        """Return `reduction(self.tensor(name), dim)`: [size of dim]."""
+    def reduce(
+        self, name: str, dims: Sequence[int], reduction: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> dict[int, torch.Tensor]:  # fmt: skip
+        """Return `reduction(self.tensor(name), dim)` for each of several dims: {dim: [size of dim]}."""
         ...

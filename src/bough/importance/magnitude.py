@@ -20,14 +20,7 @@ from bough.importance.reduce import Reduce, elementwise, group_members, per_unit
 
 def _powers(p: float) -> Reduce:
     """Return the `Reduce` that sums |w|^p, computed in float32 or the tensor's own wider type."""
-    elementwise_powers = elementwise(_Powers(p))
-
-    def reduce(tensor: Tensor, dim: int) -> Tensor:
-        if p == 2 and dim == 0 and tensor.dim() > 1 and tensor.dtype == _compute_dtype(tensor):
-            return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim()))).square()  # fast on contiguous rows
-        return elementwise_powers(tensor, dim)
-
-    return reduce
+    return elementwise(_Powers(p))
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -45,14 +38,14 @@ class _Powers:
     def __call__(self, tensor: Tensor) -> Tensor:
         """Return the powers, valid until the next call."""
         dtype = _compute_dtype(tensor).to_real()
-        if tensor.dim() < 2:  # nothing is summed, so the result must not share the buffer
-            return tensor.abs().to(dtype) ** self.p
         key = dtype, tensor.device
         if key not in self._buffers or self._buffers[key].numel() < tensor.numel():
             self._buffers[key] = torch.empty(tensor.numel(), dtype=dtype, device=tensor.device)
         values = self._buffers[key][: tensor.numel()].view(tensor.shape)
         if tensor.is_complex():
             torch.abs(tensor, out=values)
+        elif self.p == 2 and tensor.dtype == dtype:
+            return torch.square(tensor, out=values)
         else:
             values.copy_(tensor)
         return values.square_() if self.p == 2 else values.abs_().pow_(self.p)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
 
 import numpy as np
 import torch
@@ -22,18 +24,52 @@ Reduce = Callable[[Tensor, int], Tensor]
 """(tensor, dim) -> its saliency summed over all other dims: float [size of dim]."""
 
 
-def in_chunks(reduce: Reduce) -> Reduce:
-    """Return a `Reduce` that processes a large tensor in chunks, so that little memory is needed."""
+class Elementwise:
+    """A `Reduce` of an elementwise saliency, computed for some rows at a time, so that little memory is needed.
 
-    def reduce_chunks(tensor: Tensor, dim: int) -> Tensor:
-        rows = max(1, _CHUNK * len(tensor) // max(tensor.numel(), 1))
-        sums = [reduce(chunk, dim) for chunk in tensor.split(rows)]
-        return torch.cat(sums) if dim == 0 else torch.stack(sums).sum(0)
+    torch runs with one thread meanwhile: the operations are small, and threads that wait for each other take many times as long
+    where other programs use the processor. So the result is the same for any number of threads, too.
+    """
 
-    return reduce_chunks
+    def __init__(self, saliency: Callable[[Tensor], Tensor]) -> None:
+        self._saliency = saliency
+
+    def __call__(self, tensor: Tensor, dim: int) -> Tensor:
+        """Return the saliency summed over all dims but `dim`: [size of dim]."""
+        return sums_along(self, tensor, (dim,))[dim]
+
+    def rows(self, shape: Sequence[int]) -> int:
+        """Return how many rows (indices of dim 0) of a tensor are taken at a time."""
+        return max(1, _CHUNK * shape[0] // max(prod(shape), 1))
+
+    def along(self, dims: Sequence[int], chunks: Iterable[Tensor]) -> dict[int, Tensor]:
+        """Return the sums along each of several dims, {dim: [size of dim]}; the saliency is computed once.
+
+        Args:
+            dims: of the tensor.
+            chunks: the tensor's rows in order, `rows` at a time; each may change when the next one is asked for.
+        """
+        sums: dict[int, list[Tensor]] = {dim: [] for dim in dims}
+        with _one_thread():
+            for chunk in chunks:
+                values = self._saliency(chunk)
+                for dim, found in sums.items():
+                    found.append(sum_to_dim(values, dim))
+            return {dim: torch.cat(found) if dim == 0 else torch.stack(found).sum(0) for dim, found in sums.items()}
 
 
-def elementwise(saliency: Callable[[Tensor], Tensor]) -> Reduce:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch run operations of this thread without others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def elementwise(saliency: Callable[[Tensor], Tensor]) -> Elementwise:
     """Return a `Reduce` from an elementwise saliency.
 
     Args:
@@ -44,14 +80,23 @@ def elementwise(saliency: Callable[[Tensor], Tensor]) -> Reduce:
         >>> elementwise(torch.abs)(torch.tensor([[1.0, -2.0], [3.0, -4.0]]), 1)
         tensor([4., 6.])
     """
-    return in_chunks(lambda tensor, dim: sum_to_dim(saliency(tensor), dim))
+    return Elementwise(saliency)
+
+
+def sums_along(reduce: Reduce, tensor: Tensor, dims: Sequence[int]) -> dict[int, Tensor]:
+    """Return `reduce(tensor, dim)` for each of several dims."""
+    if isinstance(reduce, Elementwise):
+        return reduce.along(dims, tensor.split(reduce.rows(tensor.shape)))
+    return {dim: reduce(tensor, dim) for dim in dims}
 
 
 def sum_to_dim(values: Tensor, dim: int) -> Tensor:
-    """Return the sum of `values` over all dims but `dim`: [size of dim].
+    """Return the sum of `values` over all dims but `dim`, in new memory: [size of dim].
 
     Leading dims are summed first, which adds whole contiguous rows: torch is several times slower on all dims at once.
     """
+    if values.dim() == 1:
+        return values.clone()
     if dim:
         values = values.sum(tuple(range(dim)))
     return values.sum(tuple(range(1, values.dim()))) if values.dim() > 1 else values
@@ -91,14 +136,15 @@ def per_unit(
     """
     totals = {g.atom: np.zeros(g.size) for g in graph.groups}
     ragged = _RaggedSums(graph)
-    for name, dim in group_members(graph, inputs=inputs, outputs=outputs):
-        if tensors is not None and name not in tensors:
-            continue
-        if tensors is None and graph.weights is not None:
-            values = graph.weights.reduce(name, dim, reduce).double().cpu().numpy()
-        else:
-            tensor = graph.tensor(name).detach() if tensors is None else tensors[name]
-            values = reduce(tensor, dim).double().cpu().numpy()
+    members = [m for m in group_members(graph, inputs=inputs, outputs=outputs) if tensors is None or m[0] in tensors]
+    dims: dict[str, list[int]] = {}
+    for name, dim in members:
+        dims.setdefault(name, []).append(dim)
+    reduced: dict[str, dict[int, Tensor]] = {}
+    for name, dim in members:
+        if name not in reduced:
+            reduced[name] = _reduced(graph, reduce, name, dims[name], tensors)
+        values = reduced[name].pop(dim).double().cpu().numpy()
         if tensors is None and not np.isfinite(values).all():
             check_finite(name, graph.tensor(name).detach())
         space = normal(graph.states[name].axes[dim])
@@ -109,6 +155,17 @@ def per_unit(
         if each is None:
             ragged.add(space, values)
     return {**{g.name: totals[g.atom] for g in graph.groups}, **(ragged.totals if each is None else {})}
+
+
+def _reduced(
+    graph: Graph, reduce: Reduce, name: str, dims: Sequence[int], tensors: Mapping[str, Tensor] | None
+) -> dict[int, Tensor]:  # fmt: skip
+    """Return the saliency of a parameter, or of what stands in its place, along several dims."""
+    if tensors is not None:
+        return sums_along(reduce, tensors[name], dims)
+    if graph.weights is not None:
+        return graph.weights.reduce(name, dims, reduce)
+    return sums_along(reduce, graph.tensor(name).detach(), dims)
 
 
 def group_members(graph: Graph, *, inputs: bool, outputs: bool = True) -> list[tuple[str, int]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # bytes: the limit of the safetensors package
-_AHEAD = 1 << 24  # least number of bytes behind those that were read, which the system is asked to read meanwhile
+_AHEAD = 1 << 24  # bytes behind those that were read, which the system is asked to read meanwhile
 _ALIGNED = 8  # the header is padded with spaces to a multiple of this
 
 
@@ -98,6 +99,7 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._asked = 0  # where the bytes end that the system was asked to read
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -126,10 +128,31 @@ class TensorFile:
         size = (last - first) * width
         raw = out[:size] if out is not None and out.numel() >= size else torch.empty(size, dtype=torch.uint8)
         self._fill(raw.numpy().data, entry.start + first * width)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, entry.start + last * width, max(size, _AHEAD), os.POSIX_FADV_WILLNEED)
+        self._read_ahead(entry.start + last * width)
         shape = (last - first, *entry.shape[1:]) if entry.shape else ()
         return raw.view(entry.dtype).view(shape)
+
+    def blocks(self, entry: Entry, buffers: Sequence[Tensor], step: int) -> Iterator[Tensor]:
+        """Yield the rows of a tensor in order, in blocks that fit into a buffer and have a multiple of `step` rows.
+
+        Args:
+            entry: the tensor.
+            buffers: uint8 tensors of equal size, which are filled in turn; a block is valid until its buffer's turn comes.
+            step: the number of rows of which a block has a multiple; all of them in the last block.
+
+        Raises:
+            CheckpointError: the bytes can not be read.
+        """
+        width = (entry.end - entry.start) // max(entry.shape[0], 1)
+        count = max(buffers[0].numel() // max(step * width, 1), 1) * step
+        for first, buffer in zip(range(0, entry.shape[0], count), cycle(buffers), strict=False):
+            yield self.rows(entry, first, min(first + count, entry.shape[0]), out=buffer)
+
+    def _read_ahead(self, end: int) -> None:
+        """Ask for the bytes behind `end`, unless at least half of them were asked for before."""
+        if hasattr(os, "posix_fadvise") and not end < self._asked - _AHEAD // 2 < end + _AHEAD:
+            os.posix_fadvise(self._descriptor, end, _AHEAD, os.POSIX_FADV_WILLNEED)
+            self._asked = end + _AHEAD
 
     def _fill(self, target: memoryview, position: int) -> None:
         while len(target):

@@ -102,7 +102,8 @@ def prune_checkpoint(
         refit: whether the weights of layers whose inputs the cut has changed are solved for, as `bough.refit` does, on at most
             256 batches; one block of the dense model and one of the cut model are in memory.
         allocation, round_to, minimum, drop, ignore, only, exact_only: as for `plan`.
-        overwrite: replace a checkpoint that is in `out`, and an unfinished run of other arguments.
+        overwrite: replace a checkpoint that is in `out`, and an unfinished run of other arguments (one that has no plan yet is
+            always replaced).
         progress: whether to show a progress bar of bytes.
 
     Raises:
@@ -206,9 +207,8 @@ class _Pruning:
         """Return the graph, and scores from one parameter at a time."""
         graph = trace(model, example_inputs(model))
         with closing(self.run.log()) as log, ByteProgress("score", self.progress) as bar:
-            dims = _scored(graph, criterion)
-            weights = StreamedWeights(self.shards, where, names, log, bar.advance, dims)
-            bar.total = sum(map(weights.size, dims))
+            weights = StreamedWeights(self.shards, where, names, log, bar.advance)
+            bar.total = sum(map(weights.size, _scored(graph, criterion)))
             reading = replace(graph, weights=weights)
             return graph, check_scores(reading, criterion(reading), criterion)
 
@@ -251,9 +251,6 @@ def _check_data(criterion: Any, data: Data | None, refit: bool) -> None:
         )
 
 
-def _scored(graph: Graph, criterion: Any) -> dict[str, list[int]]:
-    """Return the parameters, and their dims, that a criterion on weights reads, as far as is known."""
-    found: dict[str, list[int]] = {}
-    for name, dim in group_members(graph, inputs=getattr(criterion, "includes_consumers", False)):
-        found.setdefault(name, []).append(dim)
-    return found
+def _scored(graph: Graph, criterion: Any) -> set[str]:
+    """Return the parameters that a criterion on weights reads, as far as is known."""
+    return {name for name, _ in group_members(graph, inputs=getattr(criterion, "includes_consumers", False))}

@@ -6,7 +6,8 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from math import prod
 from pathlib import Path
 
@@ -15,11 +16,15 @@ import torch
 from torch import Tensor
 
 from bough.errors import CheckpointError
+from bough.importance.reduce import Elementwise, sums_along
 from bough.storage.atomic import explained
 from bough.storage.safetensors_file import TensorFile
+from bough.streaming.ahead import ahead
 from bough.streaming.names import Names
 from bough.streaming.pieces import Placed
 from bough.streaming.shards import Shards
+
+_BLOCK = 1 << 22  # bytes that are read at a time
 
 Reduction = Callable[[Tensor, int], Tensor]
 
@@ -33,17 +38,13 @@ class StreamedWeights:
         names: of the model.
         log: keeps reductions, so that a resumed run reads no tensor again; None keeps none.
         on_read: called with the number of bytes of each parameter that was read.
-        dims: {parameter: the dims along which it will be reduced}.
     """
 
     def __init__(
         self, shards: Shards, placed: Placed, names: Names, log: ReductionLog | None = None,
-        on_read: Callable[[int], object] = lambda size: None, dims: Mapping[str, Collection[int]] | None = None,
+        on_read: Callable[[int], object] = lambda size: None,
     ) -> None:  # fmt: skip
-        self._dims = dims or {}
-        self._reduction: Reduction | None = None
-        self._ready: dict[tuple[str, int], Tensor] = {}
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffers = [torch.empty(_BLOCK, dtype=torch.uint8) for _ in range(2)]  # one is read, the other used
         self._shards, self._names, self._log, self._on_read = shards, names, log, on_read
         self._placed = placed
         self._entries = shards.entries
@@ -61,55 +62,68 @@ class StreamedWeights:
         Raises:
             CheckpointError: it is in no file, or the file can not be read.
         """
-        return self._values(name, None)
-
-    def _values(self, name: str, buffer: Tensor | None) -> Tensor:
-        """Return the values of a parameter, in the memory of `buffer` where it can be used."""
-        first = self._names.same.get(name, name)
-        if first not in self._tensors:
-            raise CheckpointError(f"{self._shards.folder}: {name} is in no file, so it can not be scored")
-        tensors = self._tensors[first]
+        tensors = self._parts(name)
         self._on_read(self.size(name))
-        if len(tensors) == 1 or prod(self._entries[tensors[0]].shape) == prod(self._names.parameters[first]):
-            return self._read(tensors[0], buffer)
-        value = torch.empty(self._names.parameters[first], dtype=self._entries[tensors[0]].dtype)
+        if self._is_whole(name):
+            return self._read(tensors[0])
+        value = torch.empty(self._names.parameters[self._names.same[name]], dtype=self._entries[tensors[0]].dtype)
         for part in tensors:
             value[self._placed.parts[part][0].index] = self._read(part)
         return value
 
-    def reduce(self, name: str, dim: int, reduction: Reduction) -> Tensor:
-        """Return `reduction(self.tensor(name), dim)`, from the log if it is there."""
-        if reduction is not self._reduction:
-            self._reduction, self._ready = reduction, {}
-        if (name, dim) not in self._ready:
-            self._reduce_all(name, sorted({dim, *self._dims.get(name, ())}), reduction)
-        return self._ready.pop((name, dim))
-
-    def _reduce_all(self, name: str, dims: Sequence[int], reduction: Reduction) -> None:
-        """Reduce a parameter along all dims that will be asked for, so that its file is read once."""
-        value: Tensor | None = None
+    def reduce(self, name: str, dims: Sequence[int], reduction: Reduction) -> dict[int, Tensor]:
+        """Return `reduction(self.tensor(name), dim)` for each dim, from the log if it is there; files are read once."""
+        logged: dict[int, Tensor] = {}
         for dim in dims:
-            key = f"{name} {dim}"
-            result = None if self._log is None else self._log.next(key)
-            if result is None:
-                value = self._transient(name) if value is None else value
-                result = reduction(value, dim).to(torch.float64, copy=True)
-                if self._log is not None:
-                    self._log.append(key, result)
-            self._ready[name, dim] = result
-        if value is None:
+            found = None if self._log is None else self._log.next(f"{name} {dim}")
+            if found is None:
+                break
+            logged[dim] = found
+        left = [dim for dim in dims if dim not in logged]
+        if not left:
             self._on_read(self.size(name))
+            return logged
+        if isinstance(reduction, Elementwise) and self._is_whole(name):
+            sums = reduction.along(left, self._rows(name, reduction))
+            self._on_read(self.size(name))
+        else:
+            sums = sums_along(reduction, self.tensor(name), left)
+        for dim in left:
+            logged[dim] = sums[dim].double()
+            if self._log is not None:
+                self._log.append(f"{name} {dim}", logged[dim])
+        return logged
 
-    def _transient(self, name: str) -> Tensor:
-        """Return the values of a parameter, valid until the next call: new memory costs more than reading into it."""
-        if self.size(name) > self._buffer.numel():
-            self._buffer = torch.empty(self.size(name), dtype=torch.uint8)
-        return self._values(name, self._buffer)
+    def _parts(self, name: str) -> list[str]:
+        """Return the tensors that a parameter is made of."""
+        first = self._names.same.get(name, name)
+        if first not in self._tensors:
+            raise CheckpointError(f"{self._shards.folder}: {name} is in no file, so it can not be scored")
+        return self._tensors[first]
 
-    def _read(self, name: str, buffer: Tensor | None = None) -> Tensor:
+    def _is_whole(self, name: str) -> bool:
+        """Return whether one tensor has all of a parameter."""
+        tensors = self._parts(name)
+        return len(tensors) == 1 or prod(self._entries[tensors[0]].shape) == prod(
+            self._names.parameters[self._names.same[name]]
+        )
+
+    def _rows(self, name: str, reduction: Elementwise) -> Iterator[Tensor]:
+        """Return the rows of a parameter that is one tensor, as many at a time as a reduction takes."""
+        tensor = self._parts(name)[0]
+        entry = self._entries[tensor]
+        step = reduction.rows(entry.shape)
+        with (
+            TensorFile(self._shards.folder / self._shards.files[tensor]) as file,
+            closing(ahead(file.blocks(entry, self._buffers, step))) as blocks,
+        ):
+            for rows in blocks:
+                yield from rows.split(step)
+
+    def _read(self, name: str) -> Tensor:
         entry = self._entries[name]
         with TensorFile(self._shards.folder / self._shards.files[name]) as file:
-            return file.rows(entry, out=buffer).view(entry.shape)
+            return file.rows(entry)
 
 
 class ReductionLog:

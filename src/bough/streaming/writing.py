@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import cycle
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from bough.storage.atomic import explained, sync
 from bough.storage.safetensors_file import TensorFile, header_bytes
 from bough.storage.tensors import raw_bytes
+from bough.streaming.ahead import ahead
 from bough.streaming.pieces import Piece, cut_rows
 from bough.streaming.write_behind import WAITING, WriteBehind
 
@@ -36,14 +38,15 @@ def write_cut_file(
         WriteError: `target` can not be written; no part of it is left.
     """
     part = target.with_name(f".{target.name}.part")
-    buffers = cycle([torch.empty(_CHUNK, dtype=torch.uint8) for _ in range(WAITING + 3)])  # waiting, written, and read
+    buffers = cycle([torch.empty(_CHUNK, dtype=torch.uint8) for _ in range(WAITING + 4)])  # waiting, written, cut, and read
     try:
         with explained(target), TensorFile(source) as file, open(part, "wb", buffering=0) as out, WriteBehind(out) as behind:
             behind.write(header_bytes([(p.name, p.entry.code, p.shape) for p in pieces], metadata))
-            for piece in pieces:
-                _copy(file, piece, buffers, behind.write, on_read)
+            blocks = (block for piece in pieces for block in _blocks(file, piece, buffers, on_read))
+            with closing(ahead(blocks)) as read:
+                for piece, rows, first in read:
+                    behind.write(raw_bytes(cut_rows(piece, rows, first)).numpy().data)
         with explained(target):
-            sync(part)
             os.replace(part, target)
             sync(target.parent)
     except BaseException:
@@ -52,13 +55,13 @@ def write_cut_file(
     return behind.hexdigest()
 
 
-def _copy(
-    file: TensorFile, piece: Piece, buffers: Iterator[Tensor], write: Callable[[memoryview], None],
-    on_read: Callable[[int], object],
-) -> None:  # fmt: skip
+def _blocks(
+    file: TensorFile, piece: Piece, buffers: Iterator[Tensor], on_read: Callable[[int], object]
+) -> Iterator[tuple[Piece, Tensor, int]]:  # fmt: skip
+    """Yield (piece, rows of its tensor, index of the first of them) for all rows that are not dropped."""
     if piece.file is not None and piece.file != file.path:
         with TensorFile(piece.file) as other:
-            _copy(other, piece, buffers, write, on_read)
+            yield from _blocks(other, piece, buffers, on_read)
         return
     entry = piece.entry
     rows = entry.shape[0] if entry.shape else 1
@@ -68,6 +71,5 @@ def _copy(
         last = min(first + step, rows)
         kept = piece.kept[0] if piece.kept else None
         if kept is None or ((kept >= first) & (kept < last)).any():
-            value = cut_rows(piece, file.rows(entry, first, last, out=next(buffers)), first)
-            write(raw_bytes(value).numpy().data)
+            yield piece, file.rows(entry, first, last, out=next(buffers)), first
         on_read((last - first) * width)
