@@ -122,6 +122,21 @@ def test_an_unfinished_run_of_other_arguments_is_not_continued(source, whole, tm
     assert content(out) == whole
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_run_without_a_plan_blocks_no_other_call(error, source, whole, tmp_path):
+    def failing(graph):
+        graph.weights.reduce("model.embed_tokens.weight", (0,), lambda tensor, dim: tensor.sum(1))
+        raise error
+
+    out = tmp_path / "out"
+    for _ in range(2):  # the first is continued
+        with pytest.raises(error):
+            bough.prune_checkpoint(source, BUDGET, out, importance=failing)
+    assert (out / ".unfinished" / "reductions.log").stat().st_size
+    assert not bough.prune_checkpoint(source, BUDGET, out).resumed
+    assert content(out) == whole
+
+
 def test_the_original_is_only_read(source, tmp_path):
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in source.iterdir()}
     bough.prune_checkpoint(source, BUDGET, tmp_path / "out")

@@ -71,14 +71,16 @@ class RunFolder:
     def begin(self, overwrite: bool) -> bool:
         """Begin or continue the run; return whether it is continued.
 
+        What is left of a run of other arguments is deleted if that run did not get as far as a plan.
+
         Raises:
-            CheckpointError: there is an unfinished run of other arguments.
+            CheckpointError: there is an unfinished run of other arguments, which has a plan.
             WriteError: the folder can not be written.
         """
         if self.exists():
             if self._recorded() == self.job:
                 return True
-            if not overwrite:
+            if not overwrite and self.plan() is not None:
                 raise CheckpointError(
                     f"{self.place} has an unfinished run with other arguments or of other files: repeat that call to finish "
                     "it, or start again with overwrite=True"
