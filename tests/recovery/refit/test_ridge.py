@@ -1,5 +1,7 @@
 """Refit equals least squares by hand: batches, memory, rows that are missing and what does not vary change nothing."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,20 @@ def test_the_ridge_is_the_weakest_that_holds_on_rows_held_back(rows, quarters, s
     w, shift = by_hand(x, y, start[0], found.ridge)
     torch.testing.assert_close(found.weight[0], w)
     torch.testing.assert_close(found.shifts["b"][0], shift)
+
+
+@pytest.mark.parametrize("shift", ["", "b"])
+def test_outputs_are_solved_in_parts_with_one_ridge(shift, monkeypatch):
+    x, y, start = noisy(60, 1)
+    sums, shifts = NormalEquations(), {"b": torch.zeros(1, 5, dtype=torch.float64)} if shift else {}
+    sums.add([x], [y], shift=shift, fold=None)
+    whole = sums.solve(start, shifts, ridge=None)
+    monkeypatch.setattr(sys.modules[NormalEquations.__module__], "_PART", 2 * start.shape[1])  # parts of 2, 2 and 1 outputs
+    found = sums.solve(start, shifts, ridge=None)
+    torch.testing.assert_close(found.weight, whole.weight)
+    torch.testing.assert_close(found.shifts, whole.shifts)
+    assert (found.ridge, found.rows) == (whole.ridge, whole.rows)
+    assert (found.before, found.after) == pytest.approx((whole.before, whole.after))
 
 
 def test_a_ridge_is_found_where_nothing_is_to_be_done():

@@ -254,16 +254,18 @@ class LayerwiseRefit:
             self.skipped[c.name] = "no row of the data reaches it"
             return False
         solution = self._solution(state.sums, start, shifts)
+        inputs, is_shared = start.shape[1], len(state.consumers) > 1
+        del state  # the sums take the most memory
         if solution.ridge is not None:
             self._write_weight(c, solution.weight)
         for name, shift in solution.shifts.items():
             self._write_constant(by_shift[name], shift)
         notes = ["on the dense model's inputs: which rows it sees depends on data"] if c.routed else []
-        if solution.ridge is not None and solution.rows < _FEW_ROWS * start.shape[1]:
-            few = f"{solution.rows} rows of data for {start.shape[1]} inputs are few"
+        if solution.ridge is not None and solution.rows < _FEW_ROWS * inputs:
+            few = f"{solution.rows} rows of data for {inputs} inputs are few"
             notes.append(few if solution.rows else "where no row of data came, it is as it was")
         self.layers.append(RefittedLayer(c.name, solution.before, solution.after, solution.ridge, "; ".join(notes)))
-        return len(state.consumers) > 1
+        return is_shared
 
     def _solution(self, sums: NormalEquations | MeanErrors, start: Tensor, shifts: dict[str, Tensor]) -> Solution:
         """Return the solution from a weight's sums, the same in all processes."""
@@ -276,8 +278,11 @@ class LayerwiseRefit:
         return solution
 
     def _write_weight(self, c: Consumer, blocks: Tensor) -> None:
-        """Write a weight [blocks, d, outputs] to the parameter, by unfolding the positions of its elements."""
-        tensor = self._tensors(c)[_weight_argument(c.small)]
+        """Write a weight [blocks, d, outputs] to the parameter; if it is no view of it, by unfolding positions of elements."""
+        tensor, view = self._tensors(c)[_weight_argument(c.small)], self._unfolded_weight(c)
+        if view.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() and view.numel() == tensor.numel():
+            view.copy_(blocks)
+            return
         numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
         arguments = [numbered if i == _weight_argument(c.small) else t for i, t in enumerate(self._tensors(c))]
         flat = torch.empty(tensor.numel(), dtype=torch.float64, device=tensor.device)

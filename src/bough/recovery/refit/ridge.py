@@ -20,6 +20,9 @@ FOLDS = 4
 _SumsByConstant = dict[str, tuple[Tensor, Tensor]]
 """For each constant: sums of [x y 1]^T [x 1], [blocks, d + outputs + 1, d + 1], and of y^2, [blocks, outputs]."""
 
+_PART = 1 << 22
+"""Elements of a weight that are solved at a time: 32 MB in float64."""
+
 _TOLERANCE = 1.05
 """A candidate is good enough if its error is at most this multiple of the smallest one."""
 
@@ -80,10 +83,14 @@ class NormalEquations:
                 self.add([_rows_of_fold(a, i) for a in x], [_rows_of_fold(b, i) for b in y], part, shift, i)
             return
         row_weights = list(weights) if weights is not None else [torch.ones(len(a), device=a.device) for a in x]
-        blocks = [_weighted_sums(a, b, w) for a, b, w in zip(x, y, row_weights, strict=True)]
-        products, squares = (torch.stack(p) for p in zip(*blocks, strict=True))
-        self._rows = [len(a) + n for a, n in zip(x, self._rows or [0] * len(blocks), strict=True)]
-        _add_sums(self._folds[fold], {shift: (products, squares)})
+        if shift not in self._folds[fold]:
+            d, outputs = x[0].shape[-1], y[0].shape[-1]
+            like = torch.zeros((), dtype=torch.float64, device=x[0].device)
+            products, squares = like.new_zeros(len(x), d + outputs + 1, d + 1), like.new_zeros(len(x), outputs)
+            self._folds[fold][shift] = products, squares
+        for total, square, a, b, w in zip(*self._folds[fold][shift], x, y, row_weights, strict=True):
+            _add_weighted(total, square, a, b, w)
+        self._rows = [len(a) + n for a, n in zip(x, self._rows or [0] * len(x), strict=True)]
 
     def add_over_processes(self) -> None:
         """Replace the sums by their totals over all processes, equal in all of them."""
@@ -124,37 +131,55 @@ class NormalEquations:
         Raises:
             PlanError: the sums or the solution are not finite.
         """
-        start, total = weight.double(), _moments_of(_merged(self._folds))
-        if not all(t.isfinite().all() for t in (total.second, total.cross, total.squares)):
-            raise PlanError("not finite: the model gives NaN or infinity on this data")
-        strength = self._cross_validated_ridge(start) if ridge is None else ridge
-        solved = total.solve(start, strength)
-        if not solved.isfinite().all():
-            raise PlanError("not finite: least squares has no solution on this data")
-        with_constant = [p for p in total.parts if p.name]
-        constants = {p.name: torch.where(p.share == 0, shifts[p.name], p.constant(solved)) for p in with_constant}
-        misfit = sum((p.share * (p.constant(start) - shifts[p.name]).square()).sum() for p in with_constant)
-        before, after = ((total.error(w) + e) / total.scale for w, e in ((start, misfit), (solved, 0.0)))
-        errors = float(before.clamp_min(0)), float(after.clamp_min(0))
-        return Solution(solved, constants, *errors, min(self._rows), strength)
+        parts = _parts_of_outputs(weight)
+        for part in parts:
+            total = self._moments(self._folds, part)
+            if not all(t.isfinite().all() for t in (total.second, total.cross, total.squares)):
+                raise PlanError("not finite: the model gives NaN or infinity on this data")
+        strength = self._cross_validated_ridge(weight, parts) if ridge is None else ridge
+        solved = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
+        constants = {name: torch.empty(shift.shape, dtype=torch.float64, device=shift.device) for name, shift in shifts.items()}
+        errors, sizes = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        for part in parts:
+            total, start = self._moments(self._folds, part), weight[:, :, part].double()
+            solved[:, :, part] = w = total.solve(start, strength)
+            if not w.isfinite().all():
+                raise PlanError("not finite: least squares has no solution on this data")
+            misfit = torch.zeros((), dtype=torch.float64, device=w.device)
+            for p in total.parts:
+                if p.name:
+                    shift = shifts[p.name][:, part]
+                    constants[p.name][:, part] = torch.where(p.share == 0, shift, p.constant(w))
+                    misfit += (p.share * (p.constant(start) - shift).square()).sum()
+            errors += torch.stack((total.error(start) + misfit, total.error(w))).cpu()
+            sizes += torch.stack((total.squares.sum(), total.power)).cpu()
+        before, after = (errors / _scale(*sizes)).clamp_min(0).tolist()
+        return Solution(solved, constants, before, after, min(self._rows), strength)
 
-    def _cross_validated_ridge(self, start: Tensor) -> float:
+    def _moments(self, folds: Iterable[_SumsByConstant], part: slice) -> _Moments:
+        """Return the moments of some folds together, for a part of the outputs."""
+        return _moments_of(_merged(_of_outputs(fold, part) for fold in folds))
+
+    def _cross_validated_ridge(self, weight: Tensor, parts: Sequence[slice]) -> float:
         """Return the weakest ridge whose error is within the tolerance; stop at the first ridge that is worse than the last."""
         errors: list[float] = []
         for strength in RIDGES:
-            errors.append(self._cross_validation_error(start, strength))
+            errors.append(self._cross_validation_error(weight, parts, strength))
             if errors[-1] > min(errors):
                 break
         return next(s for s, error in zip(RIDGES, errors, strict=False) if error <= _TOLERANCE * min(errors))
 
-    def _cross_validation_error(self, start: Tensor, ridge: float) -> float:
+    def _cross_validation_error(self, weight: Tensor, parts: Sequence[slice], ridge: float) -> float:
         """Return the sum over folds of the error of the solution from the other folds."""
         folds = [f for f in self._folds if f]
         assert len(folds) > 1
         error = 0.0
         for test in folds:
-            w = _moments_of(_merged(f for f in folds if f is not test)).solve(start, ridge)
-            error += float(_moments_of(test).error(w).clamp_min(0))
+            of_fold = 0.0
+            for part in parts:
+                w = self._moments((f for f in folds if f is not test), part).solve(weight[:, :, part].double(), ridge)
+                of_fold += float(self._moments((test,), part).error(w))
+            error += max(of_fold, 0.0)
         return error
 
 
@@ -202,10 +227,28 @@ class _Moments:
         """Return E|y - x w - constant|^2 with the best constants, summed over blocks."""
         return self.squares.sum() - 2 * (w * self.cross).sum() + (w * (self.second @ w)).sum()
 
-    @property
-    def scale(self) -> Tensor:
-        """The quantity that errors are shares of."""
-        return next((s for s in (self.squares.sum(), self.power) if s > 1e-30 * self.power), torch.ones_like(self.power))
+
+def _parts_of_outputs(weight: Tensor) -> list[slice]:
+    """Return the outputs of a weight [blocks, d, outputs] in parts that take little memory each."""
+    blocks, d, outputs = weight.shape
+    size = max(_PART // max(blocks * d, 1), 1)
+    return [slice(first, first + size) for first in range(0, outputs, size)]
+
+
+def _of_outputs(sums: _SumsByConstant, part: slice) -> _SumsByConstant:
+    """Return the sums of a part of the outputs; in the same memory if it is all of them."""
+    found: _SumsByConstant = {}
+    for name, (products, squares) in sums.items():
+        d, few = products.shape[-1] - 1, squares[:, part]
+        if few.shape != squares.shape:
+            products = torch.cat([products[:, :d], products[:, d:-1][:, part], products[:, -1:]], 1)
+        found[name] = products, few
+    return found
+
+
+def _scale(squares: Tensor, power: Tensor) -> Tensor:
+    """Return the quantity that errors are shares of."""
+    return next((s for s in (squares, power) if s > 1e-30 * power), torch.ones_like(power))
 
 
 def _rows_of_fold(rows: Tensor, i: int) -> Tensor:
@@ -213,19 +256,14 @@ def _rows_of_fold(rows: Tensor, i: int) -> Tensor:
     return rows[len(rows) * i // FOLDS : len(rows) * (i + 1) // FOLDS]
 
 
-def _add_sums(sums: _SumsByConstant, more: _SumsByConstant) -> None:
-    """Add the sums of each constant in place."""
-    for name, (products, squares) in more.items():
-        if name in sums:
-            products, squares = products + sums[name][0], squares + sums[name][1]
-        sums[name] = products, squares
-
-
 def _merged(folds: Iterable[_SumsByConstant]) -> _SumsByConstant:
     """Return the sums of several folds together."""
     total: _SumsByConstant = {}
     for fold in folds:
-        _add_sums(total, fold)
+        for name, (products, squares) in fold.items():
+            if name in total:
+                products, squares = products + total[name][0], squares + total[name][1]
+            total[name] = products, squares
     return total
 
 
@@ -251,13 +289,14 @@ def _part_of(products: Tensor, squares: Tensor, total: Tensor, name: str) -> _Co
     return _ConstantPart(name, share, x_mean, y_mean, (raw, second, cross, powers, power))
 
 
-def _weighted_sums(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of weight [x y 1]^T [x 1] and of weight y^2 over rows."""
+def _add_weighted(products: Tensor, squares: Tensor, x: Tensor, y: Tensor, weight: Tensor) -> None:
+    """Add the sums of weight [x y 1]^T [x 1] and of weight y^2 over rows in place, without memory for another such sum."""
     x, y = x.double(), y.double()
     x = torch.cat([x, x.new_ones(len(x), 1)], 1)
     root = weight.double().sqrt()[:, None]
     x, y = x * root, y * root
-    return torch.cat([x[:, :-1], y, x[:, -1:]], 1).mT @ x, y.square().sum(0)
+    products.addmm_(torch.cat([x[:, :-1], y, x[:, -1:]], 1).mT, x)
+    squares += y.square().sum(0)
 
 
 def _solve_ridge(second: Tensor, cross: Tensor, ridge: float, raw: Tensor) -> Tensor:
@@ -275,7 +314,7 @@ def _solve_ridge(second: Tensor, cross: Tensor, ridge: float, raw: Tensor) -> Te
         largest = values[:, -1:].clamp_min(0) * second.shape[-1] * torch.finfo(second.dtype).eps
         is_null = values <= torch.maximum(largest, rounding_floor(raw)[:, 0])
         return vectors @ (torch.where(is_null, 0.0, 1 / values)[:, :, None] * (vectors.mT @ cross))
-    eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
-    damped = second + torch.maximum(ridge * scale, rounding_floor(raw) + TINY) * eye
+    damped = second.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(torch.maximum(ridge * scale, rounding_floor(raw) + TINY)[:, :, 0])
     factor, failed = torch.linalg.cholesky_ex(damped)
     return torch.linalg.solve(damped, cross) if failed.any() else torch.cholesky_solve(cross, factor)
