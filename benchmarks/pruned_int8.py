@@ -16,7 +16,7 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -173,21 +173,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=["dscnn"], metavar="NAME", help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--shares", nargs="+", default=list(SHARES), choices=SHARES)
+    parser.add_argument("--epochs", type=int, help="of the distillation, in place of the recipe's")
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds load.py")
     parser.add_argument("--work", type=Path, required=True, help="the folder for the runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
     for name in given.names:
-        recipe = RECIPES[name]
+        recipe = replace(RECIPES[name], epochs=given.epochs or RECIPES[name].epochs)
         load = load_module(given.data)
         task = TASKS[name](load, recipe.test)
         teacher = None if recipe.teacher is None else partial(_teacher, recipe.teacher, load)
         task_rows = rows.setdefault(name, {})
-        task_rows |= {"metric": task.metric, "recipe": vars(recipe), "seed": 0}
+        task_rows |= {"metric": task.metric, "seed": 0}
         task_rows["dense_float"] = task.measure(task.model)
         for share in given.shares:
-            task_rows[share] = about() | row(task, share, recipe, given.work / name / share.removesuffix("%"), teacher)
+            task_rows[share] = (
+                about()
+                | {"recipe": vars(recipe)}
+                | row(task, share, recipe, given.work / name / share.removesuffix("%"), teacher)
+            )
             print(name, share, json.dumps(task_rows[share]), flush=True)
             RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
