@@ -229,9 +229,12 @@ class _Moments:
 
 
 def _parts_of_outputs(weight: Tensor) -> list[slice]:
-    """Return the outputs of a weight [blocks, d, outputs] in parts that take little memory each."""
+    """Return the outputs of a weight [blocks, d, outputs] in parts that take little memory each.
+
+    A part has at least d outputs: each part factors the d x d sums of x again, which then is a small share of the work.
+    """
     blocks, d, outputs = weight.shape
-    size = max(_PART // max(blocks * d, 1), 1)
+    size = max(_PART // max(blocks * d, 1), d, 1)
     return [slice(first, first + size) for first in range(0, outputs, size)]
 
 
