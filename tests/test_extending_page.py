@@ -71,7 +71,7 @@ def test_a_recovery(names):
 
 def test_names_in_a_comparison(names):
     rows = names["found"].rows
-    assert {r.criterion for r in rows} == {"dense", "deviation", "spread", "l1", "random"}
+    assert {r.criterion for r in rows} == {"dense", "excess", "spread", "l1", "random"}
     assert {r.allocation for r in rows[1:]} == {"greedy", "in turn"}
     assert names["found"].best("half").good
     assert not [r.error for r in rows if r.error]
