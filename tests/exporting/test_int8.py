@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import bough
+from bough.exporting.quantized_program import output_ranges
+from bough.measuring import largest_error
 from tests.exporting.models import convolutional
 from tests.quantization.test_quantize import batches, trained
 
@@ -32,6 +34,17 @@ def test_onnx(quantized, tmp_path):
     rounded = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in types]
     assert len(rounded) == 4  # weights are stored as integers: no pass has taken the nodes away
     assert {types[n.input[0]] for n in rounded} == {onnx.TensorProto.UINT8}
+
+
+def test_an_error_is_a_share_of_what_the_output_ranges_over(quantized):
+    """Outputs near zero differ by a step of INT8 or two, which is much of their own size and little of the range."""
+    ranges = output_ranges(quantized.model, ("y",))
+    with torch.no_grad():
+        y = quantized.model(100 * batches(1)[0])
+    assert float(y.max() - y.min()) <= 2 * ranges["y"] * (1 + 1e-6)  # saturated at both ends
+    near_zero = {"y": torch.tensor([0.01, 0.02])}
+    assert largest_error(near_zero, {"y": torch.tensor([0.01, 0.03])}, {"y": 0.5}) == pytest.approx(0.02)
+    assert largest_error({"y": y}, {"y": y + ranges["y"]}, {"y": 0.0}) == largest_error({"y": y}, {"y": y + ranges["y"]})
 
 
 def test_no_sum_overflows(quantized, tmp_path):

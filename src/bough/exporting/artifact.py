@@ -34,7 +34,7 @@ class Exported:
         precision: "float" or "int8".
         size: bytes of the file, and of the file with its weights where these lie beside it.
         error: the largest difference between an output of the file and of the model, as a share of the largest absolute value
-            of that output.
+            of that output, or in INT8 of half of its range, if that is larger.
         signal_to_noise: the power of the outputs over that of the differences, in decibels; infinite if they are equal.
         latency: of one run on the example inputs, in the runtime, with as many threads as torch has.
         peak_memory: bytes that a process which loads and runs the file needs beyond the runtime itself; 0 if unknown.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from bough.arguments import check_arguments
@@ -25,6 +25,7 @@ from bough.exporting.embedded import EmbeddedExport, export_embedded
 from bough.exporting.flat import FlatModel, one_call
 from bough.exporting.onnx_file import require_onnx, write_onnx
 from bough.exporting.pte_file import require_executorch, write_pte
+from bough.exporting.quantized_program import is_quantized, output_ranges
 from bough.exporting.tflite_file import require_litert, write_tflite
 from bough.measuring import eval_mode, largest_error, signal_to_noise
 from bough.quantization import Quantized
@@ -104,7 +105,7 @@ def export(
         raise ExportError("export(data=...) is for C alone: give target='cortex-m', or quantize with this data first")
     place = _place(path, overwrite)
     inner = unwrap(model.model if isinstance(model, Quantized) else model)
-    precision = "int8" if _is_quantized(inner) else "float"
+    precision = "int8" if is_quantized(inner) else "float"
     limit = (INT8_TOLERANCE if precision == "int8" else TOLERANCE) if tolerance is None else tolerance
     ratio = INT8_RATIO if precision == "int8" and tolerance is None else math.inf
     if not limit >= 0 or repeats < 0:
@@ -297,7 +298,8 @@ def _checked(
     others = _others(job)
     first = _run(flat, file, job.examples, job.repeats)
     pairs = [(expected, first.outputs), *((flat.run(x), _run(flat, file, x, 0).outputs) for x in others)]
-    errors = [largest_error(wanted, found) for wanted, found in pairs]
+    ranges = output_ranges(flat.model, flat.output_names)
+    errors = [largest_error(wanted, found, ranges) for wanted, found in pairs]
     ratio = min(signal_to_noise(wanted, found) for wanted, found in pairs)
     if not (max(errors) <= job.tolerance or ratio >= job.ratio):
         at = errors.index(max(errors))
@@ -315,11 +317,6 @@ def _others(job: _Job) -> list[tuple[Tensor, ...]]:
     if not job.more and job.dims and all(list(d.values()) == ["batch"] for d in job.dims.values()):
         return [resized(job.flat.input_names, job.examples, job.dims, size) for size in (1, 3)]
     return job.more
-
-
-def _is_quantized(model: nn.Module) -> bool:
-    """Return whether a model is a program with operators of quantization."""
-    return isinstance(model, fx.GraphModule) and any("quantized_decomposed" in str(n.target) for n in model.graph.nodes)
 
 
 def _name_of(job: _Job) -> str:

@@ -12,13 +12,14 @@ Tensors = Mapping[str, Tensor]
 """{name: tensor}"""
 
 
-def largest_error(expected: Tensors, actual: Tensors) -> float:
+def largest_error(expected: Tensors, actual: Tensors, ranges: Mapping[str, float] | None = None) -> float:
     """Return the largest difference between outputs, as a share of the largest absolute value of the output that it is in.
 
     Infinite if a shape differs, or if one of the two is not finite where the other is.
 
     Args:
         expected, actual: outputs by name.
+        ranges: absolute values that outputs can take: where one is larger than those of `expected`, it is used in their place.
 
     Example:
         >>> largest_error({"y": torch.tensor([1.0, -2.0])}, {"y": torch.tensor([1.0, -1.0])})
@@ -35,7 +36,8 @@ def largest_error(expected: Tensors, actual: Tensors) -> float:
             continue
         difference = (y - z).abs()[~same].max()
         scale = y[y.isfinite()].abs().max() if bool(y.isfinite().any()) else torch.ones(())
-        value = float(difference / scale) if float(scale) else float(difference)
+        scale = max(float(scale), (ranges or {}).get(name, 0.0))
+        value = float(difference) / scale if scale else float(difference)
         worst = max(worst, value if value == value else math.inf)
     return worst
 
