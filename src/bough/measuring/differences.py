@@ -35,8 +35,8 @@ def largest_error(expected: Tensors, actual: Tensors, ranges: Mapping[str, float
         if bool(same.all()):
             continue
         difference = (y - z).abs()[~same].max()
-        scale = y[y.isfinite()].abs().max() if bool(y.isfinite().any()) else torch.ones(())
-        scale = max(float(scale), (ranges or {}).get(name, 0.0))
+        largest = float(y[y.isfinite()].abs().max()) if bool(y.isfinite().any()) else 1.0
+        scale = max(largest, (ranges or {}).get(name, 0.0))
         value = float(difference) / scale if scale else float(difference)
         worst = max(worst, value if value == value else math.inf)
     return worst
