@@ -1,13 +1,13 @@
 """Pruned networks in INT8 as C: accuracy, memory, firmware and instructions at 50 % and 25 % of the MACs, beside dense ones.
 
-    python -m benchmarks.pruned_int8 --data PATH --work FOLDER [dscnn] [resnet8_mlperf] [unet] [mobilenetv1_cifar]
+    python -m benchmarks.pruned_int8 --data PATH --work FOLDER [dscnn] [resnet8] [unet] [mobilenetv1_cifar]
 
-Each network is that of a benchmark task. `bough.Pipeline` prunes it, distills it from the dense one, trains it in INT8 with the
-dense network as the teacher, and writes C and ONNX; the dense one is quantized after training. The best epoch of each training
-is chosen on validation data, and the metric is measured on test data, which chooses nothing. The C runs 100 real inputs (fewer
-where they are large) on this machine and, where arm-none-eabi-gcc and qemu-system-arm are there, on emulated Cortex-M4 and
-Cortex-M55 boards with the portable kernels. A killed run goes on in the work folder. Needs torchao, onnx, onnxruntime, make and
-a C compiler.
+Each network is that of a benchmark task. `bough.Pipeline` prunes it, distills it from the dense one or from a larger network,
+quantizes it, in some recipes with training in INT8, and writes C and ONNX; the dense one is quantized after training. The best
+epoch of each training is chosen on validation data, and the metric is measured on test data, which chooses nothing. The C runs
+100 real inputs (fewer where they are large) on this machine and, where arm-none-eabi-gcc and qemu-system-arm are there, on
+emulated Cortex-M4 and Cortex-M55 boards with the portable kernels. A killed run goes on in the work folder. Needs torchao,
+onnx, onnxruntime, make and a C compiler.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Recipe:
 RECIPES = {
     "dscnn": Recipe(16, 2e-3, 5, 3e-4, test=3000),
     "resnet8": Recipe(
-        60, 0.1, 2, 3e-4, batch=128, board_runs=20, precision="bf16", optimizer="sgd", weight_decay=1e-4, teacher="resnet20"
+        60, 0.1, 0, 3e-4, batch=128, board_runs=20, precision="bf16", optimizer="sgd", weight_decay=1e-4, teacher="resnet20"
     ),
     "resnet8_mlperf": Recipe(16, 2e-3, 1, 3e-4, batch=128, board_runs=20, precision="bf16"),
     "unet": Recipe(6, 2e-3, 2, 3e-4, batch=16, board_runs=3),

@@ -167,3 +167,18 @@ def test_a_larger_teacher_before_a_cut(tmp_path):
 
     done = pipeline([Distill(ONCE, teacher=teacher)]).run(tmp_path)
     assert [s.name for s in done.stages] == ["start", "distill"]
+
+
+def test_training_in_int8_learns_from_the_model_that_is_quantized(monkeypatch, tmp_path):
+    pytest.importorskip("torchao", reason="quantize needs torchao: pip install -e .[quantize]")
+    teachers = []
+
+    def recorded(student, teacher, *args, **options):
+        teachers.append([p.detach().clone() for p in teacher.parameters()])
+        return bough.distill(student, teacher, *args, **options)
+
+    monkeypatch.setattr("bough.pipeline.deployment_stages.distill", recorded)
+    cut = [Train(ONCE), Prune(bough.Budget(params="60%"), refit=False)]
+    quantized = Quantize(**PTQ, training=ONCE, distillation=bough.recovery.Distillation(logits=1.0))
+    done = pipeline([*cut, quantized]).run(tmp_path)
+    assert all(torch.equal(t, p) for t, p in zip(teachers[0], done.model.parameters(), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +27,8 @@ class Quantize:
     Attributes:
         mixed, observer, equalize, correct_bias, reduce_range: as for `bough.quantize`.
         training: options of the training in INT8; None for quantization after training.
-        distillation: the loss of the training in INT8, with the float model before the cut as the teacher; None to learn from
-            the labels of `train` alone.
+        distillation: the loss of the training in INT8, with the float model that the stage quantizes as the teacher; None to
+            learn from the labels of `train` alone.
 
     Raises:
         ArgumentError: an option of another type.
@@ -76,8 +77,9 @@ class Quantize:
             if self.distillation is None:
                 done = finetune(state.model, shared.train, training, quantization=qat, **given)
             else:
+                teacher = copy.deepcopy(state.model)
                 done = distill(
-                    state.model, state.dense, shared.train, training, distillation=self.distillation, quantization=qat, **given
+                    state.model, teacher, shared.train, training, distillation=self.distillation, quantization=qat, **given
                 )  # fmt: skip
             made, details = done.quantized, done.to_dict()
         save_quantized(made, shared.example_inputs, folder, overwrite=True)
