@@ -280,7 +280,7 @@ class LayerwiseRefit:
     def _write_weight(self, c: Consumer, blocks: Tensor) -> None:
         """Write a weight [blocks, d, outputs] to the parameter; if it is no view of it, by unfolding positions of elements."""
         tensor, view = self._tensors(c)[_weight_argument(c.small)], self._unfolded_weight(c)
-        if view.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() and view.numel() == tensor.numel():
+        if view.untyped_storage()._cdata == tensor.untyped_storage()._cdata and view.numel() == tensor.numel():
             view.copy_(blocks)
             return
         numbered = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
