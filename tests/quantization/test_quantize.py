@@ -90,7 +90,7 @@ def test_each_layer_has_its_errors(quantized):
     assert [layer.module for layer in done.layers] == ["0", "3", "6", "10"]
     for layer in done.layers:
         assert layer.precision == "int8"
-        assert min(layer.local, layer.total) > 20
+        assert 20 < layer.total <= layer.local + 3
     assert all(math.isfinite(x["local"]) for x in done.to_dict()["layers"])
 
 
@@ -123,8 +123,7 @@ def test_mixed_keeps_the_layer_that_hurts_in_float():
     by_metric = bough.quantize(model, torch.zeros(1, 3, 8, 8), batches(2), mixed=0.05, evaluate=near, **options)
     assert by_metric.float_metric - by_metric.metric <= 0.05
     with pytest.raises(
-        QuantizationError,
-        match=r"even with one layer in INT8, \w+, which gives [\d.]+ dB of 200 dB",
+        QuantizationError, match=r"does not hold even with one layer in INT8, \w+, which gives [\d.]+ dB of 200 dB"
     ):
         bough.quantize(model, torch.zeros(1, 3, 8, 8), batches(2), mixed="200 dB", **options)
 
