@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bough.errors import CheckpointError
-from bough.importance.reduce import Elementwise, sums_along
+from bough.importance.reduce import Elementwise, Reduce, sums_along
 from bough.storage.atomic import explained
 from bough.storage.safetensors_file import TensorFile
 from bough.streaming.ahead import ahead
@@ -25,8 +25,6 @@ from bough.streaming.pieces import Placed
 from bough.streaming.shards import Shards
 
 _BLOCK = 1 << 22  # bytes that are read at a time
-
-Reduction = Callable[[Tensor, int], Tensor]
 
 
 class StreamedWeights:
@@ -71,7 +69,7 @@ class StreamedWeights:
             value[self._placed.parts[part][0].index] = self._read(part)
         return value
 
-    def reduce(self, name: str, dims: Sequence[int], reduction: Reduction) -> dict[int, Tensor]:
+    def reduce(self, name: str, dims: Sequence[int], reduction: Reduce) -> dict[int, Tensor]:
         """Return `reduction(self.tensor(name), dim)` for each dim, from the log if it is there; files are read once."""
         logged: dict[int, Tensor] = {}
         for dim in dims:

@@ -132,10 +132,8 @@ class NormalEquations:
             PlanError: the sums or the solution are not finite.
         """
         parts = _parts_of_outputs(weight)
-        for part in parts:
-            total = self._moments(self._folds, part)
-            if not all(t.isfinite().all() for t in (total.second, total.cross, total.squares)):
-                raise PlanError("not finite: the model gives NaN or infinity on this data")
+        if not all(t.isfinite().all() for fold in self._folds for sums in fold.values() for t in sums):
+            raise PlanError("not finite: the model gives NaN or infinity on this data")
         strength = self._cross_validated_ridge(weight, parts) if ridge is None else ridge
         solved = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
         constants = {name: torch.empty(shift.shape, dtype=torch.float64, device=shift.device) for name, shift in shifts.items()}
